@@ -1,0 +1,27 @@
+"""Keys of the group `checkpoint`: when the run can be continued from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass
+class Checkpoint:
+    """When and where checkpoints are written."""
+
+    every_steps: int | None = None
+    """Optimizer steps between checkpoints; `null` = only at the end and when the run is stopped."""
+
+    keep: int = 2
+    """Newest checkpoints kept; the best one by validation loss is kept besides."""
+
+    path: str | None = None
+    """Folder of the checkpoints; `null` = `checkpoints/` in the run directory."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.every_steps is not None and self.every_steps < 1:
+            yield f"checkpoint.every_steps={self.every_steps} must be at least 1, or null for only at the end"
+        if self.keep < 1:
+            yield f"checkpoint.keep={self.keep} must be at least 1: the newest checkpoint is never deleted"

@@ -1,0 +1,57 @@
+"""Keys of the group `model`: which model, from where, and how it is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class ModelInit(Enum):
+    """How the weights start."""
+
+    pretrained = "pretrained"
+    random = "random"
+
+
+class Attention(Enum):
+    """Attention implementation inside the model."""
+
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+
+
+@dataclass
+class Model:
+    """A causal language model of the Hugging Face kind."""
+
+    path: str = MISSING
+    """A Hugging Face folder, a `.gguf` file, `asset:NAME` (see `aitrain fetch`), or a hub name (needs `model.allow_network=true`)."""
+
+    init: ModelInit = ModelInit.pretrained
+    """`pretrained` loads the weights; `random` takes only the folder's config and tokenizer and starts from `seed`."""
+
+    allow_network: bool = False
+    """Whether a hub name may be downloaded. Off, no connection is opened."""
+
+    revision: str | None = None
+    """Commit, tag or branch of a hub name; `null` = its main branch. Has no meaning for local paths."""
+
+    attention: Attention = Attention.sdpa
+    """Attention implementation; `sdpa` works everywhere, `flash_attention_2` needs a GPU and the package."""
+
+    chat_template: str | None = None
+    """Path of a Jinja file that replaces the model's own chat template; `null` = the model's own."""
+
+    vetted_code_sha256: str | None = None
+    """Checksum of the Python code inside the model folder, as `aitrain check` prints it. Such code runs only when this matches; `null` = never."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.path != MISSING and not str(self.path).strip():
+            yield "model.path='' is empty: write a folder, a .gguf file, asset:NAME or a hub name"
+        if self.revision is not None and not self.allow_network:
+            yield f"model.revision={self.revision!r} has no effect without the network: remove it, or add model.allow_network=true"

@@ -1,0 +1,115 @@
+"""The whole of a run's configuration, its options, and the rules across groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+
+from omegaconf import MISSING
+
+from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
+from aitrain.config.checkpoint import Checkpoint
+from aitrain.config.data import Data, Records, Text
+from aitrain.config.evaluate import Evaluate
+from aitrain.config.export import Export
+from aitrain.config.logger import Jsonl, Logger, Tensorboard, Wandb
+from aitrain.config.model import Model
+from aitrain.config.optim import AdamW, AdamW8bit, Muon, Optim, Sgd
+from aitrain.config.run import Run
+from aitrain.config.schedule import Constant, Cosine, Linear, Schedule, Wsd
+from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Strategy
+from aitrain.config.task import Pretrain, Sft, Task
+from aitrain.config.trainer import Accelerator, Trainer
+
+GROUPS: dict[str, dict[str, type]] = {
+    "task": {"sft": Sft, "pretrain": Pretrain},
+    "data": {"records": Records, "text": Text},
+    "adapter": {"none": NoAdapter, "lora": Lora, "dora": Dora, "qlora": Qlora},
+    "optim": {"adamw": AdamW, "adamw_8bit": AdamW8bit, "muon": Muon, "sgd": Sgd},
+    "schedule": {"constant": Constant, "linear": Linear, "cosine": Cosine, "wsd": Wsd},
+    "strategy": {
+        "ddp": Ddp,
+        "fsdp": Fsdp,
+        "deepspeed_zero1": DeepspeedZero1,
+        "deepspeed_zero2": DeepspeedZero2,
+        "deepspeed_zero3": DeepspeedZero3,
+    },
+    "logger": {"jsonl": Jsonl, "wandb": Wandb, "tensorboard": Tensorboard},
+}
+"""Groups with a choice: group -> option -> dataclass."""
+
+OPTION_OF: dict[type, str] = {cls: name for options in GROUPS.values() for name, cls in options.items()}
+"""Dataclass -> the option's name as users type it."""
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run; frozen as `run.yaml` and read by every rank."""
+
+    seed: int = 0
+    """Decides initialisation, order of the data and dropout."""
+
+    run: Run = field(default_factory=Run)
+    task: Task = MISSING
+    model: Model = field(default_factory=Model)
+    data: Data = MISSING
+    adapter: Adapter = MISSING
+    optim: Optim = MISSING
+    schedule: Schedule = MISSING
+    trainer: Trainer = field(default_factory=Trainer)
+    strategy: Strategy = MISSING
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    export: Export = field(default_factory=Export)
+    logger: Logger = MISSING
+
+    def check(self) -> list[str]:
+        """Return every broken rule, inside the groups first, then across them; empty when all hold."""
+        faults = [fault for f in fields(self) if f.name != "seed" for fault in getattr(self, f.name).faults()]
+        return faults + list(self._cross_faults())
+
+    def _cross_faults(self) -> Iterator[str]:
+        if self.seed < 0:
+            yield f"seed={self.seed} must be 0 or more"
+        if isinstance(self.task, Sft) and not isinstance(self.data, Records):
+            yield "task=sft needs data=records (conversations or instructions); for plain text write task=pretrain"
+        if isinstance(self.task, Pretrain) and not isinstance(self.data, Text):
+            yield "task=pretrain needs data=text (plain text); for conversations write task=sft"
+        if self.evaluate.every_steps is not None and not self.has_validation:
+            yield (
+                f"evaluate.every_steps={self.evaluate.every_steps} has no held-out data to measure: "
+                "add data.validation_samples=100 or data.validation_path=FILE"
+            )
+        cpu = self.trainer.accelerator is Accelerator.cpu
+        if cpu and isinstance(self.adapter, Qlora):
+            yield "adapter=qlora needs a GPU (4-bit kernels), but trainer.accelerator=cpu: write adapter=lora"
+        if cpu and isinstance(self.optim, AdamW8bit):
+            yield "optim=adamw_8bit needs a GPU, but trainer.accelerator=cpu: write optim=adamw"
+        if cpu and self.model.attention.name == "flash_attention_2":
+            yield "model.attention=flash_attention_2 needs a GPU, but trainer.accelerator=cpu: write model.attention=sdpa"
+        if isinstance(self.adapter, Qlora) and isinstance(self.strategy, (Fsdp, DeepspeedZero3)):
+            yield f"adapter=qlora keeps 4-bit weights whole on every rank: strategy={OPTION_OF[type(self.strategy)]} cannot shard them; write strategy=ddp"
+        if isinstance(self.optim, Muon) and not isinstance(self.strategy, Ddp):
+            yield (
+                f"optim=muon orthogonalises whole matrices, but strategy={OPTION_OF[type(self.strategy)]} gives the "
+                "optimizer slices of them: write strategy=ddp or optim=adamw"
+            )
+        yield from self.batch_faults(self.trainer.devices, self.trainer.nodes)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the recipe names held-out data."""
+        return self.data.validation_path is not None or self.data.validation_samples is not None
+
+    def batch_faults(self, devices: int | None, nodes: int | None) -> Iterator[str]:
+        """Yield the fault of a global batch that does not split evenly over ranks and micro-batches."""
+        ranks = (devices or 1) * (nodes or 1)
+        per_rank = self.trainer.micro_batch_sequences or 1
+        batch, at_once = self.trainer.global_batch_sequences, ranks * per_rank
+        if batch >= 1 and at_once >= 1 and batch % at_once:
+            lower, upper = batch // at_once * at_once, (batch // at_once + 1) * at_once
+            advice = f"{lower} or {upper}" if lower else str(upper)
+            yield (
+                f"trainer.global_batch_sequences={batch} does not divide over {ranks} devices x {per_rank} per device: "
+                f"write {advice}"
+            )

@@ -1,0 +1,22 @@
+"""Keys of the group `run`: how a run is named and where it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass
+class Run:
+    """Name and place of one run."""
+
+    name: str | None = None
+    """Name of the run; `null` = the recipe's file name."""
+
+    dir: str | None = None
+    """Run directory; must not exist yet. `null` = `runs/<name>-<time>`, chosen once and kept through every restart."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.name is not None and (not self.name.strip() or "/" in self.name):
+            yield f"run.name={self.name!r} must be a plain name without '/': write for instance run.name=my-first-run"

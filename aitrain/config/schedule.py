@@ -1,0 +1,62 @@
+"""Keys of the group `schedule`: the learning rate over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass
+class Schedule:
+    """What every schedule has."""
+
+    warmup_steps: int | None = None
+    """Optimizer steps over which the rate rises linearly from 0; `null` = 3 % of all steps."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            yield f"schedule.warmup_steps={self.warmup_steps} must be 0 or more, or null for 3 % of all steps"
+
+
+@dataclass
+class Constant(Schedule):
+    """The peak rate to the end."""
+
+
+@dataclass
+class Decay(Schedule):
+    """What the falling schedules share."""
+
+    min_lr_ratio: float = 0.0
+    """Rate at the last step as a share of the peak."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        yield from super().faults()
+        if not 0 <= self.min_lr_ratio <= 1:
+            yield f"schedule.min_lr_ratio={self.min_lr_ratio} must be between 0 and 1"
+
+
+@dataclass
+class Linear(Decay):
+    """A straight line from the peak to `min_lr_ratio`."""
+
+
+@dataclass
+class Cosine(Decay):
+    """Half a cosine from the peak to `min_lr_ratio` (Loshchilov and Hutter, arXiv:1608.03983)."""
+
+
+@dataclass
+class Wsd(Decay):
+    """Warm-up, stable, decay (Hu et al., arXiv:2404.06395): constant, then a straight line at the end."""
+
+    decay_steps: int | None = None
+    """Optimizer steps of the final fall; `null` = 20 % of all steps."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        yield from super().faults()
+        if self.decay_steps is not None and self.decay_steps < 0:
+            yield f"schedule.decay_steps={self.decay_steps} must be 0 or more, or null for 20 % of all steps"

@@ -1,0 +1,68 @@
+"""Keys of the group `trainer`: how long, how much at once, on what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Precision(Enum):
+    """Arithmetic of the model; the optimizer's master weights are fp32 in both."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Accelerator(Enum):
+    """Kind of device."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class Trainer:
+    """Length, batch and devices of a run."""
+
+    max_steps: int | None = None
+    """Optimizer steps; `null` = from `trainer.max_epochs`. Give exactly one of the two."""
+
+    max_epochs: float | None = None
+    """Passes over the training data; the last global batch holds what is left, nothing is dropped or repeated."""
+
+    global_batch_sequences: int = 32
+    """Sequences per optimizer step, over all devices. This is the promise: losses do not depend on how it is split."""
+
+    micro_batch_sequences: int | None = None
+    """Sequences per device at once; `null` = found from memory. Changes speed and memory, not the result."""
+
+    precision: Precision = Precision.bf16
+    """`bf16` on GPUs; `fp32` on CPUs and where results are compared."""
+
+    accelerator: Accelerator = Accelerator.auto
+    """`auto` = GPUs (NVIDIA or AMD, both named `cuda`) when there are any, else the CPU."""
+
+    devices: int | None = None
+    """Devices per node; `null` = what torchrun or srun started, else all GPUs, else 1."""
+
+    nodes: int | None = None
+    """Nodes; `null` = what torchrun or srun started, else 1."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, much less memory."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if (self.max_steps is None) == (self.max_epochs is None):
+            yield (
+                f"trainer.max_steps={self.max_steps} and trainer.max_epochs={self.max_epochs}: "
+                "give exactly one of the two, for instance trainer.max_epochs=3"
+            )
+        if self.max_epochs is not None and self.max_epochs <= 0:
+            yield f"trainer.max_epochs={self.max_epochs} must be above 0"
+        for key in ("max_steps", "global_batch_sequences", "micro_batch_sequences", "devices", "nodes"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                yield f"trainer.{key}={value} must be at least 1"

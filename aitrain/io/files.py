@@ -1,0 +1,103 @@
+"""Write files and folders so that a reader sees either nothing or the whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names inside a directory durable.
+
+    Args:
+        path: An existing directory.
+
+    Source: fsync(2), "calling fsync() does not necessarily ensure that the entry in the directory has also reached disk".
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable.
+
+    Args:
+        path: An existing file.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content in one step: a crash leaves the old content or the new, never a mixture.
+
+    Args:
+        path: File to write; its folder must exist.
+        text: The whole content, written as UTF-8.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a file in a single write, so that lines of several writers do not mix.
+
+    Args:
+        path: File to extend; made when absent.
+        line: Text without its line end.
+    """
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.encode() + b"\n")
+
+
+@contextmanager
+def new_directory(final: Path) -> Iterator[Path]:
+    """Fill a directory under a temporary name beside its place and rename it when the block ends well.
+
+    Every file is fsynced before the rename, and the parent after it. When the block raises, the temporary
+    directory is removed and `final` never exists.
+
+    Args:
+        final: Where the directory shall stand; its parent is made when absent.
+
+    Yields:
+        The temporary directory to write into.
+
+    Raises:
+        FileExistsError: `final` exists already.
+    """
+    if final.exists():
+        raise FileExistsError(f"{final} exists already")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    beside = final.with_name(f".{final.name}.{os.getpid()}.part")
+    if beside.exists():
+        shutil.rmtree(beside)
+    beside.mkdir()
+    try:
+        yield beside
+        for root, _, names in os.walk(beside):
+            for name in names:
+                sync_file(Path(root, name))
+            sync_directory(Path(root))
+        os.rename(beside, final)
+        sync_directory(final.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
