@@ -1,0 +1,71 @@
+"""A `RunConfig` as plain data for `run.yaml`, and back, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any, get_type_hints
+
+from aitrain.config.root import GROUPS, OPTION_OF, RunConfig
+from aitrain.config.values import Faults, convert, keys, nearest
+from aitrain.errors import RecipeError
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """Return a configuration as dictionaries, lists and scalars; a group with a choice says it under `option`.
+
+    Args:
+        config: The configuration.
+    """
+    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        option = {"option": OPTION_OF[type(value)]} if type(value) in OPTION_OF else {}
+        return option | {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Enum):
+        return value.name
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def from_plain(data: dict[str, Any]) -> RunConfig:
+    """Return the configuration that `to_plain` made this data of; keys that are absent take their defaults.
+
+    Args:
+        data: What `to_plain` returned, perhaps after YAML.
+
+    Raises:
+        RecipeError: An option or a key does not exist, or a value has the wrong type.
+    """
+    faults, choices = Faults(), {}
+    for group, options in GROUPS.items():
+        option = (data.get(group) or {}).get("option")
+        if option in options:
+            choices[group] = options[option]
+        else:
+            faults.add(f"{group}.option={option} is no option of {group}: there are {', '.join(options)}", group)
+            choices[group] = next(iter(options.values()))
+    table, hints, given = keys(RunConfig, choices), get_type_hints(RunConfig), {}
+    for word, value in data.items():
+        inner = {f"{word}.{k}": v for k, v in value.items() if k != "option"} if isinstance(value, dict) else {word: value}
+        for name, item in inner.items():
+            if name not in table:
+                guess = nearest(name, table)
+                faults.add(f"{name} is not a key" + (f": did you mean {guess}?" if guess else ""), name)
+                continue
+            try:
+                given[name] = convert(table[name], item)
+            except RecipeError as error:
+                faults.add(str(error), name)
+    if faults.lines:
+        raise RecipeError(faults.lines)
+    parts: dict[str, Any] = {}
+    for field in fields(RunConfig):
+        if field.name in given:
+            parts[field.name] = given[field.name]
+        elif is_dataclass(hints[field.name]):
+            cls = choices.get(field.name, hints[field.name])
+            start = field.name + "."
+            parts[field.name] = cls(**{name.removeprefix(start): v for name, v in given.items() if name.startswith(start)})
+    return RunConfig(**parts)
