@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Optimizers and learning-rate schedules."""

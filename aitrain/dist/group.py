@@ -1,0 +1,90 @@
+"""The process group of a run and the few things ranks say to each other beside gradients."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from aitrain.dist.ranks import Ranks
+
+
+class Group:
+    """All ranks of a run; with one rank every method is free of communication.
+
+    Args:
+        ranks: This process's place.
+        accelerator: `cpu` (gloo) or `cuda` (nccl, or rccl on AMD, for tensors; gloo for flags and objects).
+        timeout_min: Longest wait for the other ranks, in minutes.
+    """
+
+    def __init__(self, ranks: Ranks, accelerator: str, timeout_min: float = 30.0) -> None:
+        self.ranks = ranks
+        self._host_group: Any = None
+        if ranks.world == 1:
+            return
+        os.environ.update(ranks.environment())
+        backend = "nccl" if accelerator == "cuda" else "gloo"
+        timeout = timedelta(minutes=timeout_min)
+        if accelerator == "cuda":
+            torch.cuda.set_device(ranks.local_rank)
+        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
+        # flags must not wait for the GPU's queue, so they travel over the host
+        self._host_group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+
+    def any_true(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; every rank must call this.
+
+        Args:
+            flag: This rank's answer.
+        """
+        return self.largest(int(flag)) > 0
+
+    def largest(self, value: int) -> int:
+        """Return the largest value over all ranks; every rank must call this.
+
+        Args:
+            value: This rank's value.
+        """
+        if self._host_group is None:
+            return value
+        tensor = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host_group)
+        return int(tensor.item())
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add a tensor over all ranks, in place, on its own device; every rank must call this.
+
+        Args:
+            values: Any shape, the same on every rank.
+
+        Returns:
+            `values`, now the sum.
+        """
+        if self.ranks.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """Return rank 0's value on every rank; it must be made of plain Python values.
+
+        Args:
+            value: The value on rank 0; ignored elsewhere.
+        """
+        if self._host_group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._host_group)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.largest(0)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,79 @@
+"""Start the ranks of one machine, pass signals on, and end all when one fails. No torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+
+from aitrain.dist.ranks import Ranks
+
+GRACE_S = 30.0
+"""Seconds that the other ranks get to end by themselves after one has failed."""
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(command: Sequence[str], count: int) -> int:
+    """Run one process per rank on this machine until all have ended.
+
+    SIGTERM, SIGUSR1 and SIGINT are passed on to the ranks, each once. When a rank fails, the others get `GRACE_S`
+    seconds and are then killed.
+
+    Args:
+        command: Program and arguments, the same for every rank.
+        count: Ranks to start.
+
+    Returns:
+        0 when all ranks ended with 0, else the exit code of the first that failed.
+    """
+    port = free_port()
+    # the cores are shared among the ranks: more threads than cores make every rank slower
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    children: list[subprocess.Popen[bytes]] = []
+    handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def forward(number: int, _frame: object) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in handled}
+    try:
+        for rank in range(count):
+            place = Ranks(rank, count, rank, count, "127.0.0.1", port, "aitrain")
+            env = {"OMP_NUM_THREADS": threads, **os.environ, **place.environment(), "AITRAIN_LAUNCHED": "1"}
+            # a process group of their own: else the terminal's Ctrl-C would reach them twice, and twice means at once
+            children.append(subprocess.Popen(list(command), env=env, process_group=0))
+        return _wait(children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    failed: int | None = None
+    deadline = float("inf")
+    while any(child.poll() is None for child in children):
+        codes = [child.poll() for child in children]
+        bad = [code for code in codes if code not in (None, 0)]
+        if bad and failed is None:
+            failed, deadline = bad[0], time.monotonic() + GRACE_S
+        if time.monotonic() > deadline:
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+        time.sleep(0.05)
+    if failed is None:
+        failed = next((child.returncode for child in children if child.returncode), 0)
+    return failed

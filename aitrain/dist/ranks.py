@@ -1,0 +1,135 @@
+"""Which rank this process is, read from what started it: torchrun, srun, aitrain itself, or nobody. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aitrain.errors import LaunchError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Place of one process among all of a run.
+
+    Attributes:
+        rank: Number of this process over all nodes, from 0.
+        world: Processes over all nodes.
+        local_rank: Number of this process on its node, from 0.
+        local_world: Processes on this node; the same on every node.
+        address: Host name or address on which rank 0 listens.
+        port: TCP port on that host.
+        launcher: `torchrun`, `srun`, `aitrain` (started by our own launcher) or `none` (one process).
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+    launcher: str = "none"
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return self.world // self.local_world
+
+    @property
+    def node(self) -> int:
+        """Number of this node, from 0."""
+        return self.rank // self.local_world
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that writes and speaks."""
+        return self.rank == 0
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which torch.distributed, Lightning and DeepSpeed find the ranks."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_world),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+def _number(environment: Mapping[str, str], key: str) -> int:
+    try:
+        return int(environment[key])
+    except KeyError:
+        raise LaunchError(f"{key} is not set, but the other variables of its launcher are: start with torchrun or srun") from None
+    except ValueError:
+        raise LaunchError(f"{key}={environment[key]} is not a whole number: it is set by torchrun or srun") from None
+
+
+def first_host(nodelist: str) -> str:
+    """Return the first host of a Slurm node list such as `gcn[12-14,20],login1`.
+
+    Args:
+        nodelist: A list in Slurm's bracket notation.
+
+    Source: https://slurm.schedmd.com/scontrol.html, `show hostnames`.
+    """
+    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?([^,]*)", nodelist)
+    if match is None:
+        raise LaunchError(f"SLURM node list {nodelist!r} is not understood: set MASTER_ADDR to the first host by hand")
+    prefix, inside, suffix = match.groups()
+    return prefix + (re.split(r"[,-]", inside)[0] if inside else "") + suffix
+
+
+def detect(environment: Mapping[str, str] | None = None) -> Ranks:
+    """Read this process's place from the variables its launcher set.
+
+    Args:
+        environment: Variables to read; `os.environ` when absent.
+
+    Returns:
+        The place; one rank of one when nothing launched this process.
+
+    Raises:
+        LaunchError: The variables contradict each other.
+
+    Source: https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables and
+    https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world = _number(env, "WORLD_SIZE")
+        local_world = _number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else world
+        ranks = Ranks(
+            rank=_number(env, "RANK"),
+            world=world,
+            local_rank=_number(env, "LOCAL_RANK"),
+            local_world=local_world,
+            address=env.get("MASTER_ADDR", "127.0.0.1"),
+            port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 0,
+            launcher="aitrain" if env.get("AITRAIN_LAUNCHED") else "torchrun",
+        )
+    elif int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        world, nodes = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_STEP_NUM_NODES")
+        nodelist = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "127.0.0.1")
+        job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
+        ranks = Ranks(
+            rank=_number(env, "SLURM_PROCID"),
+            world=world,
+            local_rank=_number(env, "SLURM_LOCALID"),
+            local_world=world // nodes,
+            address=env.get("MASTER_ADDR") or first_host(nodelist),
+            # below the ephemeral range of Linux (32768), spread by job and step so that jobs on one node do not meet
+            port=int(env.get("MASTER_PORT") or 20000 + (job * 31 + step) % 12000),
+            launcher="srun",
+        )
+    else:
+        return Ranks()
+    if ranks.world % ranks.local_world or not 0 <= ranks.rank < ranks.world:
+        raise LaunchError(
+            f"{ranks.launcher} started {ranks.world} ranks with {ranks.local_world} on this node: "
+            "start the same number on every node (--ntasks-per-node or --nproc-per-node)"
+        )
+    return ranks

@@ -1,0 +1,60 @@
+"""The learning rate as a pure function of the step: its only state is one number. No torch."""
+
+from __future__ import annotations
+
+import math
+
+from aitrain.config.schedule import Constant, Cosine, Decay, Linear, Schedule, Wsd
+from aitrain.errors import RecipeError
+
+
+def warmup_steps(schedule: Schedule, total_steps: int) -> int:
+    """Return the optimizer steps of the warm-up, derived from the length of the run when not given.
+
+    Args:
+        schedule: The recipe's schedule.
+        total_steps: Optimizer steps of the whole run.
+    """
+    if schedule.warmup_steps is not None:
+        return schedule.warmup_steps
+    return round(0.03 * total_steps)
+
+
+def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> float:
+    """Return the learning rate of one optimizer step as a share of the peak rate.
+
+    Args:
+        schedule: The recipe's schedule.
+        step: Optimizer steps done before this one, from 0.
+        total_steps: Optimizer steps of the whole run.
+
+    Returns:
+        A number from 0 to 1: rising over the warm-up (the first step is not zero), then as the schedule says; the
+        last step of a falling schedule has `min_lr_ratio` exactly when the run has more than one step after warm-up.
+
+    Raises:
+        RecipeError: Warm-up and decay are together longer than the run.
+    """
+    warmup = warmup_steps(schedule, total_steps)
+    decay = _decay_steps(schedule, total_steps, warmup)
+    if warmup + decay > total_steps:
+        raise RecipeError(
+            f"schedule.warmup_steps={warmup} and the fall over {decay} steps are longer than the run of {total_steps} steps: "
+            "write smaller numbers, or null for shares of the run"
+        )
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if isinstance(schedule, Constant) or decay <= 1:
+        return 1.0
+    assert isinstance(schedule, Decay)
+    done = min(1.0, max(0.0, (step - (total_steps - decay)) / (decay - 1)))
+    share = 0.5 * (1 + math.cos(math.pi * done)) if isinstance(schedule, Cosine) else 1 - done
+    return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * share
+
+
+def _decay_steps(schedule: Schedule, total_steps: int, warmup: int) -> int:
+    if isinstance(schedule, Wsd):
+        return schedule.decay_steps if schedule.decay_steps is not None else round(0.2 * total_steps)
+    if isinstance(schedule, (Linear, Cosine)):
+        return max(0, total_steps - warmup)
+    return 0
