@@ -1,4 +1,4 @@
-"""From a recipe and overrides to a checked `RunConfig`, and back from a frozen `run.yaml`: the only place with Hydra."""
+"""From a recipe and overrides to a checked `RunConfig`, and back from `run.yaml`: the only place with Hydra."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from aitrain import __version__
 from aitrain.config import GROUPS, OPTION_OF, RunConfig
+from aitrain.config.describe import describe
 from aitrain.config.frozen import from_plain, to_plain
-from aitrain.config.manual import field_docs
-from aitrain.config.source import CONFIGS, Layer, find, layers
-from aitrain.config.values import Faults, Key, convert, keys, nearest, shown
+from aitrain.config.manual import all_keys, field_docs, manual
+from aitrain.config.source import CONFIGS, find, layers
+from aitrain.config.values import Faults, Key, convert, keys, nearest, shown, stand_in
 from aitrain.errors import RecipeError
 from aitrain.io import write_text
+
+__all__ = ["all_keys", "amend", "compose", "describe", "find", "freeze", "load", "manual", "sweep"]
 
 RESUMABLE = (
     "trainer.max_steps",
@@ -47,6 +50,8 @@ RESUMABLE = (
 def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the checked configuration of a recipe with overrides.
 
+    Hydra composes the chosen option of every group; the values are then set one by one, so that every fault is found.
+
     Args:
         recipe: Name of a shipped recipe, or path of a YAML file.
         overrides: Words `key=value` or `group=option` in Hydra's grammar; the last one wins.
@@ -57,88 +62,170 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     faults = Faults()
     path = find(recipe)
     recipes = layers(path, faults)
-    changes = _parse(overrides, faults)
-    single = []
-    for change in changes:
+    changes = []
+    for change in _parse(overrides, faults):
         if change.is_sweep_override():
-            faults.add(f"{change.input_line} lists alternatives: add -m to run each in turn, or put quotes or [] around it")
+            word = change.input_line
+            faults.add(f"{word} lists alternatives: add -m to run each in turn, or put quotes or [] around it")
         else:
-            single.append(change)
-    config, unsure = _choose(recipes, single, faults)
-    table = keys(RunConfig, {group: type_of(config, group) for group in GROUPS})
+            changes.append(change)
+    composition = _Composition(faults)
     for layer in recipes:
-        for name, value in _leaves(layer.values, table):
-            _set(config, table, name, value, None, layer.where(name), unsure, faults)
-    for change in single:
-        if change.key_or_group in GROUPS and not isinstance(change.value(), dict):
-            continue
-        for name, value in _leaves({change.key_or_group: change.value()}, table):
-            _set(config, table, name, value, _given(change), "", unsure, faults)
-    return _finish(config, table, faults, path.stem)
+        for group, option in layer.choices.items():
+            composition.choose(group, option, layer.where("defaults"))
+    for change in changes:
+        if _picks_option(change):
+            composition.choose(change.key_or_group, shown(change.value()), "")
+    composition.build()
+    for layer in recipes:
+        for name, value in _leaves(layer.values, composition.table):
+            composition.set(name, value, None, layer.where(name))
+    for change in changes:
+        if not _picks_option(change):
+            for name, value in _leaves({change.key_or_group: change.value()}, composition.table):
+                composition.set(name, value, _given(change), "")
+    return composition.finish(path.stem)
 
 
-def type_of(config: DictConfig, group: str) -> type:
-    """Return the dataclass of the option chosen for a group.
+class _Composition:
+    """A configuration in the making, with the faults found on the way."""
 
-    Args:
-        config: A composed configuration.
-        group: A name out of `GROUPS`.
-    """
-    found = OmegaConf.get_type(config, group)
-    assert found is not None, f"{group} has no schema"
-    return found
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.options: dict[str, str] = {}
+        self.guessed: set[str] = set()
+        self.config = OmegaConf.create()
+        self.table: dict[str, Key] = {}
+
+    def choose(self, group: str, option: str, where: str) -> None:
+        """Choose an option; in place of one that does not exist the nearest is taken, so that keys can be checked."""
+        self.guessed.discard(group)
+        if option in GROUPS[group]:
+            self.options[group] = option
+            return
+        self.guessed.add(group)
+        guess = nearest(option, GROUPS[group])
+        hint = f"did you mean {guess}? " if guess else ""
+        there = f"There are {', '.join(GROUPS[group])}"
+        self.faults.add(f"{where}{group}={option} is no option of {group}: {hint}{there}", f"{group}=")
+        if guess:
+            self.options[group] = guess
+
+    def build(self) -> None:
+        """Let Hydra compose the chosen options."""
+        _register()
+        words = [f"{group}={option}" for group, option in self.options.items()]
+        with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+            self.config = hydra_compose("base", words)
+        self.table = keys(RunConfig, {group: self.chosen(group) for group in GROUPS})
+
+    def chosen(self, group: str) -> type:
+        """Return the dataclass of the option chosen for a group."""
+        found = OmegaConf.get_type(self.config, group)
+        assert found is not None, f"{group} has no schema"
+        return found
+
+    def set(self, name: str, value: Any, given: str | None, where: str) -> None:
+        """Set one key, or note why not."""
+        if name not in self.table:
+            self._refuse(name, value, where)
+            return
+        try:
+            # `${...}` gets its type when it is resolved
+            OmegaConf.update(
+                self.config, name, value if "${" in str(value) else convert(self.table[name], value, given)
+            )
+        except RecipeError as error:
+            self.faults.add(f"{where}{error}", name)
+        except OmegaConfBaseException:
+            rule = "${...} refers to another key; write \\${ for the characters themselves"
+            self.faults.add(f"{where}{name}={shown(value)}: {rule}", name)
+
+    def _refuse(self, name: str, value: Any, where: str) -> None:
+        """Note a key that does not exist."""
+        group = name.split(".", 1)[0]
+        if any(key.startswith(name + ".") for key in self.table):
+            if value is None or value == {}:
+                return  # a group whose keys are all commented out
+            text = shown(value)
+            rule = f"{name}={text}: {name} is a group of keys; `aitrain show {name}` lists them"
+            if name in GROUPS:
+                rule = f"{name}: {text} chooses an option: write `- override {name}: {text}` in the defaults list"
+            self.faults.add(where + rule, f"{name}.")
+            return
+        holders = _holders(name)
+        if holders and group in self.guessed:
+            return
+        if holders:
+            now = OPTION_OF[self.chosen(group)]
+            belongs = f"{name} belongs to {group}={' or '.join(holders)}, but this run has {group}={now}"
+            self.faults.add(f"{where}{belongs}: choose {group}={holders[0]} or remove {name}", name)
+            return
+        guess = nearest(name, self.table) or nearest(name, {key.split(".", 1)[0] for key in self.table})
+        groups = ", ".join(field.name for field in fields(RunConfig))
+        hint = f"did you mean {guess}?" if guess else f"the groups are {groups}; `aitrain show` lists the keys"
+        self.faults.add(f"{where}{name} is not a key: {hint}", name, guess)
+
+    def finish(self, stem: str) -> RunConfig:
+        """Resolve, find what is missing, check the rules; return the configuration or raise with every fault."""
+        for name, key in self.table.items():
+            try:
+                value = OmegaConf.select(self.config, name, throw_on_missing=True)
+                if OmegaConf.is_list(value):
+                    OmegaConf.to_container(value, resolve=True)
+            except MissingMandatoryValue:
+                if name not in self.faults.keys:
+                    doc = field_docs(key.owner)[name.rsplit(".", 1)[-1]]
+                    self.faults.add(f"{name} is missing: write {name}=..., {doc[0].lower()}{doc[1:]}", name)
+                OmegaConf.update(self.config, name, stand_in(key))
+            except OmegaConfBaseException as error:
+                reason = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ")
+                self.faults.add(f"{name}: its ${{...}} cannot be resolved: {reason}", name)
+                OmegaConf.update(self.config, name, stand_in(key))
+        result = OmegaConf.to_object(self.config)
+        assert isinstance(result, RunConfig), f"Hydra made a {type(result)}"
+        rules = [rule for rule in result.check() if not any(key in rule for key in self.faults.keys)]
+        if self.faults.lines or rules:
+            raise RecipeError(list(dict.fromkeys([*self.faults.lines, *rules])))
+        result.run.name = result.run.name or stem
+        return result
+
+
+def _picks_option(change: Override) -> bool:
+    """Return whether an override chooses an option and sets no key."""
+    return change.key_or_group in GROUPS and not isinstance(change.value(), dict)
 
 
 def _parse(overrides: Sequence[str], faults: Faults) -> list[Override]:
     """Parse the words of the command line, each by itself."""
     parser, parsed = OverridesParser.create(), []
     for word in overrides:
+        plain, _, value = word.lstrip("+~").partition("=")
         try:
             change = parser.parse_override(word)
         except HydraException:
-            if "=" not in word:
-                faults.add(f"{word} is not key=value: write for instance optim.lr=2e-5", word)
-            else:
-                key, value = word.split("=", 1)
+            if "=" in word:
                 quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-                faults.add(f"{word} cannot be read: put the value in quotes, '{key}=\"{quoted}\"'", key)
+                faults.add(f"{word} cannot be read: put the value in quotes, '{plain}=\"{quoted}\"'", plain)
+            else:
+                faults.add(f"{word} is not key=value: write for instance optim.lr=2e-5", word)
             continue
-        if change.type is not OverrideType.CHANGE:
-            plain = word.lstrip("+~").split("=", 1)[0]
-            known = f"write {plain}=VALUE to change a key" if word[0] == "+" else "keys cannot be removed; write key=null to unset one"
-            faults.add(f"{word}: overrides with +, ++ or ~ are refused, because they would let a misspelt key pass; {known}", plain)
+        if change.type is OverrideType.DEL:
+            rule = f"keys cannot be removed: write {plain}=null to unset one"
+            faults.add(f"{word}: ~ is refused, because {rule}", plain)
+        elif change.type is not OverrideType.CHANGE:
+            rule = f"it would let a misspelt key pass: write {plain}={value} to change a key"
+            faults.add(f"{word}: {'++' if word.startswith('++') else '+'} is refused, because {rule}", plain)
         elif change.package is not None:
-            faults.add(f"{word}: packages (@) are not used here; write group=option or key=value", change.key_or_group)
+            faults.add(f"{word}: @ is refused, because packages are fixed: write group=option or key=value", plain)
         else:
             parsed.append(change)
     return parsed
 
 
-def _choose(recipes: list[Layer], changes: list[Override], faults: Faults) -> tuple[DictConfig, set[str]]:
-    """Let Hydra compose the chosen option of every group; also return the groups whose option had to be guessed."""
-    unsure: set[str] = set()
-    wanted: dict[str, str] = {}
-    picks = [(group, option, layer.where("defaults")) for layer in recipes for group, option in layer.choices.items()]
-    for change in changes:
-        if change.key_or_group in GROUPS and not isinstance(change.value(), dict):
-            picks.append((change.key_or_group, shown(change.value()), ""))
-    for group, option, where in picks:
-        if option not in GROUPS[group]:
-            guess = nearest(option, GROUPS[group])
-            hint = f"did you mean {guess}? " if guess else ""
-            faults.add(f"{where}{group}={option} is no option of {group}: {hint}There are {', '.join(GROUPS[group])}", f"{group}=")
-            unsure.add(group)
-            if guess is None:
-                continue
-            option = guess
-        wanted[group] = option
-    _register()
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        return hydra_compose("base", [f"{group}={option}" for group, option in wanted.items()]), unsure
-
-
 @cache
 def _register() -> None:
+    """Tell Hydra the schema that every YAML option starts from."""
     store = ConfigStore.instance()
     store.store(name="_run", node=RunConfig)
     for group, options in GROUPS.items():
@@ -156,79 +243,10 @@ def _leaves(values: dict[str, Any], table: dict[str, Key], prefix: str = "") -> 
             yield name, value
 
 
-def _set(
-    config: DictConfig, table: dict[str, Key], name: str, value: Any, given: str | None, where: str, unsure: set[str], faults: Faults
-) -> None:
-    """Set one key, or gather why not."""
-    group = name.split(".", 1)[0]
-    if name not in table:
-        if any(key.startswith(name + ".") for key in table):
-            if value is not None:
-                faults.add(where + _group_as_key(name, value), f"{name}.")
-        elif group not in unsure or not _holders(name):
-            line, guess = _unknown(name, table, config)
-            faults.add(where + line, name, guess)
-        return
-    try:
-        referring = "${" in str(value)
-        OmegaConf.update(config, name, value if referring else convert(table[name], value, given))
-    except RecipeError as error:
-        faults.add(f"{where}{error}", name)
-    except OmegaConfBaseException:
-        faults.add(f"{where}{name}={shown(value)}: ${{...}} refers to another key; write \\${{ for the characters themselves", name)
-
-
-def _group_as_key(name: str, value: Any) -> str:
-    if name in GROUPS:
-        return f"{name}: {shown(value)} chooses an option: write it in the defaults list as `- override {name}: {shown(value)}`"
-    return f"{name}={shown(value)}: {name} is a group of keys; `aitrain show {name}` lists them"
-
-
 def _holders(name: str) -> list[str]:
     """Return the options of a key's group that have this key."""
     group, _, word = name.partition(".")
     return [option for option, cls in GROUPS.get(group, {}).items() if word in {field.name for field in fields(cls)}]
-
-
-def _unknown(name: str, table: dict[str, Key], config: DictConfig) -> tuple[str, str | None]:
-    """Return the sentence about a key that does not exist, and the key it may mean."""
-    group, holders = name.split(".", 1)[0], _holders(name)
-    if holders:
-        now = OPTION_OF[type_of(config, group)]
-        return (
-            f"{name} belongs to {group}={' or '.join(holders)}, but this run has {group}={now}: "
-            f"choose {group}={holders[0]} or remove {name}",
-            name,
-        )
-    guess = nearest(name, table) or nearest(name, {key.split(".", 1)[0] for key in table})
-    hint = f"did you mean {guess}?" if guess else f"the groups are {', '.join(RunConfig.__dataclass_fields__)}; see `aitrain show`"
-    return f"{name} is not a key: {hint}", guess
-
-
-def _finish(config: DictConfig, table: dict[str, Key], faults: Faults, stem: str) -> RunConfig:
-    """Resolve, find what is missing, check the rules; return the configuration or raise with every fault."""
-    missing = []
-    for name, key in table.items():
-        try:
-            value = OmegaConf.select(config, name, throw_on_missing=True)
-            OmegaConf.to_container(value, resolve=True) if OmegaConf.is_list(value) else None
-        except MissingMandatoryValue:
-            missing.append(name)
-            OmegaConf.update(config, name, "missing")
-        except OmegaConfBaseException as error:
-            faults.add(f"{name}: its ${{...}} cannot be resolved: {str(error).splitlines()[0]}", name)
-            OmegaConf.update(config, name, "missing" if key.hint is str else key.default)
-    for name in missing:
-        if name not in faults.keys:
-            doc = field_docs(table[name].owner)[name.rsplit(".", 1)[-1]]
-            faults.add(f"{name} is missing: write {name}=..., {doc[0].lower()}{doc[1:]}", name)
-    result = OmegaConf.to_object(config)
-    assert isinstance(result, RunConfig), f"Hydra made a {type(result)}"
-    rules = [rule for rule in result.check() if not any(key in rule for key in faults.keys)]
-    if faults.lines or rules:
-        raise RecipeError(list(dict.fromkeys([*faults.lines, *rules])))
-    result.run.name = result.run.name or stem
-    return result
 
 
 def freeze(config: RunConfig, path: Path) -> None:
@@ -239,7 +257,7 @@ def freeze(config: RunConfig, path: Path) -> None:
         path: File to write; its folder must exist.
     """
     text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)
-    write_text(path, f"# The configuration of this run, frozen by aitrain {__version__}; every rank and every restart reads it.\n{text}")
+    write_text(path, f"# Frozen by aitrain {__version__}: every rank and every restart reads this file.\n{text}")
 
 
 def load(path: Path) -> RunConfig:
@@ -274,21 +292,27 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         RecipeError: A key that may not change, or any fault that `compose` finds in overrides.
     """
     faults, data = Faults(), to_plain(config)
-    changes = [(change.key_or_group, change.value(), _given(change)) for change in _parse(overrides, faults)]
     choices = {group: type(getattr(config, group)) for group in GROUPS}
+    changes: list[tuple[str, Any, str]] = []
+    for change in _parse(overrides, faults):
+        if change.is_sweep_override():
+            faults.add(f"{change.input_line} lists alternatives: give one, or put quotes or [] around it")
+        else:
+            changes.append((change.key_or_group, change.value(), _given(change)))
     for name, value, _ in changes:
-        if name == "logger" and value in GROUPS[name]:
-            choices[name], data[name] = GROUPS[name][value], {"option": value}
+        if name == "logger" and shown(value) in GROUPS[name]:
+            choices[name], data[name] = GROUPS[name][shown(value)], {"option": value}
     table = keys(RunConfig, choices)
     for name, value, given in changes:
         if name == "logger":
-            if value not in GROUPS[name]:
+            if shown(value) not in GROUPS[name]:
                 faults.add(f"logger={shown(value)} is no option of logger: there are {', '.join(GROUPS[name])}")
         elif name not in table and name not in GROUPS:
             guess = nearest(name, table)
             faults.add(f"{name} is not a key" + (f": did you mean {guess}?" if guess else ""))
         elif not name.startswith(RESUMABLE):
-            faults.add(f"{name} cannot change when a run is resumed, because losses depend on it: start a new run with it")
+            rule = "cannot change when a run is resumed, because losses depend on it: start a new run with it"
+            faults.add(f"{name} {rule}")
         else:
             try:
                 group, _, word = name.partition(".")
@@ -299,6 +323,35 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     if faults.lines or amended.check():
         raise RecipeError([*faults.lines, *amended.check()])
     return amended
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of every run that lists and ranges of alternatives ask for.
+
+    Args:
+        overrides: Words `key=a,b`, `key=range(1,4)` or `key=choice(a,b)` in Hydra's grammar, beside plain ones.
+
+    Returns:
+        One list of plain overrides per run, the last word varying fastest.
+
+    Raises:
+        RecipeError: A word cannot be read.
+    """
+    faults, each = Faults(), []
+    for change in _parse(overrides, faults):
+        value: Any = change._value  # Hydra's own sweeper reads a glob here: it has no public name
+        if isinstance(value, Glob):
+            options = list(GROUPS.get(change.key_or_group, {}))
+            each.append([f"{change.key_or_group}={name}" for name in value.filter(options)])
+        elif change.is_sweep_override():
+            each.append([f"{change.key_or_group}={word}" for word in change.sweep_string_iterator()])
+        else:
+            each.append([str(change.input_line)])
+        if not each[-1]:
+            faults.add(f"{change.input_line} matches no option: write the options, for instance optim=adamw,muon")
+    if faults.lines:
+        raise RecipeError(faults.lines)
+    return [list(words) for words in itertools.product(*each)]
 
 
 def _given(change: Override) -> str:

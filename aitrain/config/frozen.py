@@ -48,8 +48,8 @@ def from_plain(data: dict[str, Any]) -> RunConfig:
             choices[group] = next(iter(options.values()))
     table, hints, given = keys(RunConfig, choices), get_type_hints(RunConfig), {}
     for word, value in data.items():
-        inner = {f"{word}.{k}": v for k, v in value.items() if k != "option"} if isinstance(value, dict) else {word: value}
-        for name, item in inner.items():
+        inside = value if isinstance(value, dict) else {"": value}
+        for name, item in [(f"{word}.{w}".rstrip("."), v) for w, v in inside.items() if w != "option"]:
             if name not in table:
                 guess = nearest(name, table)
                 faults.add(f"{name} is not a key" + (f": did you mean {guess}?" if guess else ""), name)
@@ -65,7 +65,7 @@ def from_plain(data: dict[str, Any]) -> RunConfig:
         if field.name in given:
             parts[field.name] = given[field.name]
         elif is_dataclass(hints[field.name]):
-            cls = choices.get(field.name, hints[field.name])
-            start = field.name + "."
-            parts[field.name] = cls(**{name.removeprefix(start): v for name, v in given.items() if name.startswith(start)})
+            cls, start = choices.get(field.name, hints[field.name]), field.name + "."
+            inner = {name.removeprefix(start): value for name, value in given.items() if name.startswith(start)}
+            parts[field.name] = cls(**inner)
     return RunConfig(**parts)

@@ -17,6 +17,7 @@ from aitrain.errors import RecipeError
 
 CONFIGS = Path(__file__).parents[1] / "_configs"
 RECIPES = Path(__file__).parents[1] / "_recipes"
+BEGINNING = "begin the recipe with `defaults: [base, _self_]`"
 
 
 @dataclass
@@ -58,10 +59,12 @@ def find(recipe: str) -> Path:
             return path
         kind = "is a folder, not a recipe" if path.is_dir() else "does not exist"
         guess = nearest(path.stem, names())
-        raise RecipeError(f"recipe {recipe} {kind}: " + (f"did you mean the recipe {guess}?" if guess else "check the path"))
+        hint = f"did you mean the recipe {guess}?" if guess else "check the path"
+        raise RecipeError(f"recipe {recipe} {kind}: {hint}")
     guess = nearest(recipe, names())
     hint = f"did you mean {guess}? " if guess else ""
-    raise RecipeError(f"recipe {recipe} is not known: {hint}There are {', '.join(names())}; a file is given by its path")
+    known = f"There are {', '.join(names())}; a file is given by its path"
+    raise RecipeError(f"recipe {recipe} is not known: {hint}{known}")
 
 
 def layers(path: Path, faults: Faults, above: tuple[Path, ...] = ()) -> list[Layer]:
@@ -81,10 +84,10 @@ def layers(path: Path, faults: Faults, above: tuple[Path, ...] = ()) -> list[Lay
     defaults = content.pop("defaults", None)
     layer.values = content
     if not isinstance(defaults, list) or not defaults:
-        faults.add(f"{layer.where('defaults')}the defaults list is missing: begin the recipe with `defaults: [base, _self_]`")
+        faults.add(f"{layer.where('defaults')}the defaults list is missing: {BEGINNING}")
         return [layer]
     if "_self_" in defaults[:-1]:
-        faults.add(f"{layer.where('defaults')}_self_ must stand last in the defaults list, so that the recipe's values win")
+        faults.add(f"{layer.where('defaults')}_self_ must stand last in the defaults list: the recipe's own values win")
     named = [entry for entry in defaults if isinstance(entry, str) and entry not in ("base", "_self_")]
     if "base" not in defaults and not named:
         faults.add(f"{layer.where('defaults')}the defaults list has no base: write `- base` as its first entry")
@@ -118,7 +121,8 @@ def _choice(layer: Layer, word: str, option: Any, faults: Faults) -> None:
             return
         group = guess
     elif not word.startswith("override "):
-        faults.add(f"{where}`- {word}: {option}` in the defaults list: base has chosen already, write `- override {word}: {option}`")
+        rule = f"base has chosen already, write `- override {word}: {option}`"
+        faults.add(f"{where}`- {word}: {option}` in the defaults list: {rule}")
     layer.choices[group] = shown(option)
 
 
@@ -134,9 +138,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not content:
-        raise RecipeError(f"{path} is empty: begin the recipe with `defaults: [base, _self_]`")
+        raise RecipeError(f"{path} is empty: {BEGINNING}")
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
-        raise RecipeError(f"{path} is not a recipe: it must hold keys with values, beginning with `defaults: [base, _self_]`")
+        raise RecipeError(f"{path} is not a recipe, because it holds no keys with values: {BEGINNING}")
     return {str(key): value for key, value in content.items()}, dict(_lines(node, ""))
 
 
@@ -146,3 +150,31 @@ def _lines(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int]]:
         yield name, key.start_mark.line + 1
         if isinstance(value, yaml.MappingNode):
             yield from _lines(value, name + ".")
+
+
+def header(path: Path) -> list[str]:
+    """Return the comment lines at the top of a recipe, without their signs.
+
+    Args:
+        path: The recipe's file.
+    """
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].removeprefix(" "))
+    return lines
+
+
+def task_of(path: Path) -> str:
+    """Return the task that a recipe chooses.
+
+    Args:
+        path: The recipe's file.
+
+    Raises:
+        RecipeError: A file is empty, or no YAML.
+    """
+    base = yaml.safe_load((CONFIGS / "base.yaml").read_text(encoding="utf-8"))["defaults"]
+    chosen = [entry["task"] for entry in base if isinstance(entry, dict) and "task" in entry]
+    return (chosen + [layer.choices["task"] for layer in layers(path, Faults()) if "task" in layer.choices])[-1]

@@ -1,4 +1,4 @@
-"""Values of keys: every key with its type and default, and conversion that refuses with one sentence saying what to write."""
+"""Keys with their types and defaults, and values brought to the type of their key or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
+from decimal import Decimal
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -15,6 +16,7 @@ from omegaconf import MISSING
 from aitrain.errors import RecipeError
 
 _EXAMPLES: dict[type, Any] = {int: 100, float: 1.0, bool: True, str: "TEXT"}
+_KINDS: dict[type, str] = {bool: "truth value", int: "number", float: "number"}
 _NAMES: dict[type, str] = {int: "whole number", float: "float", str: "text"}
 
 
@@ -45,14 +47,14 @@ def keys(cls: type, choices: Mapping[str, type], prefix: str = "") -> dict[str, 
     """
     hints = get_type_hints(cls)
     found: dict[str, Key] = {}
-    for field in fields(cls):
-        name = prefix + field.name
-        inner = choices.get(name, hints[field.name])
+    for each in fields(cls):
+        name = prefix + each.name
+        inner = choices.get(name, hints[each.name])
         if is_dataclass(inner):
             found |= keys(inner, choices, name + ".")  # type: ignore[arg-type]
             continue
-        default = field.default_factory() if field.default_factory is not NO_DEFAULT else field.default
-        found[name] = Key(name, hints[field.name], default, cls)
+        default = each.default_factory() if each.default_factory is not NO_DEFAULT else each.default
+        found[name] = Key(name, hints[each.name], default, cls)
     return found
 
 
@@ -89,7 +91,9 @@ def shown(value: Any) -> str:
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, float):
-        return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
+        if 0 < abs(value) < 1e-3:
+            return f"{Decimal(repr(value)).normalize():e}"
+        return repr(value).removesuffix(".0")
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(shown, value)) + "]"
     return str(value)
@@ -139,38 +143,60 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
 
 def _scalar(key: Key, hint: Any, kind: Any, value: Any, whole: Any) -> Any:
     """Return one scalar in type `kind`, or raise with the key's whole value in the message."""
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)) if isinstance(kind, type) else False:
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        if isinstance(value, str) and value in kind.__members__:
-            return kind[value]
-        guess = nearest(shown(value), kind.__members__)
-        hintful = f"did you mean {guess}?" if guess else _advice(key, hint)
-        raise RecipeError(f"{key.name}={shown(whole)} is not one of {', '.join(kind.__members__)}: {hintful}")
-    if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-            if kind is float or number == int(number):
-                return float(value) if kind is float else int(value) if isinstance(value, (int, str)) else int(number)
-        except (ValueError, OverflowError):
-            pass  # falls to the sentence below
-    if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
+    if issubclass(kind, Enum):
+        return _member(key, hint, kind, value)
+    if kind in (int, float) and (number := _number(kind, value)) is not None:
+        return number
+    if kind is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
     if kind is str and isinstance(value, (bool, int, float)):
-        raise RecipeError(f"{key.name}={shown(whole)} must be text, but it reads as a number or a truth value: put it in quotes")
+        raise RecipeError(
+            f"{key.name}={shown(whole)} must be text, but it reads as a {_KINDS[type(value)]}: put it in quotes"
+        )
     wrong = "is neither true nor false" if hint is bool else f"is not a {type_name(hint)}"
     raise RecipeError(f"{key.name}={shown(whole)} {wrong}: {_advice(key, hint)}")
 
 
+def _member(key: Key, hint: Any, kind: type[Enum], value: Any) -> Enum:
+    """Return the enum member of this name, or raise with the nearest one."""
+    if isinstance(value, str) and value in kind.__members__:
+        return kind[value]
+    guess = nearest(shown(value), kind.__members__)
+    advice = f"did you mean {guess}?" if guess else _advice(key, hint)
+    raise RecipeError(f"{key.name}={shown(value)} is not one of {', '.join(kind.__members__)}: {advice}")
+
+
+def _number(kind: type, value: Any) -> int | float | None:
+    """Return a number in type `kind`; `None` = it is none, or would lose its fraction."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        if kind is float:
+            return float(value)
+        exact = Decimal(str(value).strip())
+        return int(exact) if exact == exact.to_integral_value() else None
+    except (ArithmeticError, ValueError):
+        return None
+
+
 def _advice(key: Key, hint: Any) -> str:
     value = key.default
-    if value in (None, MISSING, [], NO_DEFAULT) or value == "":
-        kind = hint
-        if get_origin(hint) is list:
-            kind = get_args(hint)[0]
-        example = next(iter(kind)) if isinstance(kind, type) and issubclass(kind, Enum) else _EXAMPLES.get(kind, "VALUE")
+    if value in (None, MISSING, []):
+        kind = get_args(hint)[0] if get_origin(hint) is list else hint
+        example = next(iter(kind)) if issubclass(kind, Enum) else _EXAMPLES[kind]
         value = [example] if get_origin(hint) is list else example
     return f"write for instance {key.name}={shown(value)}"
+
+
+def stand_in(key: Key) -> Any:
+    """Return a value for a key that has none, so that the rules about the other keys can still be checked.
+
+    Args:
+        key: The key.
+    """
+    return _EXAMPLES[key.hint] if key.default == MISSING else key.default
 
 
 @dataclass

@@ -1,0 +1,95 @@
+"""A configuration as a short table for people: what will run."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from aitrain.config.root import OPTION_OF, RunConfig
+from aitrain.config.values import shown
+
+
+def describe(config: RunConfig) -> str:
+    """Return what will run, one line per subject.
+
+    Args:
+        config: A checked configuration.
+    """
+    rows = [
+        ("run", f"{config.run.name} in {config.run.dir or f'runs/{config.run.name}-<time>'}, seed {config.seed}"),
+        ("task", f"{_option(config.task)} on {_option(config.data)}"),
+        ("model", f"{config.model.path} ({config.model.init.name}, attention {config.model.attention.name})"),
+        ("adapter", _with_keys(config.adapter)),
+        ("data", f"{config.data.path}, sequences of at most {config.data.sequence_tokens} tokens"),
+        ("held out", _held_out(config)),
+        ("length", _length(config)),
+        ("batch", _batch(config)),
+        ("optimizer", _with_keys(config.optim)),
+        ("schedule", _with_keys(config.schedule)),
+        ("devices", _devices(config)),
+        ("strategy", _with_keys(config.strategy)),
+        ("evaluation", _evaluation(config)),
+        ("checkpoints", f"{_every(config.checkpoint.every_steps, 'at the end')}, newest {config.checkpoint.keep} kept"),
+        ("logging", "metrics.jsonl" + ("" if _option(config.logger) == "jsonl" else f", {_with_keys(config.logger)}")),
+        ("export", _export(config)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _option(group: object) -> str:
+    return OPTION_OF[type(group)]
+
+
+def _with_keys(group: object) -> str:
+    """Return the option and those of its keys that have a value."""
+    pairs = [(field.name, getattr(group, field.name)) for field in fields(group)]  # type: ignore[arg-type]
+    return " ".join([_option(group), *(f"{name}={shown(value)}" for name, value in pairs if value is not None)])
+
+
+def _held_out(config: RunConfig) -> str:
+    if config.data.validation_path is not None:
+        return config.data.validation_path
+    return (
+        "nothing"
+        if config.data.validation_samples is None
+        else f"{config.data.validation_samples} samples of data.path"
+    )
+
+
+def _length(config: RunConfig) -> str:
+    trainer = config.trainer
+    return f"{trainer.max_steps} steps" if trainer.max_steps is not None else f"{shown(trainer.max_epochs)} epochs"
+
+
+def _batch(config: RunConfig) -> str:
+    micro = config.trainer.micro_batch_sequences
+    at_once = "found from memory" if micro is None else str(micro)
+    return f"{config.trainer.global_batch_sequences} sequences per step over all devices; at once per device: {at_once}"
+
+
+def _devices(config: RunConfig) -> str:
+    trainer = config.trainer
+    devices = "all devices here" if trainer.devices is None else f"devices={trainer.devices}"
+    nodes = "" if trainer.nodes is None else f", nodes={trainer.nodes}"
+    saving = ", activation checkpointing" if trainer.activation_checkpointing else ""
+    return f"{trainer.accelerator.name}, {devices}{nodes}, {trainer.precision.name}{saving}"
+
+
+def _evaluation(config: RunConfig) -> str:
+    prompts = len(config.evaluate.prompts)
+    answered = f", {prompts} prompts answered before and after" if prompts else ""
+    if not config.has_validation:
+        return f"none{answered}"
+    return f"before the first step, {_every(config.evaluate.every_steps, 'after the last')}{answered}"
+
+
+def _every(steps: int | None, otherwise: str) -> str:
+    return otherwise if steps is None else f"every {steps} steps and {otherwise}"
+
+
+def _export(config: RunConfig) -> str:
+    if not config.export.at_end:
+        return "only with `aitrain export`"
+    return "Hugging Face folder at the end" + (
+        ", adapter merged" if config.export.merge and _option(config.adapter) != "none" else ""
+    )

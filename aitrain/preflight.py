@@ -1,0 +1,322 @@
+"""What this machine, these files and this environment do not allow, found before anything is loaded. No torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import netrc
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aitrain.config import OPTION_OF, RunConfig
+from aitrain.config.adapter import Qlora
+from aitrain.config.logger import Tensorboard, Wandb, WandbMode
+from aitrain.config.optim import AdamW8bit
+from aitrain.config.task import Pretrain
+from aitrain.config.trainer import Accelerator
+from aitrain.config.values import nearest
+from aitrain.dist.ranks import Ranks, detect
+from aitrain.errors import AitrainError, DataError, RecipeError
+
+RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
+SMALLEST_DISK_GB = 1.0
+RANKS_PER_CORE = 4  # a few ranks on one core are slow but right, and tests of many ranks live on that
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What stands on this node."""
+
+    gpus: int
+    """GPUs that this process may use."""
+
+    torch_sees_gpus: bool
+    """Whether the installed torch was built for GPUs."""
+
+    @property
+    def usable_gpus(self) -> int:
+        """GPUs that a run can really use."""
+        return self.gpus if self.torch_sees_gpus else 0
+
+
+def machine(environment: Mapping[str, str], root: Path = Path("/")) -> Machine:
+    """Look at this node without loading torch.
+
+    Args:
+        environment: Variables; those that hide GPUs are respected.
+        root: Root of the file system.
+
+    Source: https://docs.nvidia.com/cuda/cuda-programming-guide, `CUDA_VISIBLE_DEVICES`;
+    https://rocm.docs.amd.com, "GPU isolation techniques"; the kernel's `drivers/gpu/drm/amd/amdkfd/kfd_topology.c`.
+    """
+    nvidia = len([path for path in (root / "dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
+    if not nvidia and (root / "dev/dxg").exists() and (root / "usr/lib/wsl/lib/libcuda.so.1").exists():
+        nvidia = 1  # the Windows subsystem for Linux has no device file per GPU
+    amd = sum(map(_is_gpu_node, (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")))
+    hiding = (
+        ("CUDA_VISIBLE_DEVICES",) if nvidia else ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+    )
+    gpus = nvidia or amd
+    for name in hiding:
+        if name in environment:
+            gpus = min(gpus, _visible(environment[name]))
+    try:
+        built_for_gpus = not importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        built_for_gpus = False
+    return Machine(gpus, built_for_gpus)
+
+
+def _is_gpu_node(properties: Path) -> bool:
+    """Return whether a node of the AMD topology is a GPU: CPUs have no SIMD units."""
+    try:
+        lines = properties.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("simd_count ") and line.split()[1] != "0" for line in lines)
+
+
+def _visible(listed: str) -> int:
+    """Return how many devices a list names; an invalid entry ends it."""
+    count = 0
+    for entry in listed.split(","):
+        if not entry.strip() or entry.strip().startswith("-"):
+            break
+        count += 1
+    return count
+
+
+def machine_faults(
+    config: RunConfig, environment: Mapping[str, str] | None = None, here: Machine | None = None
+) -> list[str]:
+    """Return what this machine and environment do not allow, one sentence each.
+
+    Args:
+        config: A checked configuration.
+        environment: Variables; `os.environ` when absent.
+        here: What stands on this node; looked at when absent.
+    """
+    env = os.environ if environment is None else environment
+    here = machine(env) if here is None else here
+    try:
+        ranks = detect(env)
+    except AitrainError as error:
+        return [str(error)]
+    return [
+        *_device_faults(config, here, ranks),
+        *_rank_faults(config, here, ranks),
+        *_package_faults(config),
+        *_wandb_faults(config, env),
+    ]
+
+
+def _device_faults(config: RunConfig, here: Machine, ranks: Ranks) -> Iterator[str]:
+    accelerator, devices = config.trainer.accelerator, config.trainer.devices
+    reason = "this machine shows no GPU" if not here.gpus else "the installed torch is a build for CPUs"
+    if accelerator is Accelerator.cuda and not here.usable_gpus:
+        yield f"trainer.accelerator=cuda, but {reason}: write trainer.accelerator=cpu trainer.precision=fp32"
+    elif accelerator is not Accelerator.cpu and here.usable_gpus:
+        wanted = max(devices or 1, ranks.local_world)
+        if wanted > here.usable_gpus:
+            key = "trainer.devices" if ranks.launcher == "none" else f"{ranks.launcher} ranks on this node"
+            there = here.usable_gpus
+            yield f"{key}={wanted}, but {'1 GPU is' if there == 1 else f'{there} GPUs are'} here: use at most {there}"
+    elif accelerator is Accelerator.auto:
+        if isinstance(config.adapter, Qlora):
+            yield f"adapter=qlora needs a GPU (4-bit kernels), but {reason}: write adapter=lora"
+        if isinstance(config.optim, AdamW8bit):
+            yield f"optim=adamw_8bit needs a GPU, but {reason}: write optim=adamw"
+        if config.model.attention.name == "flash_attention_2":
+            yield f"model.attention=flash_attention_2 needs a GPU, but {reason}: write model.attention=sdpa"
+    on_cpu = accelerator is Accelerator.cpu or not here.usable_gpus
+    cores = len(os.sched_getaffinity(0))
+    if on_cpu and accelerator is not Accelerator.cuda and (devices or 1) > RANKS_PER_CORE * cores:
+        yield f"trainer.devices={devices}, but there are {cores} CPU cores here: use at most {cores}"
+
+
+def _rank_faults(config: RunConfig, here: Machine, ranks: Ranks) -> Iterator[str]:
+    """Yield disagreement with the launcher, and a global batch that does not split over the ranks there really are."""
+    devices, nodes = config.trainer.devices, config.trainer.nodes
+    if ranks.launcher == "none":
+        on_gpu = config.trainer.accelerator is not Accelerator.cpu and here.usable_gpus
+        if nodes is not None and nodes > 1:
+            yield f"trainer.nodes={nodes}, but only this node was started: start with torchrun or srun, or leave it out"
+        if devices is None and on_gpu:
+            yield from config.batch_faults(here.usable_gpus, nodes)
+        return
+    if devices is not None and devices != ranks.local_world:
+        yield (
+            f"trainer.devices={devices}, but {ranks.launcher} started {ranks.local_world} ranks on this node: "
+            f"write trainer.devices={ranks.local_world}, or leave it out"
+        )
+    if nodes is not None and nodes != ranks.nodes:
+        yield (
+            f"trainer.nodes={nodes}, but {ranks.launcher} started {ranks.nodes} nodes: "
+            f"write trainer.nodes={ranks.nodes}, or leave it out"
+        )
+    if (devices, nodes) != (ranks.local_world, ranks.nodes):
+        yield from config.batch_faults(ranks.local_world, ranks.nodes)
+
+
+def _package_faults(config: RunConfig) -> Iterator[str]:
+    for group, kind, package, extra in (
+        ("logger", Tensorboard, "tensorboard", "tensorboard"),
+        ("adapter", Qlora, "bitsandbytes", "qlora"),
+        ("optim", AdamW8bit, "bitsandbytes", "qlora"),
+    ):
+        if isinstance(getattr(config, group), kind) and importlib.util.find_spec(package) is None:
+            yield f"{group}={OPTION_OF[kind]} needs {package}, which is not installed: pip install 'aitrain[{extra}]'"
+    if config.model.attention.name == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        yield "model.attention=flash_attention_2 needs flash-attn, which is not installed: write model.attention=sdpa"
+
+
+def _wandb_faults(config: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield the fault of a wandb that may go online but has no key to do it with."""
+    if not isinstance(config.logger, Wandb) or config.logger.mode is not WandbMode.online:
+        return
+    if environment.get("WANDB_MODE", "online") not in ("online", "run"):
+        yield (
+            f"logger.mode=online, but WANDB_MODE={environment['WANDB_MODE']} in the environment says otherwise: "
+            "unset WANDB_MODE or write logger.mode=offline"
+        )
+    if environment.get("WANDB_API_KEY"):
+        return
+    host = environment.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0].split(":")[0]
+    file = Path(environment.get("NETRC") or Path(environment.get("HOME", "~")).expanduser() / ".netrc")
+    try:
+        if file.is_file() and netrc.netrc(str(file)).authenticators(host):
+            return
+    except (netrc.NetrcParseError, OSError) as error:
+        yield f"logger.mode=online, but {file} cannot be read for the key of {host}: {error}"
+        return
+    yield f"logger.mode=online has no key for {host}: set WANDB_API_KEY, run `wandb login`, or write logger.mode=offline"
+
+
+def place_faults(config: RunConfig) -> list[str]:
+    """Return why a new run cannot be written where the recipe says, one sentence each.
+
+    Args:
+        config: A checked configuration.
+    """
+    where = Path(config.run.dir or "runs")
+    faults = []
+    if config.run.dir is not None and (where.exists() or where.is_symlink()):
+        faults.append(
+            f"run.dir={where} exists already: choose a new one, or continue that run with `aitrain resume {where}`"
+        )
+    for key, folder in (("run.dir", where), ("checkpoint.path", config.checkpoint.path)):
+        if folder is None:
+            continue
+        stands = Path(folder).expanduser().absolute()
+        while not stands.exists():
+            stands = stands.parent
+        if not stands.is_dir():
+            faults.append(f"{key}={folder} cannot be made: {stands} is a file")
+        elif not os.access(stands, os.W_OK | os.X_OK):
+            faults.append(f"{key}={folder} cannot be written: {stands} is not writable for you; choose another folder")
+        elif (free := shutil.disk_usage(stands).free / 1e9) < SMALLEST_DISK_GB:
+            faults.append(f"{key}={folder}: the disk has {free:.2f} GB left, at least {SMALLEST_DISK_GB:g} are needed")
+    return faults
+
+
+def data_faults(config: RunConfig) -> list[str]:
+    """Return which data files are absent, empty or of an unknown kind, one sentence each.
+
+    Args:
+        config: A checked configuration.
+    """
+    known = (*RECORD_SUFFIXES, ".txt") if isinstance(config.task, Pretrain) else RECORD_SUFFIXES
+    faults = []
+    for key, given in (("data.path", config.data.path), ("data.validation_path", config.data.validation_path)):
+        if given is None:
+            continue
+        if not given.strip():
+            faults.append(f"{key} is empty: write the path of a file")
+            continue
+        try:
+            path = local_path(given)
+        except AitrainError as error:
+            faults.append(f"{key}={given}: {error}")
+            continue
+        if path.is_dir():
+            faults.append(f"{key}={given} is a folder: name one file in it")
+        elif not path.exists():
+            faults.append(f"{key}={given} does not exist" + _beside(path))
+        elif not path.name.endswith(known):
+            faults.append(f"{key}={given} is of an unknown kind: {', '.join(known)} can be read")
+        elif path.stat().st_size == 0:
+            faults.append(f"{key}={given} is empty: it needs at least one record")
+        elif not os.access(path, os.R_OK):
+            faults.append(f"{key}={given} is not readable for you: ask its owner, or change its permissions")
+    return faults
+
+
+def _beside(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f": there is no folder {path.parent}"
+    guess = nearest(path.name, [p.name for p in path.parent.iterdir()])
+    return f": did you mean {path.parent / guess}?" if guess else f": there is no such file in {path.parent}"
+
+
+def local_path(reference: str) -> Path:
+    """Return the local path that a reference means.
+
+    Args:
+        reference: A path, or `asset:NAME/file`.
+
+    Raises:
+        ModelError: The asset was not fetched.
+    """
+    if reference.startswith("asset:"):
+        from aitrain.models.assets import resolve
+
+        return resolve(reference)
+    return Path(reference).expanduser()
+
+
+def model_faults(config: RunConfig) -> list[str]:
+    """Return why the model cannot be used as asked, one sentence each.
+
+    Args:
+        config: A checked configuration.
+    """
+    from aitrain.models.folder import inspect
+
+    faults = []
+    if config.model.chat_template is not None and not Path(config.model.chat_template).expanduser().is_file():
+        faults.append(f"model.chat_template={config.model.chat_template} does not exist: name a Jinja file")
+    try:
+        found = inspect(config.model)
+    except AitrainError as error:
+        return [*faults, *str(error).splitlines()]
+    faults += found.faults
+    if found.context_tokens is not None and config.data.sequence_tokens > found.context_tokens:
+        faults.append(
+            f"data.sequence_tokens={config.data.sequence_tokens} is longer than the model's context: "
+            f"write data.sequence_tokens={found.context_tokens} or less"
+        )
+    return faults
+
+
+def refuse_faults(config: RunConfig, new_run: bool = True, environment: Mapping[str, str] | None = None) -> None:
+    """Refuse a run that cannot work here, with every reason at once.
+
+    Args:
+        config: A checked configuration.
+        new_run: Whether a run directory is about to be made; false when a run is resumed.
+        environment: Variables; `os.environ` when absent.
+
+    Raises:
+        RecipeError: The machine, the model or the place does not allow it (exit code 2); data faults are told too.
+        DataError: Only the data is at fault (exit code 3).
+    """
+    faults = [*machine_faults(config, environment), *model_faults(config)]
+    faults += place_faults(config) if new_run else []
+    data = data_faults(config)
+    if faults:
+        raise RecipeError(list(dict.fromkeys([*faults, *data])))
+    if data:
+        raise DataError("\n".join(data))

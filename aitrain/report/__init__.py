@@ -1,0 +1,1 @@
+"""The run's story, read from its directory."""
