@@ -1,1 +1,1 @@
-"""To be filled."""
+"""From records to ordered batches: read, convert, mask, prepare once, deal to ranks."""
