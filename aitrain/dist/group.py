@@ -80,6 +80,18 @@ class Group:
         dist.broadcast_object_list(box, src=0, group=self._host_group)
         return box[0]
 
+    def to_first(self, value: Any) -> list[Any]:
+        """Return the values of all ranks in order, on rank 0; an empty list elsewhere.
+
+        Args:
+            value: This rank's value, made of plain Python values.
+        """
+        if self._host_group is None:
+            return [value]
+        box: list[Any] | None = [None] * self.ranks.world if self.ranks.is_first else None
+        dist.gather_object(value, box, dst=0, group=self._host_group)
+        return box or []
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.largest(0)

@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Tasks: one LightningModule each, whose step is plain PyTorch."""

@@ -1,1 +1,1 @@
-"""To be filled."""
+"""From a checked recipe to a trained, evaluated and exported model."""

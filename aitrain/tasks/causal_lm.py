@@ -1,0 +1,130 @@
+"""Next-token training of a causal language model: supervised fine-tuning and continued pretraining share this step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from aitrain.config import RunConfig
+from aitrain.data.batches import IGNORED
+from aitrain.optim.build import build_optimizer
+
+# Shapes: B = sequences of a micro-batch, L = positions, K = positions kept, V = vocabulary.
+
+
+class CausalLM(pl.LightningModule):
+    """A causal language model under training.
+
+    Args:
+        config: The run.
+        build: Builds the pretrained (or random) model; called once, inside the strategy's own way of building.
+        adapt: Puts the adapter on; called once after `build`.
+        world: Ranks of the run.
+        accumulation: Micro-batches per rank and optimizer step.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        build: Callable[[], nn.Module],
+        adapt: Callable[[nn.Module], nn.Module],
+        world: int,
+        accumulation: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.model: nn.Module | None = None
+        self._build, self._adapt = build, adapt
+        self._ranks_times_accumulation = world * accumulation
+        self.loss_sum: torch.Tensor | None = None
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> torch.Tensor:
+        """Return the micro-batch's share of the global batch's mean loss.
+
+        The loss is the sum over this micro-batch's trained tokens divided by the trained tokens of the *whole* global
+        batch. Lightning divides what we return by the accumulation count and every strategy averages gradients over
+        the ranks; multiplying by both undoes it, so that the gradient is exactly that of the mean over all trained tokens.
+
+        Args:
+            batch: `input_ids` and `labels`, int64 `(B, L)`, and `global_trained_tokens`, a number.
+            batch_idx: Number of the micro-batch.
+
+        Returns:
+            Scalar to differentiate.
+        """
+        logits, labels = self.trained_logits(batch)
+        loss_sum = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        self.loss_sum = loss_sum.detach() if self.loss_sum is None else self.loss_sum + loss_sum.detach()
+        return loss_sum * (self._ranks_times_accumulation / batch["global_trained_tokens"])
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> torch.Tensor:
+        """Measure one batch of held-out data.
+
+        Args:
+            batch: `input_ids` and `labels`, int64 `(B, L)`.
+            batch_idx: Number of the batch.
+
+        Returns:
+            float64 `(3,)`: sum of the losses, tokens predicted rightly, trained tokens.
+        """
+        logits, labels = self.trained_logits(batch)
+        loss_sum = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        counted = labels != IGNORED
+        right = (logits.argmax(dim=-1) == labels) & counted
+        return torch.stack([loss_sum.double(), right.sum().double(), counted.sum().double()])
+
+    def trained_logits(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the model and return logits only where some sequence of the micro-batch has a trained next token.
+
+        The head is most of a small model's work, and a prompt's logits are never used. Sequences are padded on the
+        right, where causal attention never looks, so no attention mask is needed.
+
+        Args:
+            batch: `input_ids` and `labels`, int64 `(B, L)`, and `predicting`, int64 `(K,)`: the positions.
+
+        Returns:
+            Logits `(B, K, V)` and the tokens they should predict, `(B, K)`, `-100` where there is no loss.
+        """
+        assert self.model is not None, "configure_model has not run"
+        targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        positions = batch["predicting"]
+        output = self.model(input_ids=batch["input_ids"], logits_to_keep=positions, use_cache=False)
+        return output.logits, targets[:, positions]
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Add the positions that predict a trained token, while the batch is still on the host.
+
+        Finding them on a GPU would make the host wait for it in every micro-batch.
+
+        Args:
+            batch: `labels`, int64 `(B, L)`, on the CPU.
+            dataloader_idx: Number of the loader.
+
+        Returns:
+            The batch with `predicting`, int64 `(K,)`; K is at least 1, so that every rank runs the head.
+        """
+        predicting = (batch["labels"][:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
+        return {**batch, "predicting": predicting if len(predicting) else torch.zeros(1, dtype=torch.int64)}
+
+    def configure_model(self) -> None:
+        """Build the model once, in the strategy's way (sharded while it loads, where the strategy can)."""
+        if self.model is not None:
+            return
+        building: Callable[[], AbstractContextManager[None]] = getattr(self.trainer.strategy, "building", nullcontext)
+        with building():
+            model = self._build()
+        self.model = self._adapt(model)
+        if self.config.trainer.activation_checkpointing:
+            enable: Any = self.model.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build the recipe's optimizer over what is trained."""
+        assert self.model is not None, "configure_model has not run"
+        return build_optimizer(self.config.optim, self.model.named_parameters(), self.device.type)

@@ -1,0 +1,79 @@
+"""What a person sees while a run goes: one moving line on a terminal, plain lines in a log. No torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people write it.
+
+    Args:
+        seconds: Any length.
+
+    >>> duration(59), duration(61), duration(3725)
+    ('59 s', '1:01 min', '1:02:05 h')
+    """
+    whole = int(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d} h"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+
+
+class Display:
+    """Shows the steps of a run on rank 0 and nothing elsewhere.
+
+    Args:
+        active: Whether this rank speaks.
+        total_steps: Optimizer steps of the whole run.
+        out: Where to; the terminal (standard error) when absent.
+        line_every_s: Without a terminal, seconds between plain lines.
+    """
+
+    def __init__(self, active: bool, total_steps: int, out: TextIO | None = None, line_every_s: float = 10.0) -> None:
+        self.out = out or sys.stderr
+        self.active = active
+        self.total = total_steps
+        self.moving = self.out.isatty()
+        self.line_every_s = line_every_s
+        self._last_line = 0.0
+        self._open = False
+
+    def step(self, done: int, loss: float, tokens_per_s: float, left_s: float) -> None:
+        """Show a finished optimizer step.
+
+        Args:
+            done: Steps done.
+            loss: Loss of this step.
+            tokens_per_s: Tokens per second over all ranks.
+            left_s: Seconds left, from the steps so far.
+        """
+        if not self.active:
+            return
+        text = f"step {done}/{self.total}  loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s  {duration(left_s)} left"
+        if self.moving:
+            width = 24
+            filled = round(width * done / max(1, self.total))
+            self.out.write(f"\r\033[K[{'█' * filled}{'░' * (width - filled)}] {text}")
+            self._open = True
+        elif done == self.total or done == 1 or time.monotonic() - self._last_line >= self.line_every_s:
+            self.out.write(text + "\n")
+            self._last_line = time.monotonic()
+        self.out.flush()
+
+    def say(self, text: str) -> None:
+        """Show a line for good.
+
+        Args:
+            text: One or more lines.
+        """
+        if not self.active:
+            return
+        if self._open:
+            self.out.write("\n")
+            self._open = False
+        self.out.write(text + "\n")
+        self.out.flush()

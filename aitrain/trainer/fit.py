@@ -1,0 +1,331 @@
+"""Training, end to end, as one rank sees it: data, model, strategy, Lightning's trainer, fit, export."""
+
+from __future__ import annotations
+
+import logging
+import random
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from aitrain.checkpoint import store
+from aitrain.checkpoint.store import Checkpoint
+from aitrain.config import RunConfig
+from aitrain.config.adapter import Qlora
+from aitrain.config.trainer import Accelerator
+from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, pad_token_id, total_steps
+from aitrain.data.prepare import Prepared
+from aitrain.dist.group import Group
+from aitrain.dist.ranks import Ranks
+from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, RecipeError
+from aitrain.models.load import load_tokenizer
+from aitrain.strategy.build import build_strategy, lightning_precision
+from aitrain.tasks.causal_lm import CausalLM
+from aitrain.trainer.display import Display
+from aitrain.trainer.progress import Progress
+from aitrain.trainer.resources import flops_per_token, micro_batch, peak_flops
+from aitrain.trainer.run_directory import RunDirectory
+from aitrain.trainer.samples import prepare_samples
+from aitrain.trainer.step_edge import Session, StepEdge
+from aitrain.trainer.stopping import Stopper
+from aitrain.trainer.story import finish
+from aitrain.trainer.trackers import build_trackers
+
+
+def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None) -> int:
+    """Train a run from its frozen configuration, going on from its newest checkpoint when it has one.
+
+    Args:
+        directory: The run.
+        ranks: This process's place.
+        group: The process group, when it exists already.
+
+    Returns:
+        The exit code: done, or stopped on purpose with a good checkpoint.
+
+    Raises:
+        AitrainError: Anything the user can mend.
+    """
+    config = directory.config()
+    accelerator = choose_accelerator(config)
+    group = group or Group(ranks, accelerator)
+    quiet()
+    tokenizer = load_tokenizer(config.model)
+    data = prepare_samples(config, tokenizer, group)
+    resume = newest_checkpoint(directory, config)
+    progress = Progress.from_state(resume.state) if resume else Progress()
+    if resume is None and group.ranks.is_first:
+        directory.metrics_file.unlink(missing_ok=True)
+    plan = deal(config, data, ranks, micro_batch(config, ranks, accelerator, group), progress.step)
+    steps = learning_length(config, plan, progress)
+    task = build_task(config, plan, ranks)
+    with Stopper(group) as stopper:
+        session = Session(
+            config=config,
+            directory=directory,
+            group=group,
+            task=task,
+            tokenizer=tokenizer,
+            validation=held_out_loader(config, data, ranks, plan.micro_batch, tokenizer),
+            progress=progress,
+            total_steps=steps,
+            display=Display(ranks.is_first, steps),
+            stopper=stopper,
+            trackers=build_trackers(config, directory) if ranks.is_first else [],
+            resume=resume,
+            flops_per_token=flops_per_token(config),
+            peak_flops=peak_flops(accelerator, config.trainer.precision),
+        )
+        announce(session, plan, data, accelerator)
+        seed_everything(config.seed)
+        trainer = build_trainer(config, ranks, accelerator, plan.accumulation, StepEdge(session))
+        run_trainer(trainer, session, train_loader(config, data, plan, tokenizer))
+        stopped = stopper.reason is not None and progress.step < steps
+    return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
+
+
+def deal(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, first_step: int) -> StepPlan:
+    """Plan which samples each rank sees when.
+
+    Args:
+        config: The run.
+        data: The prepared samples.
+        ranks: This process's place.
+        rows: Micro-batch in sequences.
+        first_step: Optimizer steps done before.
+    """
+    batch = config.trainer.global_batch_sequences
+    _, samples = total_steps(len(data.train), batch, config.trainer.max_steps, config.trainer.max_epochs)
+    return StepPlan(
+        size=len(data.train),
+        global_batch=batch,
+        micro_batch=rows,
+        rank=ranks.rank,
+        world=ranks.world,
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        total_samples=samples,
+        first_step=first_step,
+    )
+
+
+def learning_length(config: RunConfig, plan: StepPlan, progress: Progress) -> int:
+    """Return the optimizer steps of the whole run.
+
+    Args:
+        config: The run.
+        plan: How the samples are dealt.
+        progress: How far the run is.
+
+    Raises:
+        RecipeError: The run is finished already.
+    """
+    if progress.step >= plan.steps:
+        raise RecipeError(
+            f"trainer.max_steps={config.trainer.max_steps}, trainer.max_epochs={config.trainer.max_epochs}: "
+            f"the run has done all of its {plan.steps} steps; to go on give more, for instance trainer.max_steps={2 * plan.steps}"
+        )
+    return plan.steps
+
+
+def build_task(config: RunConfig, plan: StepPlan, ranks: Ranks) -> CausalLM:
+    """Make the task, whose model is built later, inside the strategy.
+
+    Args:
+        config: The run.
+        plan: How the samples are dealt.
+        ranks: This process's place.
+    """
+    from aitrain.models.adapters import apply_adapter
+    from aitrain.models.load import build_model
+
+    return CausalLM(
+        config,
+        build=lambda: build_model(config.model, isinstance(config.adapter, Qlora), torch.float32),
+        adapt=lambda model: apply_adapter(model, config.adapter),
+        world=ranks.world,
+        accumulation=plan.accumulation,
+    )
+
+
+def train_loader(config: RunConfig, data: Prepared, plan: StepPlan, tokenizer: Any) -> DataLoader[dict[str, Any]]:
+    """Return this rank's micro-batches, in order, to the end of the run.
+
+    Args:
+        config: The run.
+        data: The prepared samples.
+        plan: How the samples are dealt.
+        tokenizer: The model's tokenizer.
+    """
+    batches = MicroBatches(data.train, plan, pad_token_id(tokenizer))
+    return DataLoader(batches, batch_size=None, shuffle=False, num_workers=config.data.workers, pin_memory=torch.cuda.is_available())
+
+
+def held_out_loader(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, tokenizer: Any) -> DataLoader[dict[str, Any]] | None:
+    """Return this rank's share of the held-out data, or None when there is none.
+
+    Args:
+        config: The run.
+        data: The prepared samples.
+        ranks: This process's place.
+        rows: Micro-batch of training, in sequences.
+        tokenizer: The model's tokenizer.
+    """
+    if data.validation is None:
+        return None
+    rows = config.evaluate.micro_batch_sequences or rows
+    batches = EvaluationBatches(data.validation, rows, ranks.rank, ranks.world, pad_token_id(tokenizer))
+    return DataLoader(batches, batch_size=None, shuffle=False)
+
+
+def build_trainer(config: RunConfig, ranks: Ranks, accelerator: str, accumulation: int, edge: pl.Callback) -> pl.Trainer:
+    """Build Lightning's trainer: it runs the steps; everything between them is ours (`step_edge.py`).
+
+    Args:
+        config: The run.
+        ranks: This process's place.
+        accelerator: `cpu` or `cuda`.
+        accumulation: Micro-batches per rank and optimizer step.
+        edge: What happens between steps.
+    """
+    return pl.Trainer(
+        accelerator="gpu" if accelerator == "cuda" else "cpu",
+        devices=ranks.local_world,
+        num_nodes=ranks.nodes,
+        strategy=build_strategy(config, ranks, accelerator),
+        precision=lightning_precision(config),  # type: ignore[arg-type]
+        accumulate_grad_batches=accumulation,
+        max_epochs=1,
+        callbacks=[edge],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+
+
+def run_trainer(trainer: pl.Trainer, session: Session, loader: DataLoader[dict[str, Any]]) -> None:
+    """Fit, and turn what can be mended into an answer.
+
+    Args:
+        trainer: Lightning's trainer.
+        session: What the parts share.
+        loader: This rank's micro-batches.
+
+    Raises:
+        AitrainError: The device's memory was not enough.
+    """
+    try:
+        trainer.fit(session.task, train_dataloaders=loader)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise AitrainError(out_of_memory(session, trainer.accumulate_grad_batches)) from error
+
+
+def out_of_memory(session: Session, accumulation: int) -> str:
+    """Say what to change when memory was not enough.
+
+    Args:
+        session: What the parts share.
+        accumulation: Micro-batches per rank and optimizer step.
+    """
+    config, world = session.config, session.group.ranks.world
+    rows = config.trainer.global_batch_sequences // (accumulation * world)
+    ways = []
+    if rows > 1:
+        ways.append(f"trainer.micro_batch_sequences={rows // 2} (losses stay the same)")
+    if not config.trainer.activation_checkpointing:
+        ways.append("trainer.activation_checkpointing=true (losses stay the same)")
+    if type(config.strategy).__name__ in ("Ddp", "DeepspeedZero1", "DeepspeedZero2") and world > 1:
+        ways.append("strategy=deepspeed_zero3")
+    ways.append(f"data.sequence_tokens={config.data.sequence_tokens // 2}")
+    return (
+        f"out of memory on rank {session.group.ranks.rank} at step {session.progress.step + 1} with {rows} sequences of up to "
+        f"{config.data.sequence_tokens} tokens at once: write " + ", or ".join(ways)
+    )
+
+
+def newest_checkpoint(directory: RunDirectory, config: RunConfig) -> Checkpoint | None:
+    """Return the newest good checkpoint of a run, or None when it has none yet.
+
+    Args:
+        directory: The run.
+        config: Its configuration.
+    """
+    folder = directory.checkpoints(config)
+    return store.choose(folder, "newest") if store.committed(folder) else None
+
+
+def choose_accelerator(config: RunConfig) -> str:
+    """Return `cuda` (NVIDIA or AMD) or `cpu`.
+
+    Args:
+        config: The run.
+
+    Raises:
+        RecipeError: A GPU is asked and torch sees none.
+    """
+    there = torch.cuda.is_available()
+    if config.trainer.accelerator is Accelerator.cuda and not there:
+        raise RecipeError("trainer.accelerator=cuda, but torch sees no GPU: write trainer.accelerator=cpu trainer.precision=fp32")
+    return "cuda" if there and config.trainer.accelerator is not Accelerator.cpu else "cpu"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python and torch alike on every rank, so that what is made at random is the same everywhere.
+
+    Args:
+        seed: The recipe's seed.
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str) -> None:
+    """Say what starts, to the user and to `events.jsonl`.
+
+    Args:
+        session: What the parts share.
+        plan: How the samples are dealt.
+        data: The prepared samples.
+        accelerator: `cpu` or `cuda`.
+    """
+    if not session.is_first:
+        return
+    ranks, config = session.group.ranks, session.config
+    facts = {
+        "ranks": ranks.world,
+        "nodes": ranks.nodes,
+        "accelerator": accelerator,
+        "precision": config.trainer.precision.name,
+        "micro_batch_sequences": plan.micro_batch,
+        "gradient_accumulation": plan.accumulation,
+        "steps": session.total_steps,
+        "samples": len(data.train),
+    }
+    if session.resume is not None:
+        session.directory.forget_steps_after(session.resume.step)
+        session.directory.event("resumed", step=session.resume.step, checkpoint=str(session.resume.path), **facts)
+        session.display.say(f"resumed from {session.resume.path} (step {session.resume.step} of {session.total_steps})")
+    else:
+        session.directory.event("started", **facts)
+    session.display.say(
+        f"{len(data.train):,} samples, {session.total_steps} steps of {plan.global_batch} sequences: {ranks.world} x {accelerator}, "
+        f"{plan.micro_batch} at once, {plan.accumulation} accumulated"
+    )
+
+
+def quiet() -> None:
+    """Silence Lightning's advice about features that aitrain does itself; errors and warnings of others stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for pattern in (".*does not have many workers.*", ".*you defined a `validation_step`.*", ".*No positive signature.*"):
+        warnings.filterwarnings("ignore", message=pattern)
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning.pytorch.*")
+    warnings.filterwarnings("ignore", message=".*barrier\\(\\).*device.*")

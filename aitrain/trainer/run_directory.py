@@ -1,0 +1,110 @@
+"""The run directory: where its parts stand, and the two append-only logs. No torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from aitrain.config import RunConfig
+from aitrain.errors import RecipeError
+from aitrain.io import append_line, write_text
+from aitrain.recipe import freeze, load
+
+
+class RunDirectory:
+    """Paths and logs of one run.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "run.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.events_file = path / "events.jsonl"
+        self.export = path / "export"
+        self.logs = path / "logs"
+
+    @classmethod
+    def create(cls, config: RunConfig) -> RunDirectory:
+        """Make the directory of a new run and freeze its configuration in it.
+
+        Args:
+            config: The checked configuration; `run.dir` says where, or null for `runs/<name>-<time>`.
+
+        Raises:
+            RecipeError: The directory exists already, or cannot be made.
+        """
+        path = Path(config.run.dir) if config.run.dir else Path("runs", f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        try:
+            path.mkdir(parents=True, exist_ok=False)
+        except FileExistsError:
+            raise RecipeError(
+                f"run.dir={path} exists already: give another run.dir, or continue that run with `aitrain resume {path}`"
+            ) from None
+        except OSError as error:
+            raise RecipeError(f"run.dir={path} cannot be made ({error.strerror}): give a folder you may write to") from None
+        directory = cls(path)
+        directory.logs.mkdir()
+        freeze(config, directory.config_file)
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Open the directory of a run that exists.
+
+        Args:
+            path: The directory.
+
+        Raises:
+            RecipeError: It is not a run directory.
+        """
+        if not (path / "run.yaml").is_file():
+            raise RecipeError(f"{path} is not a run: it holds no run.yaml; `aitrain runs` lists the runs here")
+        return cls(path)
+
+    def config(self) -> RunConfig:
+        """Return the frozen configuration."""
+        return load(self.config_file)
+
+    def checkpoints(self, config: RunConfig) -> Path:
+        """Return the folder of the checkpoints.
+
+        Args:
+            config: The frozen configuration; `checkpoint.path` may place them elsewhere.
+        """
+        return Path(config.checkpoint.path) if config.checkpoint.path else self.path / "checkpoints"
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append one event.
+
+        Args:
+            kind: What happened: started, resumed, evaluated, checkpoint, signal, finished ...
+            facts: Plain values that belong to it.
+        """
+        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}
+        append_line(self.events_file, json.dumps(entry, ensure_ascii=False))
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Append the record of one optimizer step.
+
+        Args:
+            record: The keys of the design; values are plain or null.
+        """
+        append_line(self.metrics_file, json.dumps(record))
+
+    def forget_steps_after(self, step: int) -> None:
+        """Drop the records of steps that will be done again, so that each step stands in the file once.
+
+        Args:
+            step: Last optimizer step that the resumed checkpoint has done.
+        """
+        if not self.metrics_file.is_file():
+            return
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            write_text(self.metrics_file, "".join(f"{line}\n" for line in kept))

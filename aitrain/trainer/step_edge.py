@@ -1,0 +1,292 @@
+"""What happens between two optimizer steps, in order: measure, evaluate, keep, stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import Logger
+from torch.utils.data import DataLoader
+
+from aitrain.checkpoint import store
+from aitrain.config import RunConfig
+from aitrain.dist.group import Group
+from aitrain.errors import GuardError
+from aitrain.optim.build import set_learning_rate
+from aitrain.optim.schedule import learning_rate_factor
+from aitrain.tasks.causal_lm import CausalLM
+from aitrain.trainer.display import Display
+from aitrain.trainer.evaluation import Validation, answers, validate
+from aitrain.trainer.progress import Progress
+from aitrain.trainer.run_directory import RunDirectory
+from aitrain.trainer.stopping import Stopper
+
+
+@dataclass
+class Session:
+    """What the parts of a running training share.
+
+    Attributes:
+        config: The run.
+        directory: Where it lives.
+        group: The ranks.
+        task: The model under training.
+        tokenizer: The model's tokenizer.
+        validation: This rank's held-out batches, or None.
+        progress: How far the run is.
+        total_steps: Optimizer steps of the whole run.
+        display: What a person sees.
+        stopper: Whether the run was asked to stop.
+        trackers: Lightning loggers beside `metrics.jsonl`; empty on every rank but the first.
+        resume: The checkpoint the run goes on from, or None.
+        flops_per_token: Floating-point operations per trained token of forward and backward, an estimate.
+        peak_flops: Peak of one device, or None where it is not known.
+    """
+
+    config: RunConfig
+    directory: RunDirectory
+    group: Group
+    task: CausalLM
+    tokenizer: Any
+    validation: DataLoader[dict[str, Any]] | None
+    progress: Progress
+    total_steps: int
+    display: Display
+    stopper: Stopper
+    trackers: list[Logger]
+    resume: store.Checkpoint | None
+    flops_per_token: float
+    peak_flops: float | None
+    before: list[dict[str, str]] | None = None
+    after: list[dict[str, str]] | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that writes and speaks."""
+        return self.group.ranks.is_first
+
+
+class StepEdge(pl.Callback):
+    """Runs at the edges of optimizer steps.
+
+    Args:
+        session: What the parts share.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._edge = 0.0
+        self._norm: torch.Tensor | None = None
+        self._lr = math.nan
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the state of a resumed checkpoint, measure the starting point.
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: The task.
+        """
+        session = self.session
+        if session.resume is not None:
+            restore(trainer, session.resume, session.group.ranks.rank)
+        elif session.validation is not None or session.config.evaluate.prompts:
+            self._evaluate(trainer)
+        if session.progress.step == 0:
+            session.before = session.before if session.before is not None else answers(trainer, session.task, session.tokenizer, session.config)
+            self._event("answers", step=0, answers=session.before) if session.before else None
+        self._edge = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Set the learning rate of the optimizer step that this micro-batch belongs to.
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: The task.
+            batch: The micro-batch.
+            batch_idx: Its number.
+        """
+        session = self.session
+        factor = learning_rate_factor(session.config.schedule, session.progress.step, session.total_steps)
+        self._lr = set_learning_rate(trainer.strategy.optimizers[0], factor)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Clip the gradient of the whole global batch (DeepSpeed's engine clips by itself).
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: The task.
+            optimizer: Its optimizer.
+        """
+        strategy: Any = trainer.strategy
+        self._norm = strategy.clip_gradients(self.session.config.optim.max_grad_norm)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
+        """At the end of an optimizer step: measure, evaluate, keep, stop.
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: The task.
+            outputs: Not used.
+            batch: The micro-batch.
+            batch_idx: Its number.
+        """
+        if not batch["last_micro_batch"]:
+            return
+        session, config = self.session, self.session.config
+        record = self._measure(trainer, batch)
+        done = session.progress.step
+        last = done == session.total_steps
+        stop = session.stopper.agreed()
+        improved = False
+        if session.validation is not None and not stop and (last or _due(config.evaluate.every_steps, done)):
+            improved = self._evaluate(trainer, record)
+        if session.is_first:
+            session.directory.metrics(record)
+            for tracker in session.trackers:
+                tracker.log_metrics({k: v for k, v in record.items() if v is not None and k != "step"}, step=done)
+        self._guard(record)
+        patience = config.evaluate.patience
+        early = patience is not None and session.progress.evaluations_without_improvement >= patience
+        if last or stop or early or improved or _due(config.checkpoint.every_steps, done):
+            self._save(trainer)
+        if stop or early:
+            trainer.should_stop = True
+            self._event("stopped", reason="early: the validation loss no longer improves" if early else f"signal {session.stopper.reason}")
+        if (last or early) and not stop:
+            session.after = answers(trainer, session.task, session.tokenizer, config)
+            self._event("answers", step=done, answers=session.after) if session.after else None
+        self._edge = time.monotonic()
+
+    def _measure(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
+        session, strategy = self.session, trainer.strategy
+        assert session.task.loss_sum is not None
+        loss = session.group.sum(session.task.loss_sum.double()).item() / batch["global_trained_tokens"]
+        session.task.loss_sum = None
+        norm = self._norm if self._norm is not None else strategy.last_gradient_norm()  # type: ignore[attr-defined]
+        self._norm = None
+        seconds = time.monotonic() - self._edge
+        progress = session.progress
+        progress.step += 1
+        progress.samples += batch["global_samples"]
+        progress.tokens += batch["global_tokens"]
+        progress.seconds += seconds
+        tokens_per_s = batch["global_tokens"] / seconds
+        cuda = strategy.root_device.type == "cuda"
+        flops = session.flops_per_token * tokens_per_s / session.group.ranks.world
+        session.display.step(
+            progress.step, loss, tokens_per_s, (session.total_steps - progress.step) * progress.seconds / progress.step
+        )
+        return {
+            "step": progress.step,
+            "samples": progress.samples,
+            "tokens": progress.tokens,
+            "loss": loss,
+            "lr": self._lr,
+            "grad_norm": float(norm) if norm is not None else None,
+            "step_time_s": round(seconds, 6),
+            "tokens_per_s": round(tokens_per_s, 3),
+            "mfu": round(flops / session.peak_flops, 4) if session.peak_flops else None,
+            "memory_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3) if cuda else None,
+            "energy_j": None,
+        }
+
+    def _evaluate(self, trainer: pl.Trainer, record: dict[str, Any] | None = None) -> bool:
+        session = self.session
+        if session.validation is None:
+            return False
+        found: Validation = validate(trainer, session.validation, session.group)
+        improved = session.progress.judge(found.loss, session.config.evaluate.min_improvement)
+        if record is not None:
+            record.update(found.as_metrics())
+        self._event("evaluated", step=session.progress.step, **found.as_metrics(), tokens=found.tokens)
+        session.display.say(
+            f"step {session.progress.step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
+            f"token accuracy {100 * found.token_accuracy:.1f} %"
+        )
+        if improved and session.progress.step:
+            session.progress.best_step = session.progress.step
+        return improved and session.progress.step > 0
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        session, strategy = self.session, trainer.strategy
+        began = time.monotonic()
+        folder = session.directory.checkpoints(session.config)
+        path = save(trainer, folder, session.progress, session.group)
+        if session.is_first:
+            store.prune(folder, session.config.checkpoint.keep, session.progress.best_step)
+        self._event("checkpoint", step=session.progress.step, path=str(path), seconds=round(time.monotonic() - began, 3))
+        strategy.barrier()
+
+    def _event(self, kind: str, **facts: Any) -> None:
+        if self.session.is_first:
+            self.session.directory.event(kind, **facts)
+
+    def _guard(self, record: dict[str, Any]) -> None:
+        for key in ("loss", "grad_norm"):
+            value = record[key]
+            if value is not None and not math.isfinite(value):
+                raise GuardError(
+                    f"{key}={value} at step {record['step']}: the run stopped itself and kept no checkpoint of this step; "
+                    f"resume from the one before with a lower optim.lr (now {self.session.config.optim.lr:g}) in a new run"
+                )
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group) -> Any:
+    """Write a checkpoint of a run; every rank calls this.
+
+    Args:
+        trainer: A trainer whose strategy is set up.
+        folder: Where the checkpoints stand.
+        progress: How far the run is.
+        group: The ranks.
+
+    Returns:
+        The checkpoint's directory.
+    """
+    strategy: Any = trainer.strategy
+    rng = {"cpu": torch.get_rng_state().tolist()}
+    if strategy.root_device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state().tolist()
+    of_ranks = group.to_first(rng)
+    generators = [
+        (f"rank{rank}.{kind}", torch.tensor(state, dtype=torch.uint8)) for rank, states in enumerate(of_ranks) for kind, state in states.items()
+    ]
+    tensors = {
+        "weights": strategy.full_weights(),
+        "optimizer": ((f"{name}:{key}", value) for name, key, value in strategy.full_optimizer_state()),
+        "rng": generators,
+    }
+    return store.save(folder, progress.step, tensors, progress.as_state(), group)
+
+
+def restore(trainer: pl.Trainer, checkpoint: store.Checkpoint, rank: int) -> None:
+    """Put a checkpoint's weights, optimizer state and random generators into a run that is set up.
+
+    Args:
+        trainer: A trainer whose strategy is set up.
+        checkpoint: A verified checkpoint, written by any strategy on any number of ranks.
+        rank: This rank.
+    """
+    strategy: Any = trainer.strategy
+    strategy.load_full_weights(lambda name: checkpoint.read("weights", name))
+    keys: dict[str, list[str]] = {}
+    for entry in checkpoint.names("optimizer"):
+        name, key = entry.rsplit(":", 1)
+        keys.setdefault(name, []).append(key)
+    strategy.load_full_optimizer_state(keys, lambda name, key: checkpoint.read("optimizer", f"{name}:{key}"))
+    saved = checkpoint.names("rng")
+    if f"rank{rank}.cpu" in saved:
+        torch.set_rng_state(checkpoint.read("rng", f"rank{rank}.cpu"))
+    if f"rank{rank}.cuda" in saved and strategy.root_device.type == "cuda":
+        torch.cuda.set_rng_state(checkpoint.read("rng", f"rank{rank}.cuda"))

@@ -1,0 +1,45 @@
+"""Stopping on purpose: signals set a flag, all ranks agree on it at the edge of a step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+from aitrain.dist.group import Group
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopper:
+    """Catches the signals that ask a run to stop; a second Ctrl-C stops at once.
+
+    Args:
+        group: The ranks.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.reason: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopper:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._caught)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Return whether any rank was asked to stop; every rank must call this at the same step edge."""
+        asked = self.group.any_true(self.reason is not None)
+        if asked and self.reason is None:
+            self.reason = "another rank"
+        return asked

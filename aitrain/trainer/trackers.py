@@ -1,0 +1,64 @@
+"""Trackers beside `metrics.jsonl`: wandb (offline unless asked) and TensorBoard, through Lightning's loggers."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from lightning.pytorch.loggers import Logger
+
+from aitrain.config import RunConfig
+from aitrain.config.frozen import to_plain
+from aitrain.config.logger import Tensorboard, Wandb, WandbMode
+from aitrain.errors import MissingExtraError
+from aitrain.trainer.run_directory import RunDirectory
+
+
+def build_trackers(config: RunConfig, directory: RunDirectory) -> list[Logger]:
+    """Build the recipe's trackers; called on rank 0 only.
+
+    Args:
+        config: The run.
+        directory: Where it lives.
+
+    Raises:
+        MissingExtraError: The tracker's package is not installed.
+    """
+    if isinstance(config.logger, Wandb):
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+
+        offline = config.logger.mode is WandbMode.offline
+        settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, x_disable_meta=offline)
+        return [
+            WandbLogger(
+                project=config.logger.project,
+                entity=config.logger.entity,
+                name=config.run.name,
+                save_dir=str(directory.path),
+                offline=offline,
+                config=to_plain(config),
+                settings=settings,
+            )
+        ]
+    if isinstance(config.logger, Tensorboard):
+        if importlib.util.find_spec("tensorboard") is None:
+            raise MissingExtraError("logger=tensorboard needs tensorboard: pip install 'aitrain[tensorboard]', or write logger=jsonl")
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return [TensorBoardLogger(save_dir=str(directory.path), name="tensorboard", version="")]
+    return []
+
+
+def close_trackers(trackers: list[Logger], failed: bool = False) -> None:
+    """Write out and close.
+
+    Args:
+        trackers: From `build_trackers`.
+        failed: Whether the run ended badly.
+    """
+    for tracker in trackers:
+        tracker.finalize("failed" if failed else "success")
+        if type(tracker).__name__ == "WandbLogger":
+            import wandb
+
+            wandb.finish(exit_code=int(failed))
