@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -16,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from aitrain import __version__
@@ -113,10 +114,7 @@ class _Composition:
 
     def build(self) -> None:
         """Let Hydra compose the chosen options."""
-        _register()
-        words = [f"{group}={option}" for group, option in self.options.items()]
-        with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-            self.config = hydra_compose("base", words)
+        self.config = copy.deepcopy(_options(tuple(self.options.items())))
         self.table = keys(RunConfig, {group: self.chosen(group) for group in GROUPS})
 
     def chosen(self, group: str) -> type:
@@ -184,7 +182,7 @@ class _Composition:
                 OmegaConf.update(self.config, name, stand_in(key))
         result = OmegaConf.to_object(self.config)
         assert isinstance(result, RunConfig), f"Hydra made a {type(result)}"
-        rules = [rule for rule in result.check() if not any(key in rule for key in self.faults.keys)]
+        rules = [rule for rule in result.check() if not self.faults.mention(rule)]
         if self.faults.lines or rules:
             raise RecipeError(list(dict.fromkeys([*self.faults.lines, *rules])))
         result.run.name = result.run.name or stem
@@ -224,8 +222,16 @@ def _parse(overrides: Sequence[str], faults: Faults) -> list[Override]:
 
 
 @cache
+def _options(chosen: tuple[tuple[str, str], ...]) -> DictConfig:
+    """Return `base` with these options, every YAML option on its schema."""
+    _register()
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+        return hydra_compose("base", [f"{group}={option}" for group, option in chosen])
+
+
+@cache
 def _register() -> None:
-    """Tell Hydra the schema that every YAML option starts from."""
+    """Tell Hydra the schemas."""
     store = ConfigStore.instance()
     store.store(name="_run", node=RunConfig)
     for group, options in GROUPS.items():

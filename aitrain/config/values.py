@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -138,6 +139,8 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
         return given
     if get_origin(hint) is list and isinstance(value, (list, tuple)):
         return [_scalar(key, hint, get_args(hint)[0], item, value) for item in value]
+    if get_origin(hint) is list:
+        raise RecipeError(f"{key.name}={shown(value)} is not a {type_name(hint)}: {_advice(key, hint)}")
     return _scalar(key, hint, hint, value, value)
 
 
@@ -215,3 +218,12 @@ class Faults:
         """
         self.lines.append(line)
         self.keys.update(key for key in about if key)
+
+    def mention(self, rule: str) -> bool:
+        """Return whether a sentence speaks of a key that has a fault already.
+
+        Args:
+            rule: A sentence about keys.
+        """
+        names = [re.escape(key) for key in self.keys if "." in key or "=" in key]
+        return re.search(rf"(?<![\w.])({'|'.join(names)})(?!\w)", rule) is not None if names else False
