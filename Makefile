@@ -47,8 +47,8 @@ quickstart: $(STAMP) ## fine-tune a real language model with LoRA on this machin
 test: $(STAMP) ## the whole CPU test suite
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q $(ARGS)
 
-check: $(STAMP) ## ruff, mypy, import-linter and pydoclint; runs all of them, fails if any does
-	@failed=; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports" "pydoclint aitrain"; do \
+check: $(STAMP) ## ruff, mypy, import-linter and pydoclint (in flake8); runs all of them, fails if any does
+	@failed=; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports --no-logo" "flake8 aitrain"; do \
 	  echo "== $$step"; $(BIN)/$$step || failed="$$failed, $$step"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "check failed:$${failed#,}" >&2; exit 1; fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import fields
 from itertools import groupby
@@ -89,9 +90,8 @@ def recipes_page() -> str:
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         about = header(path)
         body = "\n".join(path.read_text(encoding="utf-8").splitlines()[len(about) :]).strip("\n")
-        paragraphs = (
-            "\n".join(about).replace("\n ", " ").replace("\n", "\n\n")
-        )  # an indented line continues the one above
+        # a line of its own becomes a paragraph; an indented one goes on from the line above
+        paragraphs = re.sub(r"\n +", " ", "\n".join(about)).replace("\n", "\n\n")
         out += [f"## {path.stem}\n", paragraphs + "\n", f'```yaml title="recipes/{path.name}"\n{body}\n```\n']
     return "\n".join(out).rstrip() + "\n"
 
