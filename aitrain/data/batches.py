@@ -75,7 +75,7 @@ class StepPlan:
 
     def __post_init__(self) -> None:
         assert self.global_batch % (self.world * self.micro_batch) == 0, (
-            f"global batch {self.global_batch} over {self.world} ranks x {self.micro_batch} should have been refused before"
+            f"global batch {self.global_batch} over {self.world} ranks x {self.micro_batch}: was to be refused before"
         )
         assert self.size > 0, "no training samples"
 
