@@ -1,0 +1,26 @@
+"""The table of what will run."""
+
+from aitrain.config.describe import describe
+from aitrain.recipe import compose
+
+
+def test_the_table_says_what_decides_a_run() -> None:
+    words = ["model.path=m", "data.path=d.jsonl", "data.validation_samples=9", "trainer.devices=2", "logger=wandb"]
+    text = describe(compose("sft_lora", [*words, "evaluate.every_steps=5", "checkpoint.every_steps=50"]))
+    for part in (
+        "sft_lora in runs/sft_lora-<time>, seed 0",
+        "sft on records",
+        "lora rank=16",
+        "d.jsonl",
+        "9 samples of data.path",
+        "3 epochs",
+        "32 sequences per step over all devices",
+        "adamw lr=2e-4",
+        "devices=2, bf16",
+        "every 5 steps and after the last",
+        "every 50 steps and at the end, newest 2 kept",
+        "wandb project=aitrain mode=offline",
+        "adapter merged",
+    ):
+        assert part in text, text
+    assert max(map(len, text.splitlines())) < 120
