@@ -1,0 +1,134 @@
+"""Which tokens are learned: a conversation becomes token ids with a mark on the assistant's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aitrain.data.chat_template import ChatTemplate, Rendered, Span
+from aitrain.data.conversation import Message
+from aitrain.errors import DataError, ModelError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised sample."""
+
+    ids: list[int]
+    trained: list[bool]
+    """Whether the loss is taken on a token; never on the first, which nothing predicts."""
+
+
+def encode_conversation(tokenizer: Any, messages: list[Message], where: str) -> Encoded:
+    """Tokenise one conversation; marked are the assistant's tokens and its end-of-turn, nothing else.
+
+    Args:
+        tokenizer: A fast transformers tokenizer with a chat template.
+        messages: As `to_messages` gives them.
+        where: Place of the record, for messages.
+
+    Returns:
+        Ids and marks; no mark at all where the assistant says nothing.
+
+    Raises:
+        DataError: The tokenizer has no chat template, or what the assistant says cannot be told from the rest.
+    """
+    return encode_conversations(tokenizer, ChatTemplate(tokenizer), [(where, messages)])[0]
+
+
+def encode_conversations(
+    tokenizer: Any, template: ChatTemplate, batch: Sequence[tuple[str, list[Message]]]
+) -> list[Encoded]:
+    """Tokenise many conversations at once, which a fast tokenizer does on all cores.
+
+    The whole text is tokenised once; a token is marked when it overlaps a trained span. So the model sees the very
+    tokens that it sees when it is used, whatever merges the tokenizer makes.
+
+    Args:
+        tokenizer: A fast transformers tokenizer.
+        template: Its chat template.
+        batch: Place and messages of each conversation.
+
+    Returns:
+        One encoded sample per conversation, in order.
+
+    Raises:
+        ModelError: The tokenizer is a slow one.
+        DataError: See `encode_conversation`.
+    """
+    require_fast(tokenizer)
+    if not batch:
+        return []
+    rendered = [template.render(messages, where) for where, messages in batch]
+    output = tokenizer(
+        [one.text for one in rendered],
+        add_special_tokens=False,
+        padding=False,
+        truncation=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return [
+        _mark(tokenizer, one, ids, offsets, where)
+        for one, ids, offsets, (where, _) in zip(
+            rendered, output["input_ids"], output["offset_mapping"], batch, strict=True
+        )
+    ]
+
+
+def require_fast(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot say which characters a token stands for.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+
+    Raises:
+        ModelError: It is a slow one.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, which gives no character positions: "
+            "use a model folder with tokenizer.json"
+        )
+
+
+def _mark(tokenizer: Any, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]], where: str) -> Encoded:
+    extents = _extents(offsets)
+    trained = [False] * len(ids)
+    token = 0
+    for span in rendered.spans:
+        while token < len(ids) and extents[token][1] <= span.begin:
+            token += 1
+        last = -1
+        while token < len(ids) and extents[token][0] < span.end:
+            # Two spans may share no token but an empty extent between them: only real overlap counts.
+            if extents[token][1] > span.begin:
+                trained[token], last = True, token
+            token += 1
+        _check_end(tokenizer, ids[last] if last >= 0 else None, span, where)
+    if trained:
+        trained[0] = False
+    return Encoded(ids, trained)
+
+
+def _extents(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Widen the tokenizer's offsets so that every character belongs to a token.
+
+    Some byte-level tokenizers cut blanks off their offsets, so that a token of blanks seems to cover nothing; the
+    characters of a character split into bytes are told for each of its tokens.
+    """
+    extents, reached = [], 0
+    for begin, end in offsets:
+        extents.append((min(begin, reached), end))
+        reached = max(reached, end)
+    return extents
+
+
+def _check_end(tokenizer: Any, last: int | None, span: Span, where: str) -> None:
+    if last is None or last != tokenizer.convert_tokens_to_ids(span.end_token):
+        raise DataError(
+            f"{where}: the tokenizer does not read the end of turn {span.end_token!r} as one token, so the model would "
+            "never learn to stop: write model.chat_template=FILE with a template that ends turns with one of its own"
+        )
