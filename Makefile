@@ -58,7 +58,7 @@ format: $(STAMP) ## let ruff mend layout and import order
 
 docs: $(STAMP) ## write the generated pages and build the documentation into site/
 	@$(BIN)/python docs/generate.py
-	@$(BIN)/mkdocs build --strict --quiet && echo "docs: open site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "docs: open site/index.html"
 
 soak: ## long test of stops and restarts (comes with the checkpoint issue)
 	@echo "soak: will stop a run with kill -9 at random moments and prove that each restart ends at the same loss; not written yet"
