@@ -89,6 +89,22 @@ def _visible(listed: str) -> int:
     return count
 
 
+def usable_devices(
+    config: RunConfig, environment: Mapping[str, str] | None = None, here: Machine | None = None
+) -> int:
+    """Return how many ranks to start on this node: `trainer.devices`, else all GPUs, else 1.
+
+    Args:
+        config: A checked configuration.
+        environment: Variables; `os.environ` when absent.
+        here: What stands on this node; looked at when absent.
+    """
+    if config.trainer.devices is not None:
+        return config.trainer.devices
+    here = machine(os.environ if environment is None else environment) if here is None else here
+    return max(1, here.usable_gpus) if config.trainer.accelerator is not Accelerator.cpu else 1
+
+
 def machine_faults(
     config: RunConfig, environment: Mapping[str, str] | None = None, here: Machine | None = None
 ) -> list[str]:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aitrain.errors import AitrainError
 
-ENDINGS = {"finished": "finished", "stopped": "stopped", "signal": "stopped", "failed": "failed", "guard": "failed"}
-"""Event -> state of a run whose last event it is; after any other event it is running, or broke off."""
+TAIL_BYTES = 1 << 20
+STATES = {
+    "started": "running or broken off",
+    "resumed": "running or broken off",
+    "finished": "finished",
+    "waiting": "stopped, can be resumed",
+    "stopped": "stopped, can be resumed",
+    "failed": "failed",
+}
+"""Event -> state of a run, until a later one of these events."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +60,18 @@ def summary(run: Path) -> RunSummary:
     Args:
         run: Run directory.
     """
-    metrics = _last(run / "metrics.jsonl")
-    event = str(_last(run / "events.jsonl").get("event", ""))
-    state = ENDINGS.get(event, f"running or broken off (last: {event or 'nothing'})")
-    return RunSummary(run, int(metrics.get("step", 0)), metrics.get("loss"), state)
+    metrics = next(_newest(run / "metrics.jsonl"), {})
+    known = (STATES[record["event"]] for record in _newest(run / "events.jsonl") if record.get("event") in STATES)
+    return RunSummary(run, int(metrics.get("step", 0)), metrics.get("loss"), next(known, "not started"))
 
 
-def _last(file: Path) -> dict[str, Any]:
-    """Return the last whole record of a file of JSON lines; empty when there is none."""
+def _newest(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole records at the end of a file of JSON lines, the newest first."""
     if not file.is_file():
-        return {}
+        return
     with open(file, "rb") as stream:
         end = stream.seek(0, 2)
-        stream.seek(max(0, end - 65536))
+        stream.seek(max(0, end - TAIL_BYTES))
         lines = stream.read().splitlines()
     for line in reversed(lines):
         try:
@@ -71,5 +79,4 @@ def _last(file: Path) -> dict[str, Any]:
         except ValueError:  # a line that is being written just now, or was cut by a crash
             continue
         if isinstance(record, dict):
-            return record
-    return {}
+            yield record

@@ -26,10 +26,11 @@ def test_a_run_is_read_from_its_last_whole_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("events", "state"),
     [
-        (["started"], "running or broken off (last: started)"),
-        (["started", "signal"], "stopped"),
-        (["started", "finished", "resumed"], "running or broken off (last: resumed)"),
-        ([], "running or broken off (last: nothing)"),
+        (["started"], "running or broken off"),
+        (["started", "checkpoint", "stopped", "waiting"], "stopped, can be resumed"),
+        (["started", "finished", "evaluated"], "finished"),
+        (["started", "waiting", "resumed", "checkpoint"], "running or broken off"),
+        ([], "not started"),
     ],
 )
 def test_the_last_event_tells_the_state(tmp_path: Path, events: list[str], state: str) -> None:
