@@ -29,6 +29,9 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     """Does it, and returns the exit code."""
 
+    passes_on: bool = False
+    """Whether the words after the first are read by somebody else."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -67,7 +70,8 @@ def _dispatch(words: list[str]) -> int:
         raise AitrainError(f"aitrain {words[0]} is no command: {hint}")
     parser = argparse.ArgumentParser(prog=f"aitrain {words[0]}", description=command.does, allow_abbrev=False)
     command.arguments(parser)
-    return command.run(parser.parse_intermixed_args(words[1:]))
+    parse = parser.parse_args if command.passes_on else parser.parse_intermixed_args
+    return command.run(parse(words[1:]))
 
 
 def _overview() -> str:
@@ -172,20 +176,33 @@ def _train_each(recipe: str, overrides: list[str]) -> int:
         compose(recipe, words)
     for number, words in enumerate(combinations, 1):
         print(f"[{number}/{len(combinations)}] {' '.join([recipe, *words])}", flush=True)
-        process = subprocess.Popen([sys.executable, "-m", "aitrain", "train", recipe, *words])
-        # The child gets Ctrl-C from the terminal and writes its checkpoint; we only wait, and pass SIGTERM on.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        before_term = signal.signal(signal.SIGTERM, lambda *_, child=process: child.terminate())
-        try:
-            code = process.wait()
-        finally:
-            signal.signal(signal.SIGINT, before)
-            signal.signal(signal.SIGTERM, before_term)
+        code = _wait_for([sys.executable, "-m", "aitrain", "train", recipe, *words])
         if code:
             left = len(combinations) - number
             print(f"run {number} ended with exit code {code}; {left} runs were not started", file=sys.stderr)
             return code
     return EXIT_DONE
+
+
+def _wait_for(command: list[str]) -> int:
+    """Run a training and return its exit code; it is the training that answers Ctrl-C and SIGTERM, not we.
+
+    Ctrl-C reaches it from the terminal; SIGTERM is passed on. Handlers in Python are not inherited by what is started.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        for child in started:
+            child.send_signal(number)
+
+    before_int = signal.signal(signal.SIGINT, lambda *_: None)
+    before_term = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        started.append(subprocess.Popen(command))
+        return started[0].wait()
+    finally:
+        signal.signal(signal.SIGINT, before_int)
+        signal.signal(signal.SIGTERM, before_term)
 
 
 def _resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -297,5 +314,5 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("measures a run's model on held-out data", _evaluate_arguments, _evaluate),
     "runs": Command("lists the runs in a folder", _runs_arguments, _runs),
     "fetch": Command("fetches the real model and data of the quickstart", _fetch_arguments, _fetch),
-    "bench": Command("measures here, rivals in the same run", _bench_arguments, _bench),
+    "bench": Command("measures here, rivals in the same run", _bench_arguments, _bench, passes_on=True),
 }

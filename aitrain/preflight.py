@@ -89,9 +89,7 @@ def _visible(listed: str) -> int:
     return count
 
 
-def usable_devices(
-    config: RunConfig, environment: Mapping[str, str] | None = None, here: Machine | None = None
-) -> int:
+def usable_devices(config: RunConfig, environment: Mapping[str, str] | None = None, here: Machine | None = None) -> int:
     """Return how many ranks to start on this node: `trainer.devices`, else all GPUs, else 1.
 
     Args:
@@ -208,7 +206,7 @@ def _wandb_faults(config: RunConfig, environment: Mapping[str, str]) -> Iterator
     except (netrc.NetrcParseError, OSError) as error:
         yield f"logger.mode=online, but {file} cannot be read for the key of {host}: {error}"
         return
-    yield f"logger.mode=online has no key for {host}: set WANDB_API_KEY, run `wandb login`, or write logger.mode=offline"
+    yield f"logger.mode=online has no key for {host}: set WANDB_API_KEY, run `wandb login`, or take logger.mode=offline"
 
 
 def place_faults(config: RunConfig) -> list[str]:

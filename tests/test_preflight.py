@@ -74,7 +74,12 @@ SRUN = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "8", 
         (["trainer.accelerator=cuda"], {}, CPU, "trainer.accelerator=cuda, but this machine shows no GPU"),
         (["trainer.accelerator=cuda"], {}, Machine(4, False), "the installed torch is a build for CPUs"),
         (["trainer.devices=8"], {}, FOUR, "trainer.devices=8, but 4 GPUs are here: use at most 4"),
-        (["trainer.devices=1024", "trainer.global_batch_sequences=1024"], {}, CPU, "trainer.devices=1024, but there are"),
+        (
+            ["trainer.devices=1024", "trainer.global_batch_sequences=1024"],
+            {},
+            CPU,
+            "trainer.devices=1024, but there are",
+        ),
         ([], SRUN | {"SLURM_STEP_NUM_TASKS": "16"}, FOUR, "srun ranks on this node=8, but 4 GPUs are here"),
         (["adapter=qlora"], {}, CPU, "adapter=qlora needs a GPU (4-bit kernels), but this machine shows no GPU"),
         (["optim=adamw_8bit"], {}, CPU, "optim=adamw_8bit needs a GPU"),
@@ -183,8 +188,12 @@ def test_data_files_are_looked_at(tmp_path: Path) -> None:
     assert "is of an unknown kind: .jsonl, .jsonl.gz, .json, .parquet, .csv can be read" in faults("train.xlsx")
     assert "is of an unknown kind" in faults("train.txt")
     assert faults("train.txt", "task=pretrain", "data=text") == ""
-    assert faults("train.jsonl", "data.validation_path=none.jsonl").startswith("data.validation_path=none.jsonl does not")
-    assert data_faults(replace(config(), data=replace(config().data, path=" "))) == ["data.path is empty: write the path of a file"]
+    assert faults("train.jsonl", "data.validation_path=none.jsonl").startswith(
+        "data.validation_path=none.jsonl does not"
+    )
+    assert data_faults(replace(config(), data=replace(config().data, path=" "))) == [
+        "data.path is empty: write the path of a file"
+    ]
 
 
 def test_every_reason_is_told_at_once_and_the_exit_code_says_whose_they_are(tmp_path: Path) -> None:

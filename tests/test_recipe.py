@@ -69,7 +69,10 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("strategy=zero1", "did you mean deepspeed_zero1?"),
         ("adapter=null", "adapter=null is no option of adapter: "),
         ("optim.nesterov=true", "optim.nesterov belongs to optim=muon, but this run has optim=adamw"),
-        ("trainer.max_steps=abc", "trainer.max_steps=abc is not a whole number: write for instance trainer.max_steps=100"),
+        (
+            "trainer.max_steps=abc",
+            "trainer.max_steps=abc is not a whole number: write for instance trainer.max_steps=100",
+        ),
         ("data.workers=1.5", "data.workers=1.5 is not a whole number"),
         ("optim.lr=abc", "optim.lr=abc is not a float: write for instance optim.lr=2e-5"),
         ("optim.lr=true", "optim.lr=true is not a float"),
@@ -77,7 +80,10 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("optim.lr=[1]", "optim.lr=[1] is not a float"),
         ("data.shuffle=maybe", "data.shuffle=maybe is neither true nor false: write for instance data.shuffle=true"),
         ("trainer.precision=fp23", "trainer.precision=fp23 is not one of fp32, bf16: did you mean fp32?"),
-        ("optim.betas=[0.9,x]", "optim.betas=[0.9,x] is not a list of floats: write for instance optim.betas=[0.9,0.95]"),
+        (
+            "optim.betas=[0.9,x]",
+            "optim.betas=[0.9,x] is not a list of floats: write for instance optim.betas=[0.9,0.95]",
+        ),
         ("optim.betas=0.9", "optim.betas=0.9 is not a list of floats"),
         ("adapter.target_modules=[1]", "adapter.target_modules=[1] must be text, but it reads as a number"),
         ("trainer=5", "trainer=5: trainer is a group of keys; `aitrain show trainer`"),
@@ -112,7 +118,10 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("trainer.max_epochs=null", "give exactly one of the two"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0.0 must be above 0"),
         ("trainer.devices=0", "trainer.devices=0 must be at least 1"),
-        ("trainer.devices=3", "trainer.global_batch_sequences=32 does not divide over 3 devices x 1 per device: write 30 or 33"),
+        (
+            "trainer.devices=3",
+            "trainer.global_batch_sequences=32 does not divide over 3 devices x 1 per device: write 30 or 33",
+        ),
         ("checkpoint.keep=0", "checkpoint.keep=0 must be at least 1"),
         ("checkpoint.every_steps=0", "checkpoint.every_steps=0 must be at least 1"),
         ("evaluate.max_new_tokens=0", "evaluate.max_new_tokens=0 must be at least 1"),
@@ -136,7 +145,10 @@ def test_each_kind_of_mistake_has_one_sentence_that_names_its_key(word: str, say
         (["data.validation_samples=5", "data.validation_path=v"], "data.validation_samples=5 has no effect beside"),
         (["adapter=qlora", "trainer.accelerator=cpu"], "adapter=qlora needs a GPU"),
         (["optim=adamw_8bit", "trainer.accelerator=cpu"], "optim=adamw_8bit needs a GPU"),
-        (["model.attention=flash_attention_2", "trainer.accelerator=cpu"], "model.attention=flash_attention_2 needs a GPU"),
+        (
+            ["model.attention=flash_attention_2", "trainer.accelerator=cpu"],
+            "model.attention=flash_attention_2 needs a GPU",
+        ),
         (["adapter=qlora", "strategy=fsdp"], "strategy=fsdp cannot shard them"),
         (["optim=muon", "strategy=fsdp"], "optim=muon orthogonalises whole matrices"),
         (["optim=muon", "optim.momentum=1"], "optim.momentum=1.0 must be"),
@@ -167,10 +179,22 @@ def test_a_misspelt_key_is_not_also_missing() -> None:
     [
         ("defaults: [base, _self_]\noptim:\n  lrr: 1\n", "mine.yaml:3: optim.lrr is not a key: did you mean optim.lr?"),
         ("defaults: [base, _self_]\noptim:\n  lr: abc\n", "mine.yaml:3: optim.lr=abc is not a float"),
-        ("defaults: [base, _self_]\nrun:\n  name: 3\n", "mine.yaml:3: run.name=3 must be text, but it reads as a number"),
-        ("defaults: [base, _self_]\noptim: muon\n", "mine.yaml:2: optim: muon chooses an option: write `- override optim"),
-        ("defaults: [base, override optim: adam, _self_]\n", "mine.yaml:1: optim=adam is no option of optim: did you mean"),
-        ("defaults: [base, override optm: adamw, _self_]\n", "optm in the defaults list is no group with a choice: did you"),
+        (
+            "defaults: [base, _self_]\nrun:\n  name: 3\n",
+            "mine.yaml:3: run.name=3 must be text, but it reads as a number",
+        ),
+        (
+            "defaults: [base, _self_]\noptim: muon\n",
+            "mine.yaml:2: optim: muon chooses an option: write `- override optim",
+        ),
+        (
+            "defaults: [base, override optim: adam, _self_]\n",
+            "mine.yaml:1: optim=adam is no option of optim: did you mean",
+        ),
+        (
+            "defaults: [base, override optm: adamw, _self_]\n",
+            "optm in the defaults list is no group with a choice: did you",
+        ),
         ("defaults: [base, override trainer: x, _self_]\n", "trainer in the defaults list is no group with a choice"),
         ("defaults: [base, optim: adamw, _self_]\n", "write `- override optim: adamw`"),
         ("defaults: [_self_, base]\n", "_self_ must stand last"),
@@ -233,7 +257,9 @@ def test_every_option_is_frozen_and_read_back_exactly(tmp_path: Path, group: str
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())[group]["option"] == option
 
 
-@pytest.mark.parametrize("text", ["1e5", "null", "yes", "${x}", r"\${x}", "a\nb", "é 字", "", " x ", "0012", "???x", "'\""])
+@pytest.mark.parametrize(
+    "text", ["1e5", "null", "yes", "${x}", r"\${x}", "a\nb", "é 字", "", " x ", "0012", "???x", "'\""]
+)
 def test_any_text_survives_freezing(tmp_path: Path, text: str) -> None:
     config = compose("sft_lora", GIVEN)
     config.evaluate.prompts = [text, "b"]
@@ -261,7 +287,9 @@ def test_a_damaged_run_yaml_is_refused(tmp_path: Path, change: tuple[str, str], 
 
 def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
     config = compose("sft_lora", [*GIVEN, "data.validation_samples=5"])
-    longer = amend(config, ["trainer.max_epochs=5", "trainer.devices=2", "checkpoint.keep=3", "logger=wandb", "logger.project=p"])
+    longer = amend(
+        config, ["trainer.max_epochs=5", "trainer.devices=2", "checkpoint.keep=3", "logger=wandb", "logger.project=p"]
+    )
     assert (longer.trainer.max_epochs, longer.trainer.devices, longer.checkpoint.keep) == (5.0, 2, 3)
     assert longer.logger == GROUPS["logger"]["wandb"](project="p")
     assert config.trainer.devices is None, "the frozen configuration itself stays"

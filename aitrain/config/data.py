@@ -45,7 +45,7 @@ class Data:
     """File with held-out data of the same kind; `null` = `data.validation_samples` are taken from `data.path`."""
 
     validation_samples: int | None = None
-    """Samples held out of `data.path` for evaluation, chosen by `seed`; `null` = none. Not together with `data.validation_path`."""
+    """Samples held out of `data.path` for evaluation, chosen by `seed`; `null` = none. Not with `validation_path`."""
 
     sequence_tokens: int = 1024
     """Longest sequence in tokens. Memory grows with it."""
@@ -59,7 +59,8 @@ class Data:
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
         if self.sequence_tokens < 2:
-            yield f"data.sequence_tokens={self.sequence_tokens} must be at least 2 (one token to read, one to predict): try 1024"
+            rule = "must be at least 2 (one token to read, one to predict): try 1024"
+            yield f"data.sequence_tokens={self.sequence_tokens} {rule}"
         if self.workers < 0:
             yield f"data.workers={self.workers} must be 0 or more"
         if self.validation_samples is not None and self.validation_samples < 1:

@@ -29,7 +29,8 @@ class Model:
     """A causal language model of the Hugging Face kind."""
 
     path: str = MISSING
-    """A Hugging Face folder, a `.gguf` file, `asset:NAME` (see `aitrain fetch`), or a hub name (needs `model.allow_network=true`)."""
+    """A Hugging Face folder, a `.gguf` file, `asset:NAME` (see `aitrain fetch`), or a hub name (needs
+    `model.allow_network=true`)."""
 
     init: ModelInit = ModelInit.pretrained
     """`pretrained` loads the weights; `random` takes only the folder's config and tokenizer and starts from `seed`."""
@@ -47,11 +48,13 @@ class Model:
     """Path of a Jinja file that replaces the model's own chat template; `null` = the model's own."""
 
     vetted_code_sha256: str | None = None
-    """Checksum of the Python code inside the model folder, as `aitrain check` prints it. Such code runs only when this matches; `null` = never."""
+    """Checksum of the Python code inside the model folder, as `aitrain check` prints it. Such code runs only when this
+    matches; `null` = never."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
         if self.path != MISSING and not str(self.path).strip():
             yield "model.path='' is empty: write a folder, a .gguf file, asset:NAME or a hub name"
         if self.revision is not None and not self.allow_network:
-            yield f"model.revision={self.revision!r} has no effect without the network: remove it, or add model.allow_network=true"
+            rule = "has no effect without the network: remove it, or add model.allow_network=true"
+            yield f"model.revision={self.revision!r} {rule}"

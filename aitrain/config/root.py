@@ -86,9 +86,11 @@ class RunConfig:
         if cpu and isinstance(self.optim, AdamW8bit):
             yield "optim=adamw_8bit needs a GPU, but trainer.accelerator=cpu: write optim=adamw"
         if cpu and self.model.attention.name == "flash_attention_2":
-            yield "model.attention=flash_attention_2 needs a GPU, but trainer.accelerator=cpu: write model.attention=sdpa"
+            rule = "needs a GPU, but trainer.accelerator=cpu: write model.attention=sdpa"
+            yield f"model.attention=flash_attention_2 {rule}"
         if isinstance(self.adapter, Qlora) and isinstance(self.strategy, (Fsdp, DeepspeedZero3)):
-            yield f"adapter=qlora keeps 4-bit weights whole on every rank: strategy={OPTION_OF[type(self.strategy)]} cannot shard them; write strategy=ddp"
+            rule = f"strategy={OPTION_OF[type(self.strategy)]} cannot shard them; write strategy=ddp"
+            yield f"adapter=qlora keeps 4-bit weights whole on every rank: {rule}"
         if isinstance(self.optim, Muon) and not isinstance(self.strategy, Ddp):
             yield (
                 f"optim=muon orthogonalises whole matrices, but strategy={OPTION_OF[type(self.strategy)]} gives the "

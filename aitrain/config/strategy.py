@@ -22,7 +22,7 @@ class Ddp(Strategy):
 
 @dataclass
 class Fsdp(Strategy):
-    """PyTorch's fully sharded data parallel, second generation (FSDP2): weights, gradients and optimizer state are sharded."""
+    """PyTorch's fully sharded data parallel, second generation (FSDP2): weights, gradients, optimizer state sharded."""
 
     reshard_after_forward: bool = True
     """Free the gathered weights after the forward pass: less memory, one more all-gather."""

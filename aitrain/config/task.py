@@ -20,7 +20,7 @@ class Sft(Task):
     """Supervised fine-tuning on conversations: the loss is taken on the assistant's turns only."""
 
     system_prompt: str | None = None
-    """System message put before every conversation that has none; `null` = what the model's chat template does by itself."""
+    """System message put before every conversation that has none; `null` = what the chat template does by itself."""
 
 
 @dataclass

@@ -43,12 +43,22 @@ def test_every_key_that_is_no_text_refuses_a_text_and_says_what_to_write(name: s
     with pytest.raises(RecipeError) as caught:
         convert(TABLE[name], "no such thing")
     message = str(caught.value)
-    assert message.startswith(f"{name}=no such thing is n") and ("write for instance" in message or "did you" in message)
+    assert message.startswith(f"{name}=no such thing is n") and (
+        "write for instance" in message or "did you" in message
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", True), ("seed", 1.5), ("seed", "nan"), ("seed", float("inf")), ("seed", [1]), ("seed", None), ("optim.lr", {})],
+    [
+        ("seed", True),
+        ("seed", 1.5),
+        ("seed", "nan"),
+        ("seed", float("inf")),
+        ("seed", [1]),
+        ("seed", None),
+        ("optim.lr", {}),
+    ],
 )
 def test_nothing_is_rounded_or_guessed(name: str, value: object) -> None:
     with pytest.raises(RecipeError, match=name):

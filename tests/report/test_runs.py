@@ -18,7 +18,9 @@ def make(folder: Path, metrics: list[dict[str, object]], events: list[str], tail
 
 
 def test_a_run_is_read_from_its_last_whole_lines(tmp_path: Path) -> None:
-    run = make(tmp_path / "a", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}], ["started", "finished"], '{"step": 3, "lo')
+    run = make(
+        tmp_path / "a", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}], ["started", "finished"], '{"step": 3, "lo'
+    )
     found = summary(run)
     assert (found.steps, found.loss, found.state) == (2, 2.5, "finished")
 
