@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Models: what stands in a folder or file (no torch), loading, adapters, export."""

@@ -1,0 +1,103 @@
+"""Puts LoRA, DoRA or QLoRA matrices beside a model's linear layers, through peft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import PreTrainedModel
+
+from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
+from aitrain.errors import ModelError
+
+
+@dataclass(frozen=True)
+class TrainableSummary:
+    """How much of a model is trained."""
+
+    trainable: int
+    """Weights that are trained."""
+
+    total: int
+    """All weights, those of the adapter too."""
+
+    @property
+    def share(self) -> float:
+        """Trained share of all weights."""
+        return self.trainable / max(self.total, 1)
+
+
+def apply_adapter(
+    model: PreTrainedModel, adapter: Adapter, autocast_adapter_dtype: bool = False
+) -> PreTrainedModel | PeftModel:
+    """Wrap a model with the recipe's adapter; without one it is returned as it is.
+
+    Args:
+        model: The loaded model.
+        adapter: The recipe's group `adapter`.
+        autocast_adapter_dtype: Whether adapter matrices beside bfloat16 weights are made float32; ZeRO-3 in bfloat16
+            needs one dtype for all.
+
+    Returns:
+        The model whose only trained weights are the adapter's, or the model itself.
+
+    Raises:
+        ModelError: A target module matches no layer, or 4-bit weights are asked of a model on the CPU.
+    """
+    if isinstance(adapter, NoAdapter):
+        return model
+    if not isinstance(adapter, Lora):
+        raise TypeError(f"adapter of unknown kind {type(adapter).__name__}")
+    if isinstance(adapter, Qlora):
+        if not getattr(model, "is_loaded_in_4bit", False):
+            raise ModelError(
+                "adapter=qlora needs a GPU (4-bit kernels), and the model is not held in 4 bits: write adapter=lora"
+            )
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if adapter.target_modules is not None:
+        _check_targets(model, list(adapter.target_modules))
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft says int and divides it: a float is right too
+        lora_dropout=adapter.dropout,
+        target_modules="all-linear" if adapter.target_modules is None else list(adapter.target_modules),
+        use_dora=isinstance(adapter, Dora),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ModelError(f"adapter cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def linear_endings(model: torch.nn.Module) -> list[str]:
+    """Return the last parts of the names of all linear layers.
+
+    Args:
+        model: Any model.
+    """
+    return sorted(
+        {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    )
+
+
+def _check_targets(model: torch.nn.Module, targets: list[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    lost = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
+    if lost:
+        raise ModelError(
+            f"adapter.target_modules: {', '.join(lost)} matches no layer of {type(model).__name__}: "
+            f"its linear layers end with {', '.join(linear_endings(model))}"
+        )
+
+
+def trainable_summary(model: torch.nn.Module) -> TrainableSummary:
+    """Count trained and all weights; a weight sharded by DeepSpeed counts whole.
+
+    Args:
+        model: Any model, wrapped or not.
+    """
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
+    return TrainableSummary(sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes))

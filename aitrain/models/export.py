@@ -1,0 +1,187 @@
+"""Writes trained weights as a Hugging Face folder that plain transformers (and peft) load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from aitrain.config import OPTION_OF, RunConfig
+from aitrain.config.adapter import Lora, NoAdapter, Qlora
+from aitrain.config.model import ModelInit
+from aitrain.errors import ModelError
+from aitrain.io import new_directory, write_text
+from aitrain.models.adapters import apply_adapter
+from aitrain.models.assets import ASSETS
+from aitrain.models.folder import Kind, inspect
+from aitrain.models.load import build_model, load_tokenizer, local_folder
+from aitrain.models.permissions import share_files
+from aitrain.models.quiet import quiet
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card tells about the run; `None` = not known."""
+
+    run: str
+    """Name of the run."""
+
+    step: int | None = None
+    """Optimizer steps of the checkpoint."""
+
+    tokens: int | None = None
+    """Trained tokens up to the checkpoint."""
+
+    loss_before: float | None = None
+    """Held-out loss before training, in nats per token."""
+
+    loss_after: float | None = None
+    """Held-out loss after training, in nats per token."""
+
+
+def export_folder(
+    config: RunConfig, weights: Mapping[str, torch.Tensor], to: Path, merge: bool, card: Card | None = None
+) -> None:
+    """Write a run's model: `to/model`, and `to/adapter` when the run trained one.
+
+    Args:
+        config: The run's configuration; its base model must still be where it was.
+        weights: Trained tensors, named as in `named_parameters()` of the model that was trained.
+        to: Folder to make; must not exist.
+        merge: Merge the adapter into the model; else only the adapter is written.
+        card: Facts for the model card.
+
+    Raises:
+        ModelError: A name is missing, unknown or of another shape, or the base model cannot be rebuilt.
+    """
+    card = card or Card(run=config.run.name or to.name)
+    model = trained_model(config, weights)
+    tokenizer = load_tokenizer(config.model)
+    model.config.use_cache = True
+    with new_directory(to) as folder:
+        if isinstance(model, PeftModel):
+            adapter = folder / "adapter"
+            _write_adapter(model, config, adapter)
+            _write_words(tokenizer, config, card, adapter, "peft")
+            if merge:
+                model = model.merge_and_unload()
+        if not isinstance(model, PeftModel):
+            _write_model(cast(PreTrainedModel, model), folder / "model")
+            _write_words(tokenizer, config, card, folder / "model", "transformers")
+        share_files(folder)
+
+
+def trained_model(config: RunConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel | PeftModel:
+    """Build the run's model on the CPU in float32 and put the trained tensors into it.
+
+    QLoRA's adapter is put on the unquantised base model.
+
+    Args:
+        config: The run's configuration.
+        weights: Trained tensors, named as in `named_parameters()`.
+
+    Raises:
+        ModelError: A name is missing, unknown or of another shape, or the base model cannot be rebuilt.
+    """
+    adapter = config.adapter
+    if isinstance(adapter, Lora) and config.model.init is ModelInit.random:
+        raise ModelError(
+            "an adapter on model.init=random cannot be exported: its base weights stand in no file; "
+            "train with model.init=pretrained or adapter=none"
+        )
+    if isinstance(adapter, Qlora):
+        adapter = Lora(**{f.name: getattr(adapter, f.name) for f in fields(Lora)})
+    model = apply_adapter(build_model(config.model, False, torch.float32), adapter)
+    own = dict(model.named_parameters())
+    unknown = sorted(set(weights) - set(own))
+    missing = sorted(name for name, weight in own.items() if weight.requires_grad and name not in weights)
+    if unknown or missing:
+        kind, names = ("unknown to", unknown) if unknown else ("missing for", missing)
+        raise ModelError(
+            f"{len(names)} trained tensors are {kind} the model of model.path={config.model.path}, first {names[0]}: "
+            "the checkpoint belongs to another model or adapter"
+        )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            if tensor.shape != own[name].shape:
+                raise ModelError(
+                    f"{name} has shape {tuple(tensor.shape)} in the checkpoint, but {tuple(own[name].shape)} in the "
+                    "model of "
+                    f"model.path={config.model.path}: the checkpoint belongs to another model or adapter"
+                )
+            own[name].copy_(tensor)
+    return model.eval()
+
+
+def _write_adapter(model: PeftModel, config: RunConfig, folder: Path) -> None:
+    base = config.model.path if inspect(config.model).kind is Kind.hub else str(local_folder(config.model).resolve())
+    for peft_config in model.peft_config.values():
+        peft_config.base_model_name_or_path = base
+        peft_config.inference_mode = True
+    with quiet():
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+
+
+def _write_model(model: PreTrainedModel, folder: Path) -> None:
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+    except ValueError as error:
+        # transformers refuses to save sampling settings that contradict each other, which some published models bring
+        if "generation" not in str(error).lower():
+            raise
+        raise ModelError(f"the base model's generation_config.json is not valid: mend it there ({error})") from error
+
+
+def _write_words(tokenizer: PreTrainedTokenizerFast, config: RunConfig, card: Card, folder: Path, library: str) -> None:
+    with quiet():
+        tokenizer.save_pretrained(folder)
+    write_text(folder / "README.md", model_card(config, card, library))
+
+
+def model_card(config: RunConfig, card: Card, library: str) -> str:
+    """Return the model card: where the model comes from and what was done to it.
+
+    Args:
+        config: The run's configuration.
+        card: Facts about the run.
+        library: `transformers` or `peft`.
+    """
+    reference = str(config.model.path)
+    hub = inspect(config.model).kind is Kind.hub
+    base = reference if hub or reference.startswith("asset:") else Path(reference).name
+    licence = ASSETS[reference.removeprefix("asset:")].licence if reference.startswith("asset:") else None
+    head: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
+    if hub:
+        head["base_model"] = reference
+    if licence:
+        head["license"] = licence.lower()
+    rows: list[tuple[str, Any]] = [
+        ("base model", f"{base}, revision {config.model.revision}" if config.model.revision else base),
+        ("started from", f"{config.model.init.name} weights"),
+        ("licence of the base model", licence or "see the base model"),
+        ("task", OPTION_OF[type(config.task)]),
+        ("adapter", OPTION_OF[type(config.adapter)]),
+        ("data", Path(config.data.path).name),
+        ("longest sequence", f"{config.data.sequence_tokens} tokens"),
+        ("global batch", f"{config.trainer.global_batch_sequences} sequences"),
+        ("optimizer", f"{OPTION_OF[type(config.optim)]}, learning rate {config.optim.lr:g}"),
+        ("seed", config.seed),
+        ("steps", card.step),
+        ("trained tokens", None if card.tokens is None else f"{card.tokens:,}"),
+        ("held-out loss before", None if card.loss_before is None else f"{card.loss_before:.4f}"),
+        ("held-out loss after", None if card.loss_after is None else f"{card.loss_after:.4f}"),
+    ]
+    lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "---", "", f"# {card.run}", ""]
+    lines += ["Trained with aitrain.", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in rows if value is not None]
+    if isinstance(config.adapter, Qlora):
+        lines += ["", "The adapter was trained beside 4-bit weights and stands here beside the unquantised ones."]
+    elif not isinstance(config.adapter, NoAdapter) and library == "transformers":
+        lines += ["", "The adapter is merged into the weights."]
+    return "\n".join(lines) + "\n"

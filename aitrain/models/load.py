@@ -1,0 +1,184 @@
+"""Builds the model and the tokenizer that a recipe names; each fault is one line, no weight is made up in silence."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from aitrain.config.model import Model, ModelInit
+from aitrain.errors import MissingExtraError, ModelError
+from aitrain.models.folder import Kind, inspect
+from aitrain.models.gguf import converted
+from aitrain.models.quiet import first_line, quiet
+
+_log = logging.getLogger(__name__)
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError)
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "*.py", "README.md", "LICENSE*"]
+
+
+def local_folder(model: Model) -> Path:
+    """Return the Hugging Face folder behind `model.path`: a GGUF file is converted and a hub name downloaded, once.
+
+    With several ranks, let one call it first: the others then find the result.
+
+    Args:
+        model: The recipe's group `model`.
+
+    Raises:
+        ModelError: The model cannot be used; every reason is told.
+    """
+    facts = inspect(model)
+    if facts.faults:
+        raise ModelError("\n".join(facts.faults))
+    if facts.kind is Kind.hub:
+        folder = _downloaded(model)
+        found = inspect(_at(model, folder))
+        if found.faults:
+            raise ModelError("\n".join(found.faults))
+        return folder
+    path = Path(facts.path)
+    return converted(path) if path.suffix == ".gguf" else path
+
+
+def _at(model: Model, folder: Path) -> Model:
+    return Model(
+        path=str(folder), init=model.init, attention=model.attention, vetted_code_sha256=model.vetted_code_sha256
+    )
+
+
+def _downloaded(model: Model) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:
+        at = f"@{model.revision}" if model.revision else ""
+        raise ModelError(
+            f"model.path={model.path}{at} cannot be downloaded: {first_line(error)}; check the name, or name "
+            "a local folder"
+        ) from error
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
+    """Load the tokenizer, with the recipe's chat template if it names one.
+
+    Args:
+        model: The recipe's group `model`.
+
+    Returns:
+        A tokenizer that has a padding token (end-of-text when it brings none).
+
+    Raises:
+        ModelError: There is no usable tokenizer, or it has neither a padding nor an end-of-text token.
+    """
+    folder = local_folder(model)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=model.vetted_code_sha256 is not None
+            )
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"model.path={model.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
+    if model.chat_template is not None:
+        tokenizer.chat_template = Path(model.chat_template).expanduser().read_text(encoding="utf-8")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"model.path={model.path}: its tokenizer has neither a padding nor an end-of-text token: "
+                "add eos_token to its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def build_model(
+    model: Model, adapter_is_quantised: bool = False, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load the model, or start it from its config alone when `model.init=random` (the caller sets the seed).
+
+    Also works inside DeepSpeed's ZeRO-3 while an `HfDeepSpeedConfig` is alive: each weight is then
+    sharded as it is loaded.
+
+    Args:
+        model: The recipe's group `model`.
+        adapter_is_quantised: Whether the linear layers are held in 4-bit NF4 on the current GPU.
+        dtype: Of the weights that are not quantised.
+
+    Returns:
+        The model in evaluation mode, without key-value cache.
+
+    Raises:
+        ModelError: The model cannot be loaded, or the files lack weights.
+        MissingExtraError: 4-bit weights need bitsandbytes.
+    """
+    folder = local_folder(model)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": model.attention.name,
+        "trust_remote_code": model.vetted_code_sha256 is not None,
+    }
+    if model.init is ModelInit.random and adapter_is_quantised:
+        raise ModelError("model.init=random makes no sense with adapter=qlora: there is nothing learned to keep")
+    try:
+        with quiet():
+            built = (
+                _from_config(folder, options)
+                if model.init is ModelInit.random
+                else _from_files(model, folder, options | (_four_bit() if adapter_is_quantised else {}))
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except _LOADING_ERRORS as error:
+        if "allocate memory" in str(error):
+            raise
+        raise ModelError(f"model.path={model.path} cannot be loaded: {first_line(error)}") from error
+    built.config.use_cache = False
+    return built
+
+
+def _from_config(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+    trust = options["trust_remote_code"]
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust)
+    return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, **options))
+
+
+def _from_files(model: Model, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+    )
+    built, loading = loaded
+    missing, extra = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+    if missing:
+        raise ModelError(
+            f"model.path={model.path} lacks {len(missing)} weights, first {missing[0]}: copy the model again "
+            "(they would start from random numbers)"
+        )
+    if extra:
+        _log.warning("model.path=%s has %d weights that are not used, first %s", model.path, len(extra), extra[0])
+    return cast(PreTrainedModel, built)
+
+
+def _four_bit() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        raise ModelError("adapter=qlora needs a GPU (4-bit kernels), and this process has none: write adapter=lora")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "adapter=qlora needs bitsandbytes, which is not installed: pip install 'aitrain[qlora]'"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": quantisation, "device_map": {"": torch.cuda.current_device()}}
