@@ -122,16 +122,14 @@ class MicroBatches(Dataset[Batch]):
     An item is a dict of `input_ids`, `attention_mask` and `labels` (each int64, shape (M, L)), the whole step's
     `global_trained_tokens`, `global_tokens` and `global_samples` over all ranks (counted without communication), `step`
     (from 0) and `last_micro_batch` (of its step). Use with `DataLoader(..., batch_size=None, shuffle=False)`.
+
+    Args:
+        tokens: Training samples, as many as `plan.size`.
+        plan: How they are dealt.
+        pad_token: Id that fills rows to the longest one; never seen by the loss.
     """
 
     def __init__(self, tokens: TokenSet, plan: StepPlan, pad_token: int) -> None:
-        """Deal a token set by a plan.
-
-        Args:
-            tokens: Training samples, as many as `plan.size`.
-            plan: How they are dealt.
-            pad_token: Id that fills rows to the longest one; never seen by the loss.
-        """
         assert len(tokens) == plan.size, f"{len(tokens)} samples, the plan says {plan.size}"
         self.tokens = tokens
         self.plan = plan
@@ -162,18 +160,16 @@ class EvaluationBatches(Dataset[Batch]):
 
     An item is a dict of `input_ids`, `attention_mask` and `labels` (each int64, shape (M, L)), and this batch's own
     `trained_tokens`, `tokens` and `samples`.
+
+    Args:
+        tokens: Held-out samples.
+        micro_batch: Samples per rank at once.
+        rank: This rank, from 0.
+        world: Number of ranks.
+        pad_token: Id that fills rows to the longest one.
     """
 
     def __init__(self, tokens: TokenSet, micro_batch: int, rank: int, world: int, pad_token: int) -> None:
-        """Deal a held-out set over the ranks.
-
-        Args:
-            tokens: Held-out samples.
-            micro_batch: Samples per rank at once.
-            rank: This rank, from 0.
-            world: Number of ranks.
-            pad_token: Id that fills rows to the longest one.
-        """
         self.tokens = tokens
         self.micro_batch = micro_batch
         self.rank = rank
@@ -210,7 +206,8 @@ def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) 
 
     Returns:
         `input_ids`, `attention_mask` and `labels`, int64, shape (M, L) with L the longest sample but at least 2. Labels
-        stand at the position of their token (not shifted) and are -100 where there is no loss.
+        stand at the position of their token (not shifted) and are -100 where there is no loss. `predicting`, int64,
+        shape (K,), K >= 1: the positions whose next token is trained in some row, the only ones that need logits.
     """
     samples = [tokens[int(row)] for row in rows]
     width = max(2, *(len(ids) for ids, _ in samples)) if samples else 2
@@ -223,10 +220,13 @@ def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) 
         attention_mask[row, : len(ids)] = 1
         labels[row, : len(ids)] = np.where(trained, ids, IGNORED)
     labels[:, 0] = IGNORED
+    # found here, on the host: on a GPU, looking for them would make the host wait in every micro-batch
+    predicting = np.flatnonzero((labels[:, 1:] != IGNORED).any(axis=0))
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention_mask),
         "labels": torch.from_numpy(labels),
+        "predicting": torch.from_numpy(predicting if len(predicting) else np.zeros(1, dtype=np.int64)),
     }
 
 

@@ -46,17 +46,16 @@ class _Turn:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, with what is learned from it once."""
+    """The chat template of a tokenizer, with what is learned from it once.
+
+    Args:
+        tokenizer: A fast transformers tokenizer.
+
+    Raises:
+        DataError: The tokenizer has no chat template, or several and none is the default.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Take the template a tokenizer carries.
-
-        Args:
-            tokenizer: A fast transformers tokenizer.
-
-        Raises:
-            DataError: The tokenizer has no chat template, or several and none is the default.
-        """
         if not tokenizer.chat_template:
             raise DataError(
                 "the model's tokenizer has no chat template, so conversations cannot be written as it expects: "

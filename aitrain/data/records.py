@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -37,10 +38,7 @@ def read_records(path: Path, text_field: str | None = None) -> Iterator[Placed]:
         DataError: The file is missing, empty, of an unknown kind, broken or not UTF-8; or a record is no object or has
             no text.
     """
-    if not path.exists():
-        raise DataError(f"data file {path} does not exist: check data.path and data.validation_path")
-    if not path.is_file():
-        raise DataError(f"{path} is no file: give one file that ends with {', '.join(SUFFIXES)}")
+    check_file(path)
     count = 0
     for where, record in _reader(path, text_field or "text"):
         count += 1
@@ -49,6 +47,25 @@ def read_records(path: Path, text_field: str | None = None) -> Iterator[Placed]:
         yield where, record
     if not count:
         raise DataError(f"{path} holds no record ({path.stat().st_size} bytes): give a file with data")
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path that cannot be a data file.
+
+    Args:
+        path: Where the data shall be.
+
+    Raises:
+        DataError: Nothing is there, it is no file, it cannot be opened, or its name ends with no known suffix.
+    """
+    if not path.exists():
+        raise DataError(f"data file {path} does not exist: check data.path and data.validation_path")
+    if not path.is_file():
+        raise DataError(f"{path} is no file: give one file that ends with {', '.join(SUFFIXES)}")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{path} is of an unknown kind: the name must end with one of {', '.join(SUFFIXES)}")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by this user: change its permissions")
 
 
 def _reader(path: Path, text_field: str) -> Iterator[Placed]:
@@ -61,9 +78,7 @@ def _reader(path: Path, text_field: str) -> Iterator[Placed]:
         return _read_parquet(path)
     if name.endswith(".csv"):
         return _read_csv(path)
-    if name.endswith(".txt"):
-        return _read_text(path, text_field)
-    raise DataError(f"{path} is of an unknown kind: the name must end with one of {', '.join(SUFFIXES)}")
+    return _read_text(path, text_field)
 
 
 def _require_text(record: Record, field: str, where: str) -> None:

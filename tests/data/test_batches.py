@@ -91,6 +91,7 @@ def test_an_empty_micro_batch_has_no_label_and_one_visible_token_per_row(tokens:
     assert last["input_ids"].tolist() == [[PAD, PAD]] * 2
     assert last["attention_mask"].tolist() == [[1, 0]] * 2
     assert last["labels"].tolist() == [[-100, -100]] * 2
+    assert last["predicting"].tolist() == [0]
     assert last["global_samples"] == 1
 
 
@@ -125,6 +126,7 @@ def test_collate_by_hand(tmp_path: Path) -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, PAD, PAD], [PAD, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 7], [-100, -100, -100], [-100, -100, -100]]
+    assert batch["predicting"].tolist() == [1]  # what follows the second position is trained, nothing else
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 

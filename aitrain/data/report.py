@@ -1,0 +1,154 @@
+"""The account of prepared data: what came in, what is trained, what was left out, where and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_SHOWN = 5
+_QUANTILES = (0, 10, 50, 90, 99, 100)
+
+
+@dataclass
+class Places:
+    """How often something was met, and where first."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, where: str) -> None:
+        """Count one more.
+
+        Args:
+            where: Place of the record.
+        """
+        self.count += 1
+        if len(self.first) < _SHOWN:
+            self.first.append(where)
+
+    def __str__(self) -> str:
+        return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
+
+
+@dataclass
+class SourceReport:
+    """The account of one data file."""
+
+    file: str
+    records: int = 0
+    """Records (or documents) read."""
+
+    sequences: int = 0
+    """Token sequences kept."""
+
+    tokens: int = 0
+    trained_tokens: int = 0
+    """Tokens with loss; the first of a sequence never is one."""
+
+    dropped: dict[str, Places] = field(default_factory=dict)
+    """Reason -> records left out."""
+
+    truncated: Places = field(default_factory=Places)
+    """Records cut at `data.sequence_tokens`."""
+
+    longest_tokens: int = 0
+    """Length of the longest record before anything was cut."""
+
+    longest_at: str = ""
+    length_quantiles: dict[str, int] = field(default_factory=dict)
+    """Lengths of the kept sequences: percent -> tokens."""
+
+    def drop(self, reason: str, where: str) -> None:
+        """Count a record that is left out.
+
+        Args:
+            reason: Why, as a user reads it.
+            where: Place of the record.
+        """
+        self.dropped.setdefault(reason, Places()).add(where)
+
+    def see(self, tokens: int, where: str) -> None:
+        """Count a record that was read.
+
+        Args:
+            tokens: Its length before anything is cut.
+            where: Place of the record.
+        """
+        self.records += 1
+        if tokens > self.longest_tokens:
+            self.longest_tokens, self.longest_at = tokens, where
+
+    def measure(self, lengths: npt.NDArray[np.int64], trained_counts: npt.NDArray[np.int64]) -> None:
+        """Fill in what is kept.
+
+        Args:
+            lengths: Tokens of each kept sequence, shape (N,).
+            trained_counts: Trained tokens of each, shape (N,).
+        """
+        self.sequences = len(lengths)
+        self.tokens = int(lengths.sum())
+        self.trained_tokens = int(trained_counts.sum())
+        if len(lengths):
+            values = np.percentile(lengths, _QUANTILES, method="nearest")
+            self.length_quantiles = {str(q): int(value) for q, value in zip(_QUANTILES, values, strict=True)}
+
+    def lines(self) -> list[str]:
+        """Write the account for people, one fact a line."""
+        share = 100 * self.trained_tokens / max(1, self.tokens)
+        spread = ", ".join(f"{percent} %: {length}" for percent, length in self.length_quantiles.items())
+        lines = [
+            f"{self.file}: {self.records:,} records, {self.sequences:,} sequences, {self.tokens:,} tokens, "
+            f"{self.trained_tokens:,} trained ({share:.1f} %)",
+            f"  tokens per sequence: {spread}; longest record {self.longest_tokens:,} ({self.longest_at})",
+        ]
+        if self.truncated.count:
+            lines.append(f"  truncated: {self.truncated.count:,} ({self.truncated})")
+        lines += [f"  dropped: {places.count:,} {reason} ({places})" for reason, places in self.dropped.items()]
+        return lines
+
+    def save(self, path: Path) -> None:
+        """Write the account as JSON.
+
+        Args:
+            path: File to write.
+        """
+        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> SourceReport:
+        """Read an account back.
+
+        Args:
+            path: File that `save` wrote.
+        """
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values["truncated"] = Places(**values["truncated"])
+        values["dropped"] = {reason: Places(**places) for reason, places in values["dropped"].items()}
+        return cls(**values)
+
+
+@dataclass
+class Report:
+    """The account of a run's data."""
+
+    sources: list[SourceReport]
+    """The training file, then the validation file where one is named."""
+
+    train_sequences: int
+    validation_sequences: int
+
+    def text(self) -> str:
+        """Write the account for people."""
+        lines = [line for source in self.sources for line in source.lines()]
+        return "\n".join(
+            [*lines, f"training on {self.train_sequences:,} sequences, {self.validation_sequences:,} held out"]
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the account as plain values, for JSON."""
+        return asdict(self)
