@@ -67,7 +67,8 @@ class Zero(DeepSpeedStrategy):
         self._hf_config: Any = None
 
     @property
-    def _model(self) -> nn.Module:
+    def trained_model(self) -> nn.Module:
+        """The task's model, without Lightning's or a strategy's wrapper."""
         model: nn.Module = self.lightning_module.model
         return model
 
@@ -143,11 +144,11 @@ class Zero(DeepSpeedStrategy):
         """Yield name and whole fp32 master value (on the CPU) of every trained parameter and persistent buffer."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, parameter in trained(self._model):
+        for name, parameter in trained(self.trained_model):
             value = safe_get_full_fp32_param(parameter)
             assert value is not None, f"DeepSpeed has no master weight of {name}"
             yield name, value.detach().float().to("cpu")
-        for name, buffer in persistent_buffers(self._model):
+        for name, buffer in persistent_buffers(self.trained_model):
             yield name, buffer.detach().to("cpu")
 
     def load_full_weights(self, read: Reader) -> None:
@@ -159,12 +160,12 @@ class Zero(DeepSpeedStrategy):
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param
 
-        for name, parameter in trained(self._model):
+        for name, parameter in trained(self.trained_model):
             value = read(name).to(self.root_device)
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
                 parameter.data.copy_(value)
             safe_set_full_fp32_param(parameter, value)
-        for name, buffer in persistent_buffers(self._model):
+        for name, buffer in persistent_buffers(self.trained_model):
             buffer.copy_(read(name))
 
     def full_optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -173,7 +174,7 @@ class Zero(DeepSpeedStrategy):
 
         inner = self._zero_optimizer.optimizer.state
         first = next((state for state in inner.values() if state), {})
-        for name, parameter in trained(self._model):
+        for name, parameter in trained(self.trained_model):
             for key, value in first.items():
                 if torch.is_tensor(value) and value.ndim > 0:
                     yield name, key, safe_get_full_optimizer_state(parameter, key).detach().to("cpu")
@@ -189,7 +190,7 @@ class Zero(DeepSpeedStrategy):
         """
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        names = [name for name, _ in trained(self._model) if keys.get(name)]
+        names = [name for name, _ in trained(self.trained_model) if keys.get(name)]
         if not names:
             return
         scalars = [key for key in keys[names[0]] if read(names[0], key).ndim == 0]
@@ -204,7 +205,7 @@ class Zero(DeepSpeedStrategy):
                 state[key] = read(names[0], key).to(flat.device)
         if self._stage < 3:
             self._zero_optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in trained(self._model):
+        for name, parameter in trained(self.trained_model):
             for key in tensors:
                 safe_set_full_optimizer_state(parameter, read(name, key).to(self.root_device), key)
 

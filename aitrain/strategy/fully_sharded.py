@@ -50,7 +50,7 @@ class FullySharded(LocalState, ModelParallelStrategy):  # type: ignore[misc]
         Args:
             trainer: Lightning's trainer.
         """
-        model = self._model
+        model = self.trained_model
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if self._bf16 else MixedPrecisionPolicy()
         options: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],

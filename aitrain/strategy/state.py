@@ -89,15 +89,16 @@ class LocalState:
     optimizers: Any
 
     @property
-    def _model(self) -> nn.Module:
+    def trained_model(self) -> nn.Module:
+        """The task's model, without Lightning's or a strategy's wrapper."""
         model: nn.Module = self.lightning_module.model
         return model
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield name and whole fp32 value (on the CPU) of every trained parameter and persistent buffer."""
-        for name, parameter in trained(self._model):
+        for name, parameter in trained(self.trained_model):
             yield name, whole(parameter)
-        for name, buffer in persistent_buffers(self._model):
+        for name, buffer in persistent_buffers(self.trained_model):
             yield name, whole(buffer)
 
     def load_full_weights(self, read: Reader) -> None:
@@ -106,15 +107,15 @@ class LocalState:
         Args:
             read: Returns the whole tensor of a name.
         """
-        for name, parameter in trained(self._model):
+        for name, parameter in trained(self.trained_model):
             copy_whole(parameter, read(name))
-        for name, buffer in persistent_buffers(self._model):
+        for name, buffer in persistent_buffers(self.trained_model):
             copy_whole(buffer, read(name))
 
     def full_optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """Yield parameter name, state key and whole value (on the CPU) of the optimizer's state."""
         state = self.optimizers[0].state
-        for name, parameter in trained(self._model):
+        for name, parameter in trained(self.trained_model):
             for key, value in state.get(parameter, {}).items():
                 if torch.is_tensor(value):
                     yield name, key, whole(value)
@@ -128,7 +129,7 @@ class LocalState:
         """
         optimizer = self.optimizers[0]
         fused = any(group.get("fused") for group in optimizer.param_groups)
-        for name, parameter in trained(self._model):
+        for name, parameter in trained(self.trained_model):
             for key in keys.get(name, []):
                 value = read(name, key)
                 if value.shape == parameter.shape:
@@ -147,7 +148,7 @@ class LocalState:
         Returns:
             The norm before, a scalar on the device.
         """
-        parameters = [p for _, p in trained(self._model) if p.grad is not None]
+        parameters = [p for _, p in trained(self.trained_model) if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()

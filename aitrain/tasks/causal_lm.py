@@ -97,21 +97,6 @@ class CausalLM(pl.LightningModule):
         output = self.model(input_ids=batch["input_ids"], logits_to_keep=positions, use_cache=False)
         return output.logits, targets[:, positions]
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Add the positions that predict a trained token, while the batch is still on the host.
-
-        Finding them on a GPU would make the host wait for it in every micro-batch.
-
-        Args:
-            batch: `labels`, int64 `(B, L)`, on the CPU.
-            dataloader_idx: Number of the loader.
-
-        Returns:
-            The batch with `predicting`, int64 `(K,)`; K is at least 1, so that every rank runs the head.
-        """
-        predicting = (batch["labels"][:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
-        return {**batch, "predicting": predicting if len(predicting) else torch.zeros(1, dtype=torch.int64)}
-
     def configure_model(self) -> None:
         """Build the model once, in the strategy's way (sharded while it loads, where the strategy can)."""
         if self.model is not None:

@@ -1,0 +1,118 @@
+"""What the devices can hold and do: micro-batch from memory, floating-point operations, peaks."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from aitrain.config import OPTION_OF, RunConfig
+from aitrain.config.adapter import Lora
+from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero3, Fsdp
+from aitrain.config.trainer import Precision
+from aitrain.dist.group import Group
+from aitrain.dist.ranks import Ranks
+from aitrain.errors import RecipeError
+from aitrain.models.folder import inspect
+from aitrain.models.memory import micro_batch_estimate
+
+HOST_SHARE = 0.6
+"""Share of the free host memory that training on a CPU plans with: the rest is the operating system's and the loader's."""
+
+DEVICE_SHARE = 0.85
+"""Share of the free device memory that is planned with: the allocator's fragmentation and the libraries need the rest."""
+
+LARGEST_ON_CPU = 8
+"""On a CPU more sequences at once are not faster, only more padding."""
+
+PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "B200": 2250e12, "MI250X": 191.5e12, "MI300": 1307e12}
+"""Dense bf16 peak of one device as torch counts devices, floating-point operations per second, from the vendors' data sheets."""
+
+
+def peak_flops(accelerator: str, precision: Precision) -> float | None:
+    """Return the peak of one device in floating-point operations per second, or None where it is not known.
+
+    Args:
+        accelerator: `cpu` or `cuda`.
+        precision: The recipe's arithmetic; only bf16 peaks are tabled.
+    """
+    if accelerator != "cuda" or precision is not Precision.bf16:
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for word, peak in sorted(PEAK_BF16.items(), key=lambda entry: -len(entry[0])) if word in name), None)
+
+
+def flops_per_token(config: RunConfig) -> float:
+    """Estimate the floating-point operations of forward and backward per token: 6 per weight, 4 where the weights are frozen.
+
+    Args:
+        config: The run.
+
+    Source: Kaplan et al., arXiv:2001.08361, section 2.1 (2 per weight forward, 4 backward; attention not counted); with
+    frozen weights the backward pass has no gradient of the weights, which is half of it.
+    """
+    weights = inspect(config.model).parameters or 0
+    return (4.0 if isinstance(config.adapter, Lora) else 6.0) * weights
+
+
+def micro_batch(config: RunConfig, ranks: Ranks, accelerator: str, group: Group) -> int:
+    """Return the sequences per device at once: the recipe's, or the most that memory is estimated to hold.
+
+    Args:
+        config: The run.
+        ranks: This process's place.
+        accelerator: `cpu` or `cuda`.
+        group: The ranks; the smallest answer of all counts.
+
+    Returns:
+        A number that divides the global batch over the ranks.
+
+    Raises:
+        RecipeError: The batch does not divide, or not even one sequence fits.
+    """
+    faults = list(config.batch_faults(ranks.local_world, ranks.nodes))
+    if faults:
+        raise RecipeError(faults)
+    if config.trainer.micro_batch_sequences is not None:
+        return config.trainer.micro_batch_sequences
+    per_rank = config.trainer.global_batch_sequences // ranks.world
+    free = _free_bytes(ranks, accelerator)
+    fitting = micro_batch_estimate(
+        inspect(config.model),
+        config.data.sequence_tokens,
+        bytes_free=free,
+        trainable_share=0.01 if isinstance(config.adapter, Lora) else 1.0,
+        precision_bytes=4 if config.trainer.precision is Precision.fp32 else 2,
+        checkpointing=config.trainer.activation_checkpointing,
+        per_rank_state_bytes=_state_bytes(config, ranks),
+    )
+    fitting = -group.largest(-fitting)
+    if fitting < 1:
+        raise RecipeError(
+            f"trainer.micro_batch_sequences=null: not one sequence of {config.data.sequence_tokens} tokens is estimated to fit into "
+            f"{free / 1e9:.1f} GB beside the model under strategy={OPTION_OF[type(config.strategy)]}: write a smaller "
+            "data.sequence_tokens, trainer.activation_checkpointing=true, adapter=lora or strategy=deepspeed_zero3 on more devices; "
+            "or trainer.micro_batch_sequences=1 to try all the same"
+        )
+    most = min(fitting, per_rank, LARGEST_ON_CPU if accelerator == "cpu" else per_rank)
+    return next(rows for rows in range(most, 0, -1) if per_rank % rows == 0)
+
+
+def _free_bytes(ranks: Ranks, accelerator: str) -> int:
+    if accelerator == "cuda":
+        return int(DEVICE_SHARE * torch.cuda.mem_get_info(ranks.local_rank)[0])
+    return int(HOST_SHARE * psutil.virtual_memory().available / ranks.local_world)
+
+
+def _state_bytes(config: RunConfig, ranks: Ranks) -> int:
+    """Estimate weights, gradients and optimizer state per rank: 16 bytes per trained weight with AdamW, 4 per frozen one."""
+    weights = inspect(config.model).parameters or 0
+    trained = 0.01 * weights if isinstance(config.adapter, Lora) else float(weights)
+    held = 4.0 * weights
+    gradients, moments = 4.0 * trained, 8.0 * trained
+    strategy, world = config.strategy, ranks.world
+    if isinstance(strategy, (Fsdp, DeepspeedZero3)):
+        return int((held + gradients + moments) / world)
+    if isinstance(strategy, Ddp):
+        return int(held + gradients + moments)
+    assert isinstance(strategy, DeepspeedZero1), f"no memory formula for {type(strategy).__name__}"
+    return int(held + gradients + (moments + 4.0 * trained) / world)

@@ -1,0 +1,113 @@
+"""How a run is started: checked once, frozen once, then one process per device, whoever starts them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from aitrain.dist.processes import run_ranks
+from aitrain.dist.ranks import Ranks, detect
+from aitrain.errors import AitrainError, DataError, RecipeError
+from aitrain.preflight import refuse_faults, usable_devices
+from aitrain.recipe import amend, compose, freeze
+from aitrain.trainer.run_directory import RunDirectory
+
+
+def train(recipe: str, overrides: Sequence[str]) -> int:
+    """Train a recipe here: on this machine's devices, or as one rank of torchrun or srun.
+
+    Args:
+        recipe: Name or path of a recipe.
+        overrides: Words `key=value`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        AitrainError: Anything the user can mend; nothing has been made then.
+    """
+
+    def new_run() -> Path:
+        config = compose(recipe, overrides)
+        refuse_faults(config)
+        return RunDirectory.create(config).path
+
+    return _start(new_run)
+
+
+def resume(run: Path, overrides: Sequence[str]) -> int:
+    """Go on with a run from its newest good checkpoint, on any number of ranks.
+
+    Args:
+        run: The run directory.
+        overrides: Words `key=value`; only keys that losses do not depend on.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        AitrainError: Anything the user can mend; the run is as it was then.
+    """
+
+    def same_run() -> Path:
+        directory = RunDirectory.open(run)
+        before = directory.config()
+        config = amend(before, overrides)
+        refuse_faults(config, new_run=False)
+        if config != before:
+            freeze(config, directory.config_file)
+            directory.event("changed", overrides=list(overrides))
+        return run
+
+    return _start(same_run)
+
+
+def _start(prepare: Callable[[], Path]) -> int:
+    ranks = detect()
+    if ranks.launcher in ("torchrun", "srun") and ranks.world > 1:
+        return _as_rank(ranks, prepare)
+    path = prepare()
+    config = RunDirectory.open(path).config()
+    count = usable_devices(config)
+    if count > 1:
+        return run_ranks([sys.executable, "-m", "aitrain.trainer.rank", str(path)], count)
+    from aitrain.trainer.fit import fit
+
+    return fit(RunDirectory.open(path), Ranks())
+
+
+def _as_rank(ranks: Ranks, prepare: Callable[[], Path]) -> int:
+    """Run as one of many that torchrun or srun started: rank 0 checks and freezes, the others read what it froze."""
+    from aitrain.dist.group import Group
+    from aitrain.trainer.fit import fit
+
+    path: Path | None = None
+    fault: tuple[int, str] | None = None
+    if ranks.is_first:
+        try:
+            path = prepare()
+        except AitrainError as error:
+            fault = (error.exit_code, str(error))
+    group = Group(ranks, _accelerator_of(ranks))
+    try:
+        fault, answer = group.from_first((fault, str(path)))
+        if fault is not None:
+            # every rank leaves with the same code; only the first one speaks
+            raise _fault(fault) if ranks.is_first else SystemExit(fault[0])
+        return fit(RunDirectory.open(Path(answer)), ranks, group)
+    finally:
+        group.close()
+
+
+def _fault(fault: tuple[int, str]) -> AitrainError:
+    return DataError(fault[1]) if fault[0] == DataError.exit_code else RecipeError(fault[1])
+
+
+def _accelerator_of(ranks: Ranks) -> str:
+    """Choose the backend before the frozen configuration is known: GPUs when every local rank can have one."""
+    import torch
+
+    return "cuda" if torch.cuda.device_count() >= ranks.local_world else "cpu"
+
+
