@@ -102,18 +102,18 @@ class StepPlan:
         numbers = np.arange(first, min(first + self.global_batch, self.total_samples), dtype=np.int64)
         return sample_indices(self.seed, numbers, self.size, self.shuffle)
 
-    def rows(self, step: int, micro_step: int) -> Integers:
-        """List the samples of this rank in one micro-step.
+    def share(self, samples: Integers, micro_step: int) -> Integers:
+        """Take this rank's part of one micro-step.
 
         Args:
-            step: Optimizer step, from 0.
+            samples: What `step_samples` gives for the step.
             micro_step: Micro-step within it, 0 to A - 1.
 
         Returns:
             Indices into the data, shape (M,), or fewer (even none) where the run's samples end.
         """
-        begin = micro_step * self.world * self.micro_batch + self.rank * self.micro_batch
-        return self.step_samples(step)[begin : begin + self.micro_batch]
+        begin = (micro_step * self.world + self.rank) * self.micro_batch
+        return samples[begin : begin + self.micro_batch]
 
 
 class MicroBatches(Dataset[Batch]):
@@ -134,6 +134,8 @@ class MicroBatches(Dataset[Batch]):
         self.tokens = tokens
         self.plan = plan
         self.pad_token = pad_token
+        self._step = -1
+        self._samples: Integers = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return (self.plan.steps - self.plan.first_step) * self.plan.accumulation
@@ -144,12 +146,14 @@ class MicroBatches(Dataset[Batch]):
         plan = self.plan
         step, micro_step = divmod(k, plan.accumulation)
         step += plan.first_step
-        whole = plan.step_samples(step)
+        if step != self._step:
+            # Kept for the other micro-steps: drawing thousands of samples anew for each would be felt.
+            self._step, self._samples = step, plan.step_samples(step)
         return {
-            **collate(self.tokens, plan.rows(step, micro_step), plan.micro_batch, self.pad_token),
-            "global_trained_tokens": int(self.tokens.trained_counts[whole].sum()),
-            "global_tokens": int(self.tokens.lengths[whole].sum()),
-            "global_samples": len(whole),
+            **collate(self.tokens, plan.share(self._samples, micro_step), plan.micro_batch, self.pad_token),
+            "global_trained_tokens": int(self.tokens.trained_counts[self._samples].sum()),
+            "global_tokens": int(self.tokens.lengths[self._samples].sum()),
+            "global_samples": len(self._samples),
             "step": step,
             "last_micro_batch": micro_step == plan.accumulation - 1,
         }

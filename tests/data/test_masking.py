@@ -187,44 +187,6 @@ def test_qwen25_tool_messages_are_not_trained(small_tokenizer: Make) -> None:
     assert learned(small_tokenizer("qwen25"), messages) == ["call<|im_end|>", "Yes.<|im_end|>"]
 
 
-PARTS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}BODY{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}",
-        "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}",
-        "{%- generation -%}{{ m['content'] }}{%- endgeneration -%}{{ '<|im_end|>\n' }}",
-    ],
-)
-def test_generation_blocks_wherever_they_end(small_tokenizer: Make, body: str) -> None:
-    tokenizer = small_tokenizer("chatml", template=PARTS.replace("BODY", body))
-    assert learned(tokenizer, talk("Yes.", " Yes.\n", "x", "b<|im_end|>")) == [
-        " Yes.\n<|im_end|>",
-        "b<|im_end|><|im_end|>",
-    ]
-
-
-def test_generation_block_says_where_a_turn_begins(small_tokenizer: Make) -> None:
-    body = "{{ 'Hm:' }}{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
-    tokenizer = small_tokenizer("chatml", template=PARTS.replace("BODY", body))
-    assert learned(tokenizer, talk("a", "Yes.")) == ["Yes.<|im_end|>"]
-
-
-def test_a_prompt_that_opens_a_thought(small_tokenizer: Make) -> None:
-    """As in DeepSeek-R1's template: the prompt ends with <think>, finished answers are written without."""
-    template = PARTS.replace("BODY", "{{ m['content'] + '<|im_end|>\n' }}").replace(
-        "assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif"
-    )
-    tokenizer = small_tokenizer("chatml", template=template)
-    assert learned(tokenizer, talk("a", "Yes.", "b", "<b>No.")) == ["Yes.<|im_end|>", "<b>No.<|im_end|>"]
-
-
 def test_the_first_token_is_never_trained(small_tokenizer: Make) -> None:
     template = (
         "{% for m in messages if m['role'] == 'assistant' %}"
@@ -233,54 +195,6 @@ def test_the_first_token_is_never_trained(small_tokenizer: Make) -> None:
     template = "{% set users = messages %}" + template + "{{ messages[0]['content'] }}"
     encoded = encode_conversation(small_tokenizer("chatml", template=template), talk("one", "two"), "a")
     assert encoded.trained[0] is False and encoded.trained[1] is True
-
-
-@pytest.mark.parametrize(
-    ("family", "template", "messages", "message"),
-    [
-        ("gemma", None, talk("a", "b", system="s"), "refuses this conversation: System role not supported"),
-        ("mistral_v03", None, talk("a", "b", system="Be brief."), "leaves out message 1, which is the system's"),
-        ("chatml", PARTS.replace("BODY", "{{ m['content'] + '\n' }}"), talk("a", "b"), "never learn to stop"),
-        ("chatml", PARTS.replace("BODY", "{{ m['content'] + '[END]' }}"), talk("a", "b"), "never learn to stop"),
-        ("chatml", PARTS.replace("BODY", "{{ m['content'] + ' !<|im_end|>' }}"), talk("a", "b"), "ends message 2 with"),
-        ("chatml", PARTS.replace("BODY", "<|im_end|>"), talk("a", "b"), "does not write each of the 1 answers once"),
-        ("chatml", PARTS.replace("BODY", "{{ m['content'] + m['content'] + '<|im_end|>' }}"), talk("a", "b"),
-         "does not write each of the 1 answers once"),
-        ("chatml", PARTS.replace("BODY", "{{ m['content'] | upper + '<|im_end|>' }}"), talk("a", "b"),
-         "does not write each of the 1 answers once"),
-        ("chatml", PARTS.replace("BODY", "{{ m['content'] | replace('b', 'c') + '<|im_end|>' }}"), talk("a", "b"),
-         "rewrites the assistant's words"),
-        ("chatml", PARTS.replace("{% if add_generation_prompt %}", "{% if false %}")
-         .replace("BODY", "{{ m['content'] + '<|im_end|>' }}"), talk("a", "b"), "has no generation prompt"),
-        ("chatml", PARTS.replace("assistant\n' }}{% endif", "bot\n' }}{% endif")
-         .replace("BODY", "{{ m['content'] + '<|im_end|>' }}"), talk("a", "b"), "does not lead to message 2"),
-        ("chatml", PARTS.replace("BODY", "{% generation %}{% endgeneration %}{{ m['content'] + '<|im_end|>' }}"),
-         talk("a", "b"), "do not hold the assistant's 1 answers"),
-        ("chatml", "{{ missing.key.key }}", talk("a", "b"), "refuses this conversation: 'missing' is undefined"),
-        ("chatml", "{% if %}", talk("a", "b"), "refuses this conversation"),
-        ("qwen3", None, talk("a", "<think>\nb\n</think>"), "holds only a thought"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_told_apart_is_refused(
-    small_tokenizer: Make, family: str, template: str | None, messages: list[dict[str, Any]], message: str
-) -> None:
-    with pytest.raises(DataError) as caught:
-        encode_conversation(small_tokenizer(family, template=template), messages, "a.jsonl:3")
-    assert str(caught.value).startswith("a.jsonl:3: ") and message in str(caught.value)
-
-
-def test_no_chat_template_names_the_key(small_tokenizer: Make) -> None:
-    tokenizer = small_tokenizer("chatml")
-    tokenizer.chat_template = None
-    with pytest.raises(DataError, match=r"no chat template.*model\.chat_template=FILE"):
-        encode_conversation(tokenizer, talk("a", "b"), "a")
-
-
-def test_several_templates_without_a_default(small_tokenizer: Make) -> None:
-    tokenizer = small_tokenizer("chatml")
-    tokenizer.chat_template = {"one": "{{ 1 }}", "two": "{{ 2 }}"}
-    with pytest.raises(DataError, match=r"model\.chat_template=FILE"):
-        encode_conversation(tokenizer, talk("a", "b"), "a")
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
