@@ -179,7 +179,7 @@ class Zero(DeepSpeedStrategy):
                 if torch.is_tensor(value) and value.ndim > 0:
                     yield name, key, safe_get_full_optimizer_state(parameter, key).detach().to("cpu")
                 elif torch.is_tensor(value):
-                    yield name, key, value.detach().to("cpu")
+                    yield name, key, value.detach().to("cpu").clone()
 
     def load_full_optimizer_state(self, keys: Mapping[str, list[str]], read: Callable[[str, str], torch.Tensor]) -> None:
         """Set the optimizer's state.
