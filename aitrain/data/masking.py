@@ -95,35 +95,21 @@ def require_fast(tokenizer: Any) -> None:
 
 
 def _mark(tokenizer: Any, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]], where: str) -> Encoded:
-    extents = _extents(offsets)
     trained = [False] * len(ids)
     token = 0
     for span in rendered.spans:
-        while token < len(ids) and extents[token][1] <= span.begin:
+        while token < len(ids) and offsets[token][1] <= span.begin:
             token += 1
         last = -1
-        while token < len(ids) and extents[token][0] < span.end:
-            # Two spans may share no token but an empty extent between them: only real overlap counts.
-            if extents[token][1] > span.begin:
-                trained[token], last = True, token
+        # Some byte-level tokenizers leave blanks out of their offsets, so a token of blanks seems to cover nothing: it
+        # stands at its own end, which lies inside the span, for every span ends with the end-of-turn token.
+        while token < len(ids) and offsets[token][0] < span.end:
+            trained[token], last = True, token
             token += 1
         _check_end(tokenizer, ids[last] if last >= 0 else None, span, where)
     if trained:
         trained[0] = False
     return Encoded(ids, trained)
-
-
-def _extents(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Widen the tokenizer's offsets so that every character belongs to a token.
-
-    Some byte-level tokenizers cut blanks off their offsets, so that a token of blanks seems to cover nothing; the
-    characters of a character split into bytes are told for each of its tokens.
-    """
-    extents, reached = [], 0
-    for begin, end in offsets:
-        extents.append((min(begin, reached), end))
-        reached = max(reached, end)
-    return extents
 
 
 def _check_end(tokenizer: Any, last: int | None, span: Span, where: str) -> None:

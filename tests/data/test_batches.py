@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, collate, pad_token_id, total_steps
+from aitrain.data.order import sample_index
 from aitrain.data.token_set import TokenSet, TokenWriter
 
 PAD = 99
@@ -55,6 +56,19 @@ def test_the_samples_of_a_step_do_not_depend_on_the_split(
 ) -> None:
     expected = {step: sample_ids(batches) for step, batches in run(tokens, (1, 12), total_samples).items()}
     assert {step: sample_ids(batches) for step, batches in run(tokens, split, total_samples).items()} == expected
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_follow_the_formula(tokens: TokenSet, split: tuple[int, int]) -> None:
+    world, micro_batch = split
+    accumulation = 12 // (world * micro_batch)
+    for rank in range(world):
+        data = MicroBatches(tokens, plan(23, split, rank, 36), PAD)
+        for k in range(len(data)):
+            step, a = divmod(k, accumulation)
+            numbers = [step * 12 + a * world * micro_batch + rank * micro_batch + m for m in range(micro_batch)]
+            expected = [1000 + sample_index(5, n, 23, True) for n in numbers]
+            assert data[k]["input_ids"][:, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -154,7 +168,7 @@ def test_evaluation_sees_every_sample_once(tokens: TokenSet, world: int, micro_b
         (None, 2.0, (5, 20)),
         (None, 0.5, (2, 5)),
         (None, 0.01, (1, 1)),
-        (None, 0.7, (2, 7)),  # 0.7 * 10 is 7.000000000000001 in some roundings
+        (None, 1.1, (3, 11)),  # 1.1 * 10 is 11.000000000000002
     ],
 )
 def test_total_steps(max_steps: int | None, max_epochs: float | None, expected: tuple[int, int]) -> None:

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import pytest
+from transformers import AddedToken
 
 from aitrain.data.masking import Encoded, encode_conversation
 from aitrain.errors import DataError, ModelError
@@ -165,13 +166,13 @@ def test_qwen3_thoughts(small_tokenizer: Make, trim: bool) -> None:
 def test_qwen3_thought_between_tool_calls_goes_out_of_the_history(small_tokenizer: Make) -> None:
     messages = talk("a", "<think>\nHm\n</think>\n\ncall") + [
         {"role": "tool", "content": "42"},
-        {"role": "assistant", "content": "Yes."},
+        {"role": "assistant", "content": "  Yes."},
         {"role": "user", "content": "b"},
         {"role": "assistant", "content": "No."},
     ]
     assert learned(small_tokenizer("qwen3"), messages) == [
         "call<|im_end|>",
-        "Yes.<|im_end|>",
+        "  Yes.<|im_end|>",
         "<think>\n\n</think>\n\nNo.<|im_end|>",
     ]
 
@@ -205,3 +206,12 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(ModelError, match="Slow is a slow tokenizer"):
         require_fast(Slow())
+
+
+def test_an_end_of_turn_that_the_tokenizer_splits_is_refused(small_tokenizer: Make) -> None:
+    tokenizer = small_tokenizer("qwen25")
+    # A token that is only read between blanks is not read behind a word.
+    tokenizer.add_tokens([AddedToken("<|end|>", single_word=True)])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|end|>")
+    with pytest.raises(DataError, match="does not read the end of turn '<|end|>' as one token"):
+        encode_conversation(tokenizer, talk("a", "b"), "a")
