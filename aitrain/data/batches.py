@@ -39,7 +39,7 @@ def total_steps(size: int, global_batch: int, max_steps: int | None, max_epochs:
     if max_steps is not None:
         return max_steps, max_steps * global_batch
     assert max_epochs is not None, "one of max_steps and max_epochs must be given"
-    # 1.1 * 10 is 11.000000000000002 in binary: without the allowance a sample too many would be used.
+    # 0.07 * 100 is 7.000000000000001 in binary: without the allowance a sample too many would be used.
     samples = max(1, math.ceil(max_epochs * size - 1e-6))
     return math.ceil(samples / global_batch), samples
 

@@ -168,11 +168,15 @@ def test_evaluation_sees_every_sample_once(tokens: TokenSet, world: int, micro_b
         (None, 2.0, (5, 20)),
         (None, 0.5, (2, 5)),
         (None, 0.01, (1, 1)),
-        (None, 1.1, (3, 11)),  # 1.1 * 10 is 11.000000000000002
     ],
 )
 def test_total_steps(max_steps: int | None, max_epochs: float | None, expected: tuple[int, int]) -> None:
     assert total_steps(10, 4, max_steps, max_epochs) == expected
+
+
+def test_a_share_of_an_epoch_is_not_rounded_up_by_binary_fractions() -> None:
+    assert 0.07 * 100 > 7
+    assert total_steps(100, 4, None, 0.07) == (2, 7)
 
 
 def test_the_padding_id_falls_back_to_the_end_of_text() -> None:
