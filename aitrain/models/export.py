@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -71,7 +71,7 @@ def export_folder(
             if merge:
                 model = model.merge_and_unload()
         if not isinstance(model, PeftModel):
-            _write_model(cast(PreTrainedModel, model), folder / "model")
+            _write_model(model, folder / "model")
             _write_words(tokenizer, config, card, folder / "model", "transformers")
         share_files(folder)
 

@@ -40,6 +40,9 @@ def converted(gguf_file: Path) -> Path:
 
     Args:
         gguf_file: The file.
+
+    Raises:
+        ModelError: The file cannot be converted, or the cache cannot be written.
     """
     with open(gguf_file, "rb") as content:
         checksum = hashlib.file_digest(content, "sha256").hexdigest()
@@ -88,7 +91,7 @@ def write_folder(gguf_file: Path, folder: Path) -> None:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(**where)
             loaded: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, LookupError) as error:
         raise ModelError(
             f"{gguf_file} cannot be converted: {first_line(error)}; name the original Hugging Face folder"
         ) from error

