@@ -63,11 +63,12 @@ docs: $(STAMP) ## write the generated pages and build the documentation into sit
 soak: ## long test of stops and restarts (comes with the checkpoint issue)
 	@echo "soak: will stop a run with kill -9 at random moments and prove that each restart ends at the same loss; not written yet"
 
-# A GPU machine may have torch already and no network: then .whl/ (from `make gpu-wheels`) brings the rest.
+# A GPU machine may have torch already and no network: then .whl/ (from `make gpu-wheels`) brings the rest. A .venv in
+# this folder is whole and goes first.
 gpu: GPU_PYTHON := $(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3))
 gpu: ## on a GPU machine: tests marked gpu, then the training benchmark
 	@set -e; export PYTHONPATH="$(CURDIR)"; \
-	if ls .whl/*.whl >/dev/null 2>&1; then \
+	if [ "$(GPU_PYTHON)" != "$(BIN)/python" ] && ls .whl/*.whl >/dev/null 2>&1; then \
 	  rm -rf build/gpu-site; \
 	  $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target build/gpu-site .whl/*.whl; \
 	  export PYTHONPATH="$(CURDIR):$(CURDIR)/build/gpu-site"; \
