@@ -311,16 +311,17 @@ class _Job:
             report.drop("last block of a single token, which predicts nothing", where)
 
 
-def sample_text(tokenizer: Any, tokens: Iterable[int], trained: Iterable[bool]) -> str:
-    """Write a sample for a terminal: trained tokens in bold green, the rest dim.
+def sample_text(tokenizer: Any, tokens: Iterable[int], trained: Iterable[bool], coloured: bool = True) -> str:
+    """Write a sample for people: trained tokens in bold green, the rest dim; or between [[ and ]] without colours.
 
     Args:
         tokenizer: The tokenizer that made it.
         tokens: Token ids.
         trained: Whether the loss is taken on each of them.
+        coloured: Whether a terminal shows it; a file or a pipe gets brackets.
 
     Returns:
-        Text with ANSI colours; control characters of the data are shown, not sent.
+        Text; control characters of the data are shown, not sent.
     """
     runs: list[tuple[bool, list[int]]] = []
     for token, mark in zip(tokens, trained, strict=True):
@@ -332,5 +333,6 @@ def sample_text(tokenizer: Any, tokens: Iterable[int], trained: Iterable[bool]) 
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         # U+2400 and on are the pictures of the control characters.
         shown = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
-        parts.append(("\x1b[1;32m" if mark else "\x1b[2m") + shown + "\x1b[0m")
+        before, after = (("\x1b[1;32m" if mark else "\x1b[2m"), "\x1b[0m") if coloured else ("[[", "]]") if mark else ("", "")
+        parts.append(before + shown + after)
     return "".join(parts)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def _beside(path: Path) -> Path:
+    """Name the temporary twin of a path: two nodes, or two containers, may have processes of the same number."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
 
 
 def sync_directory(path: Path) -> None:
@@ -44,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
         path: File to write; its folder must exist.
         text: The whole content, written as UTF-8.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = _beside(path)
     try:
         with open(beside, "w", encoding="utf-8") as file:
             file.write(text)
@@ -86,7 +92,7 @@ def new_directory(final: Path) -> Iterator[Path]:
     if final.exists():
         raise FileExistsError(f"{final} exists already")
     final.parent.mkdir(parents=True, exist_ok=True)
-    beside = final.with_name(f".{final.name}.{os.getpid()}.part")
+    beside = _beside(final)
     if beside.exists():
         shutil.rmtree(beside)
     beside.mkdir()

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
+from aitrain.checkpoint import store
 from aitrain.config import RunConfig
 from aitrain.config.task import Sft
+from aitrain.config.trainer import Accelerator
+from aitrain.data.batches import EvaluationBatches, pad_token_id
 from aitrain.dist.group import Group
+from aitrain.dist.ranks import Ranks
+from aitrain.errors import MissingExtraError, RecipeError
 from aitrain.tasks.causal_lm import CausalLM
+from aitrain.trainer.samples import prepare_samples
 
 
 @dataclass(frozen=True)
@@ -140,3 +148,80 @@ def _as_text(prompt: str, tokenizer: Any, config: RunConfig) -> str:
     messages = [*system, {"role": "user", "content": prompt}]
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return text
+
+
+def evaluate_run(run: Path, data: str | None, lm_eval: str | None, checkpoint: str) -> None:
+    """Measure a checkpoint of a run in one process and print what was found.
+
+    Args:
+        run: The run directory.
+        data: Held-out file; None = the recipe's own held-out data.
+        lm_eval: Tasks of the LM evaluation harness, separated by commas; None = the recipe's own measure.
+        checkpoint: `newest`, `best` or a step.
+
+    Raises:
+        RecipeError: There is no held-out data to measure.
+        MissingExtraError: The harness is asked and not installed.
+    """
+    from aitrain.models.export import trained_model
+    from aitrain.models.load import load_tokenizer
+    from aitrain.trainer.run_directory import RunDirectory
+
+    directory = RunDirectory.open(run)
+    config = directory.config()
+    chosen = store.choose(directory.checkpoints(config), checkpoint)
+    harness = _harness() if lm_eval is not None else None
+    config = _measuring(config, data) if lm_eval is None else config
+    model = trained_model(config, {name: chosen.read("weights", name) for name in chosen.names("weights")})
+    model.to("cuda" if torch.cuda.is_available() and config.trainer.accelerator is not Accelerator.cpu else "cpu")
+    model.eval()
+    tokenizer = load_tokenizer(config.model)
+    print(f"{chosen.path} (step {chosen.step})")
+    if harness is not None:
+        assert lm_eval is not None
+        wrapped = harness.models.huggingface.HFLM(pretrained=model, tokenizer=tokenizer)
+        found = harness.simple_evaluate(model=wrapped, tasks=lm_eval.split(","))
+        print(harness.utils.make_table(found))
+        return
+    group = Group(Ranks(), "cpu")
+    samples = prepare_samples(config, tokenizer, group)
+    assert samples.validation is not None, "the recipe was checked to have held-out data"
+    rows = config.evaluate.micro_batch_sequences or config.trainer.micro_batch_sequences or 1
+    task = CausalLM(config, build=lambda: model, adapt=lambda built: built, world=1, accumulation=1)
+    task.model = model
+    sums = torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad():
+        for number, batch in enumerate(EvaluationBatches(samples.validation, rows, 0, 1, pad_token_id(tokenizer))):
+            moved = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+            sums += task.validation_step(moved, number).cpu()
+        told = generate(model, tokenizer, config, model.device)
+    measured = Validation.of_sums(sums)
+    print(
+        f"loss {measured.loss:.4f}, perplexity {measured.perplexity:.2f}, token accuracy {100 * measured.token_accuracy:.1f} %, "
+        f"over {measured.tokens:,} tokens"
+    )
+    for entry in told:
+        print(f"prompt  {entry['prompt']}\n  answer  {entry['answer']}")
+    directory.event("evaluated", step=chosen.step, data=data or config.data.validation_path, **measured.as_metrics())
+
+
+def _measuring(config: RunConfig, data: str | None) -> RunConfig:
+    """Return the configuration with the held-out data to measure."""
+    if data is not None:
+        kind = replace(config.data, path=data, validation_path=data, validation_samples=None)
+        if not Path(data).is_file():
+            raise RecipeError(f"--data {data} does not exist: name a file like those of data.path")
+        return replace(config, data=kind)
+    if not config.has_validation:
+        raise RecipeError("the run's recipe names no held-out data: give some with --data FILE")
+    return config
+
+
+def _harness() -> Any:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingExtraError("--lm-eval needs the LM evaluation harness: pip install 'aitrain[lm-eval]'")
+    import lm_eval
+    import lm_eval.models.huggingface
+    import lm_eval.utils
+
+    return lm_eval

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from aitrain.config import RunConfig
 from aitrain.data.batches import total_steps
 from aitrain.dist.group import Group
@@ -24,10 +26,12 @@ def audit(config: RunConfig, show: int) -> None:
 
     tokenizer = load_tokenizer(config.model)
     data = prepare_samples(config, tokenizer, Group(Ranks(), "cpu"))
-    print(data.report)
+    print(data.report.text())
     batch = config.trainer.global_batch_sequences
     steps, samples = total_steps(len(data.train), batch, config.trainer.max_steps, config.trainer.max_epochs)
     print(f"{steps} steps of {batch} sequences: {samples:,} samples, {samples / len(data.train):.2f} epochs")
     for index in range(min(show, len(data.train))):
         ids, trained = data.train[index]
-        print(f"\nsample {index} (trained tokens are coloured):\n{sample_text(tokenizer, ids, trained)}")
+        coloured = sys.stdout.isatty()
+        how = "coloured" if coloured else "in [[ ]]"
+        print(f"\nsample {index}, its trained tokens {how}:\n{sample_text(tokenizer, ids, trained, coloured)}")

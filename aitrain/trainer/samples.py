@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aitrain.config import RunConfig
-from aitrain.data.prepare import Files, Prepared, prepare
+from aitrain.data.prepare import Files, Prepared, open_prepared, prepare
 from aitrain.dist.group import Group
 from aitrain.errors import AitrainError, DataError
 from aitrain.preflight import local_path
@@ -50,7 +50,13 @@ def prepare_samples(config: RunConfig, tokenizer: Any, group: Group) -> Prepared
     fault = group.from_first(fault)
     if fault is not None:
         raise DataError(fault[1]) if fault[0] == DataError.exit_code else AitrainError(fault[1])
-    return found or prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config))
+    folders = group.from_first([str(folder) for folder in found.folders] if found else None)
+    if found is not None:
+        return found
+    if all(Path(folder).is_dir() for folder in folders):
+        return open_prepared([Path(folder) for folder in folders], config.data.validation_samples, config.seed)
+    # the cache is on a disk of rank 0's node: this node prepares its own
+    return prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config))
 
 
 def _show(done: int, total: int | None) -> None:
