@@ -118,7 +118,6 @@ def _without_quantisation(model: Any, dtype: torch.dtype) -> Any:
         rebuilt = AutoModelForCausalLM.from_config(config, dtype=dtype)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     rebuilt.load_state_dict(state, strict=True, assign=True)
-    rebuilt.tie_weights()
     rebuilt.generation_config = model.generation_config
     return rebuilt
 
