@@ -1,0 +1,195 @@
+"""`aitrain bench train`: a bare PyTorch loop, aitrain and TRL on the same weights, data and batches, in turn."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from aitrain.bench.contest import Row, Rounds, judge, table
+from aitrain.bench.job import Account, Job
+from aitrain.bench.workload import RANDOM_MODELS, Request, build_job, step_tokens
+from aitrain.errors import EXIT_DONE, EXIT_GUARD, AitrainError
+from aitrain.io import write_text
+
+COMMANDS: dict[str, list[str]] = {
+    "bare": ["aitrain.bench.bare", "{job}", "{account}", "trained"],
+    "bare, all logits": ["aitrain.bench.bare", "{job}", "{account}", "all"],
+    "aitrain": ["aitrain.bench.ours", "{job}", "{account}"],
+    "trl": ["aitrain.bench.sft_trainer", "{job}", "{account}"],
+}
+"""Provider -> module to run in a process of its own, and its words. The first is the yardstick."""
+
+RIVALS = {"bare": ["bare, all logits"], "trl": ["trl"]}
+"""Word of `--rivals` -> providers beside the yardstick and aitrain, which always run."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print the table and write it down.
+
+    Args:
+        argv: Words after `aitrain bench train`.
+
+    Returns:
+        Exit code 0; 4 when aitrain's losses differ from those of the bare loop.
+
+    Raises:
+        AitrainError: A word cannot be used, or a provider failed.
+    """
+    args = _parser().parse_args(list(argv))
+    request = _request(args)
+    providers, missing = _providers(args.rivals)
+    with tempfile.TemporaryDirectory(prefix="aitrain-bench-") as folder:
+        job = build_job(request, Path(folder))
+        job.write(Path(folder, "job.json"))
+        tokens = step_tokens(job)
+        sizes = f"{job.micro_batch} sequences x {job.accumulation}, {sum(tokens) / len(tokens):,.0f} tokens per step"
+        print(f"{request.model} on {_device_name(request.device)}, {job.precision}, {sizes}", flush=True)
+        rounds, loads = _measure(providers, Path(folder), args.rounds)
+    rows = judge(rounds, tokens, args.warm_up, job.precision)
+    print(f"\n{table(rows)}")
+    for line in missing:
+        print(line)
+    if args.out is not None:
+        result = {**_circumstances(args, request, rounds[0]), "load_per_round": loads, "not_run": missing}
+        print(f"\n{_write(result, rows, rounds, args.out, request.device)}")
+    return EXIT_DONE if all(row.right for row in rows if row.provider == "aitrain") else EXIT_GUARD
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aitrain bench train", description=__doc__, allow_abbrev=False)
+    random = ", ".join(RANDOM_MODELS)
+    parser.add_argument("--model", metavar="PATH", help=f"folder, .gguf, asset:NAME, or random weights: {random}")
+    parser.add_argument("--steps", metavar="N", type=int, default=20, help="steps per process (default 20)")
+    parser.add_argument("--warm-up", metavar="N", type=int, default=5, help="of these, not timed (default 5)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="how often all take their turn (default 3)")
+    parser.add_argument("--sequence-tokens", metavar="N", type=int, help="join verses to samples of up to N tokens")
+    parser.add_argument("--micro-batch", metavar="N", type=int, help="sequences at once (default: 4, on a GPU 8)")
+    parser.add_argument("--accumulation", metavar="N", type=int, default=1, help="micro-batches per step (default 1)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32, on a GPU bf16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--rivals", metavar="NAMES", default="bare,trl", help="default bare,trl")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write train-DEVICE-DATE.json there")
+    return parser
+
+
+def _request(args: argparse.Namespace) -> Request:
+    import torch
+
+    for name in ("steps", "warm_up", "rounds", "micro_batch", "accumulation"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise AitrainError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if args.warm_up >= args.steps:
+        raise AitrainError(f"--warm-up {args.warm_up} leaves nothing of --steps {args.steps}: write fewer")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AitrainError("--device cuda, but torch sees no GPU: write --device cpu")
+    gpu = device == "cuda"
+    sequence_tokens = args.sequence_tokens
+    if args.model is None and sequence_tokens is None:
+        sequence_tokens = 2048 if gpu else 256
+    return Request(
+        model=args.model or ("llama-460m" if gpu else "llama-15m"),
+        steps=args.steps,
+        sequence_tokens=sequence_tokens,
+        micro_batch=args.micro_batch or (8 if gpu else 4),
+        accumulation=args.accumulation,
+        precision=args.precision or ("bf16" if gpu else "fp32"),
+        device=device,
+    )
+
+
+def _providers(words: str) -> tuple[list[str], list[str]]:
+    """Return who runs, in the order of the table, and a line about each who cannot."""
+    chosen, missing = ["bare", "aitrain"], []
+    for word in filter(None, words.split(",")):
+        if word not in RIVALS:
+            raise AitrainError(f"--rivals {word} is not known: write {','.join(RIVALS)}, or one of them")
+        if word == "trl" and importlib.util.find_spec("trl") is None:
+            missing.append("TRL did not run: it is not installed (pip install 'aitrain[bench]')")
+            continue
+        chosen += RIVALS[word]
+    return [name for name in COMMANDS if name in chosen], missing
+
+
+def _measure(providers: list[str], folder: Path, rounds: int) -> tuple[Rounds, list[float]]:
+    """Let all take their turn, each time in a process of its own; each round begins with another one."""
+    found: Rounds = []
+    loads = []
+    for number in range(rounds):
+        shift = number % len(providers)
+        loads.append(round(os.getloadavg()[0], 2))
+        accounts = {name: _run(name, folder) for name in providers[shift:] + providers[:shift]}
+        found.append({name: accounts[name] for name in providers})
+        print(f"round {number + 1} of {rounds} done", file=sys.stderr, flush=True)
+    return found, loads
+
+
+def _run(provider: str, folder: Path) -> Account:
+    account = folder / "account.json"
+    account.unlink(missing_ok=True)
+    module, *words = (word.format(job=folder / "job.json", account=account) for word in COMMANDS[provider])
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "AITRAIN_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words], env={**os.environ, **offline}, capture_output=True, text=True, check=False
+    )
+    if done.returncode or not account.is_file():
+        lines = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
+        raise AitrainError(f"aitrain bench: {provider} ended with exit code {done.returncode}; its last lines:\n{lines}")
+    return Account.read(account)
+
+
+def _device_name(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _circumstances(args: argparse.Namespace, request: Request, accounts: dict[str, Account]) -> dict[str, Any]:
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for account in accounts.values():
+        versions.update(account.versions)
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": _device_name(request.device),
+        "cores": os.cpu_count(),
+        "threads": {name: account.threads for name, account in accounts.items()},
+        "versions": versions,
+        "request": asdict(request),
+        "rounds": args.rounds,
+        "warm_up_steps": args.warm_up,
+    }
+
+
+def _write(result: dict[str, Any], rows: list[Row], rounds: Rounds, out: Path, device: str) -> Path:
+    result["table"] = [asdict(row) for row in rows]
+    result["step_ms_per_round"] = {
+        name: [[round(1e3 * (b - a), 3) for a, b in zip(e[name].ends_s, e[name].ends_s[1:], strict=False)] for e in rounds]
+        for name in rounds[0]
+    }
+    result["losses"] = {name: account.losses for name, account in rounds[0].items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"train-{device}-{result['date']}.json"
+        write_text(path, json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise AitrainError(f"--out {out} cannot be written ({error.strerror}): give a folder you may write to") from None
+    return path
