@@ -67,7 +67,9 @@ class Checkpoint:
         """
         file = self.manifest["tensors"].get(kind, {}).get(name)
         if file is None:
-            raise CheckpointError(f"{self.path} has no {kind} tensor {name!r}: it was written by another model or adapter")
+            raise CheckpointError(
+                f"{self.path} has no {kind} tensor {name!r}: it was written by another model or adapter"
+            )
         with safe_open(self.path / file, framework="pt") as shard:
             tensor: torch.Tensor = shard.get_tensor(name)
         return tensor
@@ -83,7 +85,10 @@ class Checkpoint:
             if not file.is_file():
                 raise CheckpointError(f"{file} is missing: use an older checkpoint")
             if file.stat().st_size != entry["bytes"]:
-                raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}: use an older checkpoint")
+                raise CheckpointError(
+                    f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}: "
+                    "use an older checkpoint"
+                )
             if _sha256(file) != entry["sha256"]:
                 raise CheckpointError(f"{file} does not have the checksum of its manifest: use an older checkpoint")
 
@@ -114,11 +119,11 @@ def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, An
         try:
             _write(final, step, remaining, state)
         except OSError as error:
-            fault = f"the checkpoint {final} could not be written ({error.strerror or error}): free space or set checkpoint.path to another disk"
+            fault = _not_written(final, error.strerror or str(error))
         except Exception as error:
             if "os error" not in str(error).lower() and "No space" not in str(error):
                 raise
-            fault = f"the checkpoint {final} could not be written ({error}): free space or set checkpoint.path to another disk"
+            fault = _not_written(final, str(error))
         if fault:  # the other ranks are gathering still: stay with them to the end
             for named in remaining.values():
                 for _ in named:
@@ -133,13 +138,20 @@ def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, An
     return final
 
 
-def _write(final: Path, step: int, tensors: dict[str, Iterator[tuple[str, torch.Tensor]]], state: dict[str, Any]) -> None:
+def _not_written(final: Path, reason: str) -> str:
+    return f"the checkpoint {final} could not be written ({reason}): free space, or set checkpoint.path to another disk"
+
+
+def _write(
+    final: Path, step: int, tensors: dict[str, Iterator[tuple[str, torch.Tensor]]], state: dict[str, Any]
+) -> None:
     if final.exists():  # a run that went back and came here again: the newer one counts
         shutil.rmtree(final)
     with new_directory(final) as folder:
         where = {kind: _write_kind(folder, kind, named) for kind, named in tensors.items()}
         files = [
-            {"name": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())
+            {"name": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(folder.iterdir())
         ]
         manifest = {"format": FORMAT, "step": step, "files": files, "tensors": where, "state": state}
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
@@ -198,7 +210,9 @@ def committed(folder: Path) -> list[Checkpoint]:
             content = json.loads(manifest.read_text())
             found.append(Checkpoint(path, int(content["step"]), content))
         except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{manifest} is damaged ({error}): move {path.name} away and use an older checkpoint") from None
+            raise CheckpointError(
+                f"{manifest} is damaged ({error}): move {path.name} away and use an older checkpoint"
+            ) from None
     return found
 
 
@@ -224,7 +238,9 @@ def choose(folder: Path, which: str) -> Checkpoint:
     elif which.isdigit():
         step = int(which)
     else:
-        raise CheckpointError(f"checkpoint {which!r} is not known: write newest, best or one of the steps {sorted(found)}")
+        raise CheckpointError(
+            f"checkpoint {which!r} is not known: write newest, best or one of the steps {sorted(found)}"
+        )
     if step not in found:
         raise CheckpointError(f"{folder} holds no checkpoint of step {step}: there are {sorted(found)}")
     found[step].verify()

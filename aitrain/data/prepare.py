@@ -333,6 +333,8 @@ def sample_text(tokenizer: Any, tokens: Iterable[int], trained: Iterable[bool], 
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         # U+2400 and on are the pictures of the control characters.
         shown = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
-        before, after = (("\x1b[1;32m" if mark else "\x1b[2m"), "\x1b[0m") if coloured else ("[[", "]]") if mark else ("", "")
-        parts.append(before + shown + after)
+        if coloured:
+            parts.append(("\x1b[1;32m" if mark else "\x1b[2m") + shown + "\x1b[0m")
+        else:
+            parts.append(f"[[{shown}]]" if mark else shown)
     return "".join(parts)

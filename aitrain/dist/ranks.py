@@ -63,7 +63,9 @@ def _number(environment: Mapping[str, str], key: str) -> int:
     try:
         return int(environment[key])
     except KeyError:
-        raise LaunchError(f"{key} is not set, but the other variables of its launcher are: start with torchrun or srun") from None
+        raise LaunchError(
+            f"{key} is not set, but the other variables of its launcher are: start with torchrun or srun"
+        ) from None
     except ValueError:
         raise LaunchError(f"{key}={environment[key]} is not a whole number: it is set by torchrun or srun") from None
 
@@ -73,6 +75,9 @@ def first_host(nodelist: str) -> str:
 
     Args:
         nodelist: A list in Slurm's bracket notation.
+
+    Raises:
+        LaunchError: The text is no node list.
 
     Source: https://slurm.schedmd.com/scontrol.html, `show hostnames`.
     """

@@ -21,7 +21,7 @@ def sync_directory(path: Path) -> None:
     Args:
         path: An existing directory.
 
-    Source: fsync(2), "calling fsync() does not necessarily ensure that the entry in the directory has also reached disk".
+    Source: fsync(2): syncing a file does not make its entry in the directory durable.
     """
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

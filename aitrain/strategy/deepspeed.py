@@ -69,7 +69,8 @@ class Zero(DeepSpeedStrategy):
     @property
     def trained_model(self) -> nn.Module:
         """The task's model, without Lightning's or a strategy's wrapper."""
-        model: nn.Module = self.lightning_module.model
+        task: Any = self.lightning_module
+        model: nn.Module = task.model
         return model
 
     def setup_environment(self) -> None:
@@ -88,7 +89,7 @@ class Zero(DeepSpeedStrategy):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super(DeepSpeedStrategy, self).setup_environment()
 
-    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the engine's backward pass without its own division by the accumulation count: Lightning has divided.
 
         Args:
@@ -96,12 +97,15 @@ class Zero(DeepSpeedStrategy):
             optimizer: Lightning's view of the optimizer.
             args: Passed on.
             kwargs: Passed on.
+
+        Returns:
+            The loss.
         """
-        super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Do nothing: only the pretrained model is built sharded (`building`), adapters are made whole and sharded after."""
+        """Do nothing: the pretrained model is built sharded (`building`), adapters are made whole and sharded after."""
         yield
 
     @contextmanager
@@ -109,7 +113,8 @@ class Zero(DeepSpeedStrategy):
         """Build a Hugging Face model inside this block: under stage 3 it is sharded while it loads.
 
         transformers looks for a live `HfDeepSpeedConfig` to gather each weight before it fills it; without one the
-        weights keep the shape `[0]` that `deepspeed.zero.Init` gave them. It holds only a weak reference, so we keep it.
+        weights keep the shape `[0]` that `deepspeed.zero.Init` gave them. transformers
+        refers to it weakly, so it is kept here.
         """
         self._init_config_if_needed()
         if self._stage < 3:
@@ -117,7 +122,7 @@ class Zero(DeepSpeedStrategy):
             return
         from transformers.integrations import HfDeepSpeedConfig
 
-        config = dict(self.config)
+        config = dict(self.config or {})
         config.setdefault("train_batch_size", self.world_size * config["gradient_accumulation_steps"])
         self._hf_config = HfDeepSpeedConfig(config)
         with nullcontext() if _opens_zero_init() else super().model_sharded_context():
@@ -151,7 +156,7 @@ class Zero(DeepSpeedStrategy):
         for name, buffer in persistent_buffers(self.trained_model):
             yield name, buffer.detach().to("cpu")
 
-    def load_full_weights(self, read: Reader) -> None:
+    def put_full_weights(self, read: Reader) -> None:
         """Set every trained parameter, in the model's precision and in the fp32 master copy, and persistent buffers.
 
         Args:
@@ -173,7 +178,7 @@ class Zero(DeepSpeedStrategy):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         inner = self._zero_optimizer.optimizer.state
-        first = next((state for state in inner.values() if state), {})
+        first: dict[str, Any] = next((state for state in inner.values() if state), {})
         for name, parameter in trained(self.trained_model):
             for key, value in first.items():
                 if torch.is_tensor(value) and value.ndim > 0:
@@ -181,7 +186,7 @@ class Zero(DeepSpeedStrategy):
                 elif torch.is_tensor(value):
                     yield name, key, value.detach().to("cpu").clone()
 
-    def load_full_optimizer_state(self, keys: Mapping[str, list[str]], read: Callable[[str, str], torch.Tensor]) -> None:
+    def put_full_optimizer_state(self, keys: Mapping[str, list[str]], read: Callable[[str, str], torch.Tensor]) -> None:
         """Set the optimizer's state.
 
         Args:
@@ -217,7 +222,7 @@ class Zero(DeepSpeedStrategy):
 
 
 def _opens_zero_init() -> bool:
-    """Return whether transformers opens `deepspeed.zero.Init` by itself while it builds a model: it does, with a live config."""
+    """Return whether transformers opens `deepspeed.zero.Init` by itself: it does, with a live config of stage 3."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     return bool(is_deepspeed_zero3_enabled())

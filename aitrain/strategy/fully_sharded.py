@@ -24,7 +24,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     found = [module for module in model.modules() if type(module).__name__ in named]
     if not found:
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-        found = list(max(lists, key=lambda entry: sum(p.numel() for p in entry.parameters()), default=nn.ModuleList()))
+        sizes = [sum(p.numel() for p in entry.parameters()) for entry in lists]
+        found = list(lists[sizes.index(max(sizes))]) if lists else []
     inner = {id(child) for module in found for child in module.modules() if child is not module}
     return [module for module in found if id(module) not in inner]
 
@@ -51,7 +52,11 @@ class FullySharded(LocalState, ModelParallelStrategy):  # type: ignore[misc]
             trainer: Lightning's trainer.
         """
         model = self.trained_model
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if self._bf16 else MixedPrecisionPolicy()
+        policy = (
+            MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            if self._bf16
+            else MixedPrecisionPolicy()
+        )
         options: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],
             "reshard_after_forward": self._config.reshard_after_forward,

@@ -19,17 +19,17 @@ class StateAccess(Protocol):
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield name and whole fp32 value (on the CPU) of every trained parameter and persistent buffer."""
 
-    def load_full_weights(self, read: Reader) -> None:
+    def put_full_weights(self, read: Reader) -> None:
         """Set every trained parameter and persistent buffer, master weights included."""
 
     def full_optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """Yield parameter name, state key and whole value (on the CPU) of the optimizer's state."""
 
-    def load_full_optimizer_state(self, keys: Mapping[str, list[str]], read: Callable[[str, str], torch.Tensor]) -> None:
+    def put_full_optimizer_state(self, keys: Mapping[str, list[str]], read: Callable[[str, str], torch.Tensor]) -> None:
         """Set the optimizer's state from parameter name -> keys and a reader of (name, key)."""
 
     def clip_gradients(self, max_norm: float | None) -> torch.Tensor | None:
-        """Scale the gradients of the global batch to a 2-norm and return the norm before; None where the engine does it."""
+        """Scale the gradients to a 2-norm and return the norm before; None where the engine does it."""
 
     def last_gradient_norm(self) -> torch.Tensor | float | None:
         """Return the 2-norm before clipping of the last optimizer step where the engine clips; None elsewhere."""
@@ -101,7 +101,7 @@ class LocalState:
         for name, buffer in persistent_buffers(self.trained_model):
             yield name, whole(buffer)
 
-    def load_full_weights(self, read: Reader) -> None:
+    def put_full_weights(self, read: Reader) -> None:
         """Set every trained parameter and persistent buffer.
 
         Args:
@@ -120,7 +120,7 @@ class LocalState:
                 if torch.is_tensor(value):
                     yield name, key, whole(value)
 
-    def load_full_optimizer_state(self, keys: Mapping[str, list[str]], read: Callable[[str, str], torch.Tensor]) -> None:
+    def put_full_optimizer_state(self, keys: Mapping[str, list[str]], read: Callable[[str, str], torch.Tensor]) -> None:
         """Set the optimizer's state.
 
         Args:

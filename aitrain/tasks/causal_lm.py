@@ -49,7 +49,7 @@ class CausalLM(pl.LightningModule):
 
         The loss is the sum over this micro-batch's trained tokens divided by the trained tokens of the *whole* global
         batch. Lightning divides what we return by the accumulation count and every strategy averages gradients over
-        the ranks; multiplying by both undoes it, so that the gradient is exactly that of the mean over all trained tokens.
+        the ranks; multiplying by both undoes it: the gradient is exactly that of the mean over all trained tokens.
 
         Args:
             batch: `input_ids` and `labels`, int64 `(B, L)`, and `global_trained_tokens`, a number.
@@ -59,7 +59,9 @@ class CausalLM(pl.LightningModule):
             Scalar to differentiate.
         """
         logits, labels = self.trained_logits(batch)
-        loss_sum = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss_sum = F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
         self.loss_sum = loss_sum.detach() if self.loss_sum is None else self.loss_sum + loss_sum.detach()
         return loss_sum * (self._ranks_times_accumulation / batch["global_trained_tokens"])
 
@@ -74,7 +76,9 @@ class CausalLM(pl.LightningModule):
             float64 `(3,)`: sum of the losses, tokens predicted rightly, trained tokens.
         """
         logits, labels = self.trained_logits(batch)
-        loss_sum = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss_sum = F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
         counted = labels != IGNORED
         right = (logits.argmax(dim=-1) == labels) & counted
         return torch.stack([loss_sum.double(), right.sum().double(), counted.sum().double()])

@@ -128,7 +128,9 @@ def generate(model: Any, tokenizer: Any, config: RunConfig, device: torch.device
     found = []
     for prompt in config.evaluate.prompts:
         text = _as_text(prompt, tokenizer, config) if isinstance(config.task, Sft) else prompt
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=not isinstance(config.task, Sft)).input_ids.to(device)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=not isinstance(config.task, Sft)).input_ids.to(
+            device
+        )
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -138,7 +140,9 @@ def generate(model: Any, tokenizer: Any, config: RunConfig, device: torch.device
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             synced_gpus=False,
         )
-        found.append({"prompt": prompt, "answer": tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()})
+        found.append(
+            {"prompt": prompt, "answer": tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()}
+        )
     return found
 
 
@@ -173,7 +177,9 @@ def evaluate_run(run: Path, data: str | None, lm_eval: str | None, checkpoint: s
     harness = _harness() if lm_eval is not None else None
     config = _measuring(config, data) if lm_eval is None else config
     model = trained_model(config, {name: chosen.read("weights", name) for name in chosen.names("weights")})
-    model.to("cuda" if torch.cuda.is_available() and config.trainer.accelerator is not Accelerator.cpu else "cpu")
+    torch.nn.Module.to(
+        model, "cuda" if torch.cuda.is_available() and config.trainer.accelerator is not Accelerator.cpu else "cpu"
+    )
     model.eval()
     tokenizer = load_tokenizer(config.model)
     print(f"{chosen.path} (step {chosen.step})")
@@ -191,14 +197,15 @@ def evaluate_run(run: Path, data: str | None, lm_eval: str | None, checkpoint: s
     task.model = model
     sums = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
-        for number, batch in enumerate(EvaluationBatches(samples.validation, rows, 0, 1, pad_token_id(tokenizer))):
+        batches = EvaluationBatches(samples.validation, rows, 0, 1, pad_token_id(tokenizer))
+        for number, batch in enumerate(batches[k] for k in range(len(batches))):
             moved = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
             sums += task.validation_step(moved, number).cpu()
         told = generate(model, tokenizer, config, model.device)
     measured = Validation.of_sums(sums)
     print(
-        f"loss {measured.loss:.4f}, perplexity {measured.perplexity:.2f}, token accuracy {100 * measured.token_accuracy:.1f} %, "
-        f"over {measured.tokens:,} tokens"
+        f"loss {measured.loss:.4f}, perplexity {measured.perplexity:.2f}, "
+        f"token accuracy {100 * measured.token_accuracy:.1f} %, over {measured.tokens:,} tokens"
     )
     for entry in told:
         print(f"prompt  {entry['prompt']}\n  answer  {entry['answer']}")

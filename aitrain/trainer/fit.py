@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -33,6 +33,9 @@ from aitrain.trainer.step_edge import Session, StepEdge
 from aitrain.trainer.stopping import Stopper
 from aitrain.trainer.story import finish
 from aitrain.trainer.trackers import build_trackers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None) -> int:
@@ -126,7 +129,8 @@ def learning_length(config: RunConfig, plan: StepPlan, progress: Progress) -> in
     if progress.step >= plan.steps:
         raise RecipeError(
             f"trainer.max_steps={config.trainer.max_steps}, trainer.max_epochs={config.trainer.max_epochs}: "
-            f"the run has done all of its {plan.steps} steps; to go on give more, for instance trainer.max_steps={2 * plan.steps}"
+            f"the run has done all of its {plan.steps} steps; to go on give more, for instance "
+            f"trainer.max_steps={2 * plan.steps}"
         )
     return plan.steps
 
@@ -145,7 +149,7 @@ def build_task(config: RunConfig, plan: StepPlan, ranks: Ranks) -> CausalLM:
     return CausalLM(
         config,
         build=lambda: build_model(config.model, isinstance(config.adapter, Qlora), torch.float32),
-        adapt=lambda model: apply_adapter(model, config.adapter),
+        adapt=lambda model: apply_adapter(cast("PreTrainedModel", model), config.adapter),
         world=ranks.world,
         accumulation=plan.accumulation,
     )
@@ -161,10 +165,14 @@ def train_loader(config: RunConfig, data: Prepared, plan: StepPlan, tokenizer: A
         tokenizer: The model's tokenizer.
     """
     batches = MicroBatches(data.train, plan, pad_token_id(tokenizer))
-    return DataLoader(batches, batch_size=None, shuffle=False, num_workers=config.data.workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        batches, batch_size=None, shuffle=False, num_workers=config.data.workers, pin_memory=torch.cuda.is_available()
+    )
 
 
-def held_out_loader(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, tokenizer: Any) -> DataLoader[dict[str, Any]] | None:
+def held_out_loader(
+    config: RunConfig, data: Prepared, ranks: Ranks, rows: int, tokenizer: Any
+) -> DataLoader[dict[str, Any]] | None:
     """Return this rank's share of the held-out data, or None when there is none.
 
     Args:
@@ -181,7 +189,9 @@ def held_out_loader(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, 
     return DataLoader(batches, batch_size=None, shuffle=False)
 
 
-def build_trainer(config: RunConfig, ranks: Ranks, accelerator: str, accumulation: int, edge: pl.Callback) -> pl.Trainer:
+def build_trainer(
+    config: RunConfig, ranks: Ranks, accelerator: str, accumulation: int, edge: pl.Callback
+) -> pl.Trainer:
     """Build Lightning's trainer: it runs the steps; everything between them is ours (`step_edge.py`).
 
     Args:
@@ -247,8 +257,8 @@ def out_of_memory(session: Session, accumulation: int) -> str:
         ways.append("strategy=deepspeed_zero3")
     ways.append(f"data.sequence_tokens={config.data.sequence_tokens // 2}")
     return (
-        f"out of memory on rank {session.group.ranks.rank} at step {session.progress.step + 1} with {rows} sequences of up to "
-        f"{config.data.sequence_tokens} tokens at once: write " + ", or ".join(ways)
+        f"out of memory on rank {session.group.ranks.rank} at step {session.progress.step + 1} with {rows} sequences "
+        f"of up to {config.data.sequence_tokens} tokens at once: write " + ", or ".join(ways)
     )
 
 
@@ -274,7 +284,9 @@ def choose_accelerator(config: RunConfig) -> str:
     """
     there = torch.cuda.is_available()
     if config.trainer.accelerator is Accelerator.cuda and not there:
-        raise RecipeError("trainer.accelerator=cuda, but torch sees no GPU: write trainer.accelerator=cpu trainer.precision=fp32")
+        raise RecipeError(
+            "trainer.accelerator=cuda, but torch sees no GPU: write trainer.accelerator=cpu trainer.precision=fp32"
+        )
     return "cuda" if there and config.trainer.accelerator is not Accelerator.cpu else "cpu"
 
 
@@ -317,15 +329,19 @@ def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str)
     else:
         session.directory.event("started", **facts)
     session.display.say(
-        f"{len(data.train):,} samples, {session.total_steps} steps of {plan.global_batch} sequences: {ranks.world} x {accelerator}, "
-        f"{plan.micro_batch} at once, {plan.accumulation} accumulated"
+        f"{len(data.train):,} samples, {session.total_steps} steps of {plan.global_batch} sequences: "
+        f"{ranks.world} x {accelerator}, {plan.micro_batch} at once, {plan.accumulation} accumulated"
     )
 
 
 def quiet() -> None:
     """Silence Lightning's advice about features that aitrain does itself; errors and warnings of others stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for pattern in (".*does not have many workers.*", ".*you defined a `validation_step`.*", ".*No positive signature.*"):
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*you defined a `validation_step`.*",
+        ".*No positive signature.*",
+    ):
         warnings.filterwarnings("ignore", message=pattern)
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning.pytorch.*")
     warnings.filterwarnings("ignore", message=".*barrier\\(\\).*device.*")

@@ -16,16 +16,24 @@ from aitrain.models.folder import inspect
 from aitrain.models.memory import micro_batch_estimate
 
 HOST_SHARE = 0.6
-"""Share of the free host memory that training on a CPU plans with: the rest is the operating system's and the loader's."""
+"""Share of the free host memory that training on a CPU plans with; the rest is the system's and the loader's."""
 
 DEVICE_SHARE = 0.85
-"""Share of the free device memory that is planned with: the allocator's fragmentation and the libraries need the rest."""
+"""Share of the free device memory that is planned with; fragmentation and libraries need the rest."""
 
 LARGEST_ON_CPU = 8
 """On a CPU more sequences at once are not faster, only more padding."""
 
-PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "B200": 2250e12, "MI250X": 191.5e12, "MI300": 1307e12}
-"""Dense bf16 peak of one device as torch counts devices, floating-point operations per second, from the vendors' data sheets."""
+PEAK_BF16 = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "MI250X": 191.5e12,
+    "MI300": 1307e12,
+}
+"""Dense bf16 peak of one device as torch counts them, operations per second, from the vendors' data sheets."""
 
 
 def peak_flops(accelerator: str, precision: Precision) -> float | None:
@@ -38,11 +46,13 @@ def peak_flops(accelerator: str, precision: Precision) -> float | None:
     if accelerator != "cuda" or precision is not Precision.bf16:
         return None
     name = torch.cuda.get_device_name()
-    return next((peak for word, peak in sorted(PEAK_BF16.items(), key=lambda entry: -len(entry[0])) if word in name), None)
+    return next(
+        (peak for word, peak in sorted(PEAK_BF16.items(), key=lambda entry: -len(entry[0])) if word in name), None
+    )
 
 
 def flops_per_token(config: RunConfig) -> float:
-    """Estimate the floating-point operations of forward and backward per token: 6 per weight, 4 where the weights are frozen.
+    """Estimate the operations of forward and backward per token: 6 per weight, 4 where the weights are frozen.
 
     Args:
         config: The run.
@@ -88,10 +98,11 @@ def micro_batch(config: RunConfig, ranks: Ranks, accelerator: str, group: Group)
     fitting = -group.largest(-fitting)
     if fitting < 1:
         raise RecipeError(
-            f"trainer.micro_batch_sequences=null: not one sequence of {config.data.sequence_tokens} tokens is estimated to fit into "
-            f"{free / 1e9:.1f} GB beside the model under strategy={OPTION_OF[type(config.strategy)]}: write a smaller "
-            "data.sequence_tokens, trainer.activation_checkpointing=true, adapter=lora or strategy=deepspeed_zero3 on more devices; "
-            "or trainer.micro_batch_sequences=1 to try all the same"
+            f"trainer.micro_batch_sequences=null: not one sequence of {config.data.sequence_tokens} tokens is "
+            f"estimated to fit into {free / 1e9:.1f} GB beside the model under "
+            f"strategy={OPTION_OF[type(config.strategy)]}: write a smaller "
+            "data.sequence_tokens, trainer.activation_checkpointing=true, adapter=lora or "
+            "strategy=deepspeed_zero3 on more devices; or trainer.micro_batch_sequences=1 to try all the same"
         )
     most = min(fitting, per_rank, LARGEST_ON_CPU if accelerator == "cpu" else per_rank)
     return next(rows for rows in range(most, 0, -1) if per_rank % rows == 0)
@@ -104,7 +115,7 @@ def _free_bytes(ranks: Ranks, accelerator: str) -> int:
 
 
 def _state_bytes(config: RunConfig, ranks: Ranks) -> int:
-    """Estimate weights, gradients and optimizer state per rank: 16 bytes per trained weight with AdamW, 4 per frozen one."""
+    """Estimate weights, gradients and AdamW state per rank: 16 bytes per trained weight, 4 per frozen one."""
     weights = inspect(config.model).parameters or 0
     trained = 0.01 * weights if isinstance(config.adapter, Lora) else float(weights)
     held = 4.0 * weights

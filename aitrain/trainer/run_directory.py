@@ -38,15 +38,22 @@ class RunDirectory:
         Raises:
             RecipeError: The directory exists already, or cannot be made.
         """
-        path = Path(config.run.dir) if config.run.dir else Path("runs", f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        path = (
+            Path(config.run.dir)
+            if config.run.dir
+            else Path("runs", f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        )
         try:
             path.mkdir(parents=True, exist_ok=False)
         except FileExistsError:
             raise RecipeError(
-                f"run.dir={path} exists already: give another run.dir, or continue that run with `aitrain resume {path}`"
+                f"run.dir={path} exists already: give another run.dir, "
+                f"or continue that run with `aitrain resume {path}`"
             ) from None
         except OSError as error:
-            raise RecipeError(f"run.dir={path} cannot be made ({error.strerror}): give a folder you may write to") from None
+            raise RecipeError(
+                f"run.dir={path} cannot be made ({error.strerror}): give a folder you may write to"
+            ) from None
         directory = cls(path)
         directory.logs.mkdir()
         freeze(config, directory.config_file)

@@ -61,5 +61,7 @@ def prepare_samples(config: RunConfig, tokenizer: Any, group: Group) -> Prepared
 
 def _show(done: int, total: int | None) -> None:
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\033[Kreading data: {done:,}" + (f" of {total:,}" if total else "") + ("\n" if done == total else ""))
+        sys.stderr.write(
+            f"\r\033[Kreading data: {done:,}" + (f" of {total:,}" if total else "") + ("\n" if done == total else "")
+        )
         sys.stderr.flush()

@@ -109,5 +109,3 @@ def _accelerator_of(ranks: Ranks) -> str:
     import torch
 
     return "cuda" if torch.cuda.device_count() >= ranks.local_world else "cpu"
-
-

@@ -97,11 +97,17 @@ class StepEdge(pl.Callback):
         elif session.validation is not None or session.config.evaluate.prompts:
             self._evaluate(trainer)
         if session.progress.step == 0:
-            session.before = session.before if session.before is not None else answers(trainer, session.task, session.tokenizer, session.config)
+            session.before = (
+                session.before
+                if session.before is not None
+                else answers(trainer, session.task, session.tokenizer, session.config)
+            )
             self._event("answers", step=0, answers=session.before) if session.before else None
         self._edge = time.monotonic()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
         """Set the learning rate of the optimizer step that this micro-batch belongs to.
 
         Args:
@@ -158,7 +164,10 @@ class StepEdge(pl.Callback):
             self._save(trainer)
         if stop or early:
             trainer.should_stop = True
-            self._event("stopped", reason="early: the validation loss no longer improves" if early else f"signal {session.stopper.reason}")
+            self._event(
+                "stopped",
+                reason="early: the validation loss no longer improves" if early else f"signal {session.stopper.reason}",
+            )
         if (last or early) and not stop:
             session.after = answers(trainer, session.task, session.tokenizer, config)
             self._event("answers", step=done, answers=session.after) if session.after else None
@@ -221,7 +230,9 @@ class StepEdge(pl.Callback):
         path = save(trainer, folder, session.progress, session.group)
         if session.is_first:
             store.prune(folder, session.config.checkpoint.keep, session.progress.best_step)
-        self._event("checkpoint", step=session.progress.step, path=str(path), seconds=round(time.monotonic() - began, 3))
+        self._event(
+            "checkpoint", step=session.progress.step, path=str(path), seconds=round(time.monotonic() - began, 3)
+        )
         strategy.barrier()
 
     def _event(self, kind: str, **facts: Any) -> None:
@@ -233,8 +244,8 @@ class StepEdge(pl.Callback):
             value = record[key]
             if value is not None and not math.isfinite(value):
                 raise GuardError(
-                    f"{key}={value} at step {record['step']}: the run stopped itself and kept no checkpoint of this step; "
-                    f"resume from the one before with a lower optim.lr (now {self.session.config.optim.lr:g}) in a new run"
+                    f"{key}={value} at step {record['step']}: the run stopped itself and kept no checkpoint "
+                    f"of this step; start a new run with a lower optim.lr (now {self.session.config.optim.lr:g})"
                 )
 
 
@@ -260,7 +271,9 @@ def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group) -> 
         rng["cuda"] = torch.cuda.get_rng_state().tolist()
     of_ranks = group.to_first(rng)
     generators = [
-        (f"rank{rank}.{kind}", torch.tensor(state, dtype=torch.uint8)) for rank, states in enumerate(of_ranks) for kind, state in states.items()
+        (f"rank{rank}.{kind}", torch.tensor(state, dtype=torch.uint8))
+        for rank, states in enumerate(of_ranks)
+        for kind, state in states.items()
     ]
     tensors = {
         "weights": strategy.full_weights(),
@@ -279,12 +292,12 @@ def restore(trainer: pl.Trainer, checkpoint: store.Checkpoint, rank: int) -> Non
         rank: This rank.
     """
     strategy: Any = trainer.strategy
-    strategy.load_full_weights(lambda name: checkpoint.read("weights", name))
+    strategy.put_full_weights(lambda name: checkpoint.read("weights", name))
     keys: dict[str, list[str]] = {}
     for entry in checkpoint.names("optimizer"):
         name, key = entry.rsplit(":", 1)
         keys.setdefault(name, []).append(key)
-    strategy.load_full_optimizer_state(keys, lambda name, key: checkpoint.read("optimizer", f"{name}:{key}"))
+    strategy.put_full_optimizer_state(keys, lambda name, key: checkpoint.read("optimizer", f"{name}:{key}"))
     saved = checkpoint.names("rng")
     if f"rank{rank}.cpu" in saved:
         torch.set_rng_state(checkpoint.read("rng", f"rank{rank}.cpu"))

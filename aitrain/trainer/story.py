@@ -38,7 +38,10 @@ def account(session: Session, code: int) -> list[str]:
         code: The exit code.
     """
     progress, directory, config = session.progress, session.directory, session.config
-    lines = ["", f"{progress.step} of {session.total_steps} steps, {progress.tokens:,} tokens in {duration(progress.seconds)}"]
+    lines = [
+        "",
+        f"{progress.step} of {session.total_steps} steps, {progress.tokens:,} tokens in {duration(progress.seconds)}",
+    ]
     losses = list(progress.validation.items())
     if losses:
         (_, before), (step, after) = losses[0], losses[-1]
@@ -50,7 +53,10 @@ def account(session: Session, code: int) -> list[str]:
         lines += [f"prompt  {old['prompt']}", f"  before  {old['answer']}", f"  after   {new['answer']}"]
     lines.append(f"run     {directory.path}")
     if code != EXIT_DONE:
-        lines.append(f"stopped on {session.stopper.reason} after step {progress.step}, with a checkpoint. Go on with: aitrain resume {directory.path}")
+        lines.append(
+            f"stopped on {session.stopper.reason} after step {progress.step}, with a checkpoint. "
+            f"Go on with: aitrain resume {directory.path}"
+        )
         return lines
     if config.export.at_end:
         adapter = directory.export / "adapter"

@@ -42,7 +42,9 @@ def build_trackers(config: RunConfig, directory: RunDirectory) -> list[Logger]:
         ]
     if isinstance(config.logger, Tensorboard):
         if importlib.util.find_spec("tensorboard") is None:
-            raise MissingExtraError("logger=tensorboard needs tensorboard: pip install 'aitrain[tensorboard]', or write logger=jsonl")
+            raise MissingExtraError(
+                "logger=tensorboard needs tensorboard: pip install 'aitrain[tensorboard]', or write logger=jsonl"
+            )
         from lightning.pytorch.loggers import TensorBoardLogger
 
         return [TensorBoardLogger(save_dir=str(directory.path), name="tensorboard", version="")]
