@@ -74,9 +74,7 @@ def train(job: Job, only_trained: bool) -> Account:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     model.to(job.device).train()
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=job.lr, betas=job.betas, eps=job.eps, weight_decay=0.0, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=job.lr, betas=job.betas, eps=job.eps, weight_decay=0.0, fused=True)
     samples = json.loads(Path(job.samples).read_text(encoding="utf-8"))
     loader: DataLoader[Any] = DataLoader(
         samples,

@@ -1,4 +1,4 @@
-"""From the accounts of all providers to a verdict: first whether they did the same work, then how fast. No clock, no torch."""
+"""From the accounts of all providers to a verdict: first whether they did the same work, then how fast. No torch."""
 
 from __future__ import annotations
 
@@ -130,10 +130,11 @@ def table(rows: list[Row]) -> str:
             )
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    aligned = [
-        "  ".join(cell.ljust(width) if column in (0, 7) else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
+    left = (0, len(head) - 1)
+    aligned = []
+    for line in lines:
+        columns = enumerate(zip(line, widths, strict=True))
+        aligned.append("  ".join(cell.ljust(w) if n in left else cell.rjust(w) for n, (cell, w) in columns))
     return "\n".join(line.rstrip() for line in aligned)
 
 

@@ -57,7 +57,7 @@ def overrides(job: Job, run: Path) -> list[str]:
 def measure(job: Job) -> Account:
     """Train, and note when each step's record is written: between two of them lies all that a step costs.
 
-    `step_time_s` in `metrics.jsonl` would leave out what happens after it was measured, the writing of the record itself.
+    `step_time_s` in `metrics.jsonl` would leave out what happens after it is measured, like writing the record itself.
 
     Args:
         job: What to train.
@@ -72,7 +72,7 @@ def measure(job: Job) -> Account:
         write_record(directory, record)
         ends.append(time.perf_counter())
 
-    RunDirectory.metrics = write_and_note  # type: ignore[method-assign]
+    RunDirectory.metrics = write_and_note  # type: ignore[method-assign, assignment]
     try:
         with tempfile.TemporaryDirectory(prefix="aitrain-bench-run-") as folder:
             run = Path(folder, "run")
@@ -80,7 +80,7 @@ def measure(job: Job) -> Account:
                 raise AitrainError(f"aitrain bench: the training ended with exit code {code}; its lines stand above")
             records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     finally:
-        RunDirectory.metrics = write_record  # type: ignore[method-assign]
+        RunDirectory.metrics = write_record  # type: ignore[method-assign, assignment]
     return Account(
         ends_s=ends,
         losses=[record["loss"] for record in records],

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer in the benchmark, set up to do the same work: no shuffle, no packing, no checkpointing, same optimizer.
+"""TRL's SFTTrainer in the benchmark, set up to do the same work: no shuffle, no packing, same optimizer.
 
 Run as `python -m aitrain.bench.sft_trainer JOB ACCOUNT`; needs the extra `bench`.
 """

@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aitrain.bench.contest import Row, Rounds, judge, table
-from aitrain.bench.job import Account, Job
+from aitrain.bench.contest import Rounds, Row, judge, step_seconds, table
+from aitrain.bench.job import Account
 from aitrain.bench.workload import RANDOM_MODELS, Request, build_job, step_tokens
 from aitrain.errors import EXIT_DONE, EXIT_GUARD, AitrainError
 from aitrain.io import write_text
@@ -29,6 +29,9 @@ COMMANDS: dict[str, list[str]] = {
     "trl": ["aitrain.bench.sft_trainer", "{job}", "{account}"],
 }
 """Provider -> module to run in a process of its own, and its words. The first is the yardstick."""
+
+ALWAYS = ("bare", "aitrain")
+"""Providers without which there is nothing to compare."""
 
 RIVALS = {"bare": ["bare, all logits"], "trl": ["trl"]}
 """Word of `--rivals` -> providers beside the yardstick and aitrain, which always run."""
@@ -55,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
         tokens = step_tokens(job)
         sizes = f"{job.micro_batch} sequences x {job.accumulation}, {sum(tokens) / len(tokens):,.0f} tokens per step"
         print(f"{request.model} on {_device_name(request.device)}, {job.precision}, {sizes}", flush=True)
-        rounds, loads = _measure(providers, Path(folder), args.rounds)
+        rounds, loads, failed = _measure(providers, Path(folder), args.rounds)
+        missing += failed
     rows = judge(rounds, tokens, args.warm_up, job.precision)
     print(f"\n{table(rows)}")
     for line in missing:
@@ -75,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", metavar="N", type=int, default=3, help="how often all take their turn (default 3)")
     parser.add_argument("--sequence-tokens", metavar="N", type=int, help="join verses to samples of up to N tokens")
     parser.add_argument("--micro-batch", metavar="N", type=int, help="sequences at once (default: 4, on a GPU 8)")
-    parser.add_argument("--accumulation", metavar="N", type=int, default=1, help="micro-batches per step (default 1)")
+    parser.add_argument("--accumulation", metavar="N", type=int, help="micro-batches per step (default: 1, on a GPU 2)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32, on a GPU bf16")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--rivals", metavar="NAMES", default="bare,trl", help="default bare,trl")
@@ -104,7 +108,7 @@ def _request(args: argparse.Namespace) -> Request:
         steps=args.steps,
         sequence_tokens=sequence_tokens,
         micro_batch=args.micro_batch or (8 if gpu else 4),
-        accumulation=args.accumulation,
+        accumulation=args.accumulation or (2 if gpu else 1),
         precision=args.precision or ("bf16" if gpu else "fp32"),
         device=device,
     )
@@ -112,7 +116,7 @@ def _request(args: argparse.Namespace) -> Request:
 
 def _providers(words: str) -> tuple[list[str], list[str]]:
     """Return who runs, in the order of the table, and a line about each who cannot."""
-    chosen, missing = ["bare", "aitrain"], []
+    chosen, missing = [*ALWAYS], []
     for word in filter(None, words.split(",")):
         if word not in RIVALS:
             raise AitrainError(f"--rivals {word} is not known: write {','.join(RIVALS)}, or one of them")
@@ -123,17 +127,28 @@ def _providers(words: str) -> tuple[list[str], list[str]]:
     return [name for name in COMMANDS if name in chosen], missing
 
 
-def _measure(providers: list[str], folder: Path, rounds: int) -> tuple[Rounds, list[float]]:
-    """Let all take their turn, each time in a process of its own; each round begins with another one."""
+def _measure(providers: list[str], folder: Path, rounds: int) -> tuple[Rounds, list[float], list[str]]:
+    """Let all take their turn, each time in a process of its own; each round begins with another one.
+
+    A rival that cannot run here is left out of the rest, and told; the yardstick and aitrain must run.
+    """
     found: Rounds = []
-    loads = []
+    loads, failed = [], []
     for number in range(rounds):
         shift = number % len(providers)
         loads.append(round(os.getloadavg()[0], 2))
-        accounts = {name: _run(name, folder) for name in providers[shift:] + providers[:shift]}
+        accounts = {}
+        for name in providers[shift:] + providers[:shift]:
+            try:
+                accounts[name] = _run(name, folder)
+            except AitrainError as error:
+                if name in ALWAYS or number:
+                    raise
+                failed.append(str(error))
+        providers = [name for name in providers if name in accounts]
         found.append({name: accounts[name] for name in providers})
         print(f"round {number + 1} of {rounds} done", file=sys.stderr, flush=True)
-    return found, loads
+    return found, loads, failed
 
 
 def _run(provider: str, folder: Path) -> Account:
@@ -141,12 +156,11 @@ def _run(provider: str, folder: Path) -> Account:
     account.unlink(missing_ok=True)
     module, *words = (word.format(job=folder / "job.json", account=account) for word in COMMANDS[provider])
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "AITRAIN_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words], env={**os.environ, **offline}, capture_output=True, text=True, check=False
-    )
+    command, environment = [sys.executable, "-m", module, *words], {**os.environ, **offline}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode or not account.is_file():
         lines = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
-        raise AitrainError(f"aitrain bench: {provider} ended with exit code {done.returncode}; its last lines:\n{lines}")
+        raise AitrainError(f"{provider} did not run: exit code {done.returncode}; its last lines:\n{lines}")
     return Account.read(account)
 
 
@@ -182,7 +196,7 @@ def _circumstances(args: argparse.Namespace, request: Request, accounts: dict[st
 def _write(result: dict[str, Any], rows: list[Row], rounds: Rounds, out: Path, device: str) -> Path:
     result["table"] = [asdict(row) for row in rows]
     result["step_ms_per_round"] = {
-        name: [[round(1e3 * (b - a), 3) for a, b in zip(e[name].ends_s, e[name].ends_s[1:], strict=False)] for e in rounds]
+        name: [[round(1e3 * seconds, 3) for seconds in step_seconds(entry[name], 1)] for entry in rounds]
         for name in rounds[0]
     }
     result["losses"] = {name: account.losses for name, account in rounds[0].items()}
@@ -191,5 +205,5 @@ def _write(result: dict[str, Any], rows: list[Row], rounds: Rounds, out: Path, d
         path = out / f"train-{device}-{result['date']}.json"
         write_text(path, json.dumps(result, indent=1) + "\n")
     except OSError as error:
-        raise AitrainError(f"--out {out} cannot be written ({error.strerror}): give a folder you may write to") from None
+        raise AitrainError(f"--out {out} cannot be written ({error.strerror}): give another folder") from None
     return path

@@ -19,6 +19,7 @@ from aitrain.errors import AitrainError, DataError
 from aitrain.io import write_text
 from aitrain.models import assets
 from aitrain.models.load import load_tokenizer, local_folder
+from aitrain.models.quiet import quiet
 
 VERSES = "asset:verses-en-nl/train.jsonl"
 LONGEST_VERSE = 512
@@ -74,8 +75,9 @@ def build_job(request: Request, folder: Path) -> Job:
     Raises:
         AitrainError: The model cannot be used, or the data does not fit it.
     """
-    model = Model(path=str(_random_model(request, folder / "model") if request.model in RANDOM_MODELS else request.model))
-    model = Model(path=str(local_folder(model)))
+    random = request.model in RANDOM_MODELS
+    path = str(_random_model(request, folder / "model")) if random else request.model
+    model = Model(path=str(local_folder(Model(path=path))))
     tokenizer = load_tokenizer(model)
     needed = request.steps * request.micro_batch * request.accumulation
     records = folder / "conversations.jsonl"
@@ -120,7 +122,7 @@ def _random_model(request: Request, folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = load_tokenizer(Model(path="asset:tiny-llama"))
-    shape = {"vocab_size": len(tokenizer), **RANDOM_MODELS[request.model]}
+    shape: dict[str, Any] = {"vocab_size": len(tokenizer), **RANDOM_MODELS[request.model]}
     longest = max(request.sequence_tokens or 0, LONGEST_VERSE)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -131,7 +133,8 @@ def _random_model(request: Request, folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    with quiet():
+        LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -156,7 +159,7 @@ def _conversations(sequence_tokens: int | None, tokenizer: Any) -> Iterator[list
             turns = turns + verse
         if not turns:
             raise AitrainError(
-                f"--sequence-tokens {sequence_tokens} is shorter than verse {first + 1} ({length(verses[first])} tokens): "
+                f"--sequence-tokens {sequence_tokens} is shorter than a verse of {length(verses[first])} tokens: "
                 "write 256 or more"
             )
         yield turns
