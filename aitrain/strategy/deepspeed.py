@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,7 +64,6 @@ class Zero(DeepSpeedStrategy):
     def __init__(self, config: DeepspeedZero1, max_grad_norm: float | None, **kwargs: Any) -> None:
         super().__init__(config=engine_config(config, max_grad_norm), **kwargs)
         self._stage = stage_of(config)
-        self._hf_config: Any = None
 
     @property
     def trained_model(self) -> nn.Module:
@@ -110,23 +109,28 @@ class Zero(DeepSpeedStrategy):
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Build a Hugging Face model inside this block: under stage 3 it is sharded while it loads.
+        """Build a Hugging Face model and its adapter inside this block: under stage 3 it is sharded while it loads.
 
-        transformers looks for a live `HfDeepSpeedConfig` to gather each weight before it fills it; without one the
-        weights keep the shape `[0]` that `deepspeed.zero.Init` gave them. transformers
-        refers to it weakly, so it is kept here.
+        While an `HfDeepSpeedConfig` lives, transformers opens `deepspeed.zero.Init` by itself and gathers each weight
+        before it fills it (without one, weights keep the shape `[0]`), and peft gathers what DoRA must see whole. It
+        must not outlive the block: the export at the end loads an ordinary model in the same process.
+
+        Source: https://huggingface.co/docs/transformers/main_classes/deepspeed.
         """
         self._init_config_if_needed()
         if self._stage < 3:
             yield
             return
-        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
         config = dict(self.config or {})
         config.setdefault("train_batch_size", self.world_size * config["gradient_accumulation_steps"])
-        self._hf_config = HfDeepSpeedConfig(config)
-        with nullcontext() if _opens_zero_init() else super().model_sharded_context():
+        alive = HfDeepSpeedConfig(config)  # transformers refers to it weakly: this name keeps it
+        try:
             yield
+        finally:
+            unset_hf_deepspeed_config()
+            del alive
 
     def clip_gradients(self, max_norm: float | None) -> torch.Tensor | None:
         """Return None: the engine clips inside its step.
@@ -177,6 +181,7 @@ class Zero(DeepSpeedStrategy):
         """Yield parameter name, state key and whole value (on the CPU) of the optimizer's state."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link_optimizer_state()
         inner = self._zero_optimizer.optimizer.state
         first: dict[str, Any] = next((state for state in inner.values() if state), {})
         for name, parameter in trained(self.trained_model):
@@ -208,21 +213,23 @@ class Zero(DeepSpeedStrategy):
                 state[key] = torch.zeros_like(flat)
             for key in scalars:
                 state[key] = read(names[0], key).to(flat.device)
-        if self._stage < 3:
-            self._zero_optimizer._lazy_init_hp_params_optimizer_state()
+        self._link_optimizer_state()
         for name, parameter in trained(self.trained_model):
             for key in tensors:
                 safe_set_full_optimizer_state(parameter, read(name, key).to(self.root_device), key)
+
+    def _link_optimizer_state(self) -> None:
+        """Let stages 1 and 2 find each parameter's slice of the optimizer state.
+
+        DeepSpeed links once, inside the first step of the first parameter group: the groups after it have no state yet
+        then, and stay without.
+        """
+        if self._stage < 3:
+            self._zero_optimizer._hp_optimizer_states_linked = False
+            self._zero_optimizer._lazy_init_hp_params_optimizer_state()
 
     def _partitions(self) -> list[torch.Tensor]:
         optimizer = self._zero_optimizer
         if self._stage == 3:
             return list(optimizer.fp32_partitioned_groups_flat)
         return list(optimizer.single_partition_of_fp32_groups)
-
-
-def _opens_zero_init() -> bool:
-    """Return whether transformers opens `deepspeed.zero.Init` by itself: it does, with a live config of stage 3."""
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    return bool(is_deepspeed_zero3_enabled())

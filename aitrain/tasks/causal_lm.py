@@ -107,8 +107,7 @@ class CausalLM(pl.LightningModule):
             return
         building: Callable[[], AbstractContextManager[None]] = getattr(self.trainer.strategy, "building", nullcontext)
         with building():
-            model = self._build()
-        self.model = self._adapt(model)
+            self.model = self._adapt(self._build())
         if self.config.trainer.activation_checkpointing:
             enable: Any = self.model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})

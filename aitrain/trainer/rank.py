@@ -35,6 +35,8 @@ def main(run: str) -> int:
         if ranks.is_first or "out of memory" in str(error):
             print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from aitrain.config import RunConfig
-from aitrain.errors import RecipeError
-from aitrain.io import append_line, write_text
+from aitrain.errors import AitrainError, RecipeError
+from aitrain.io import append_line, write_text, writing
 from aitrain.recipe import freeze, load
+
+
+_FREE = "free space on that disk, then go on with `aitrain resume {}`"
 
 
 class RunDirectory:
@@ -37,6 +41,7 @@ class RunDirectory:
 
         Raises:
             RecipeError: The directory exists already, or cannot be made.
+            AitrainError: The disk is full.
         """
         path = (
             Path(config.run.dir)
@@ -55,9 +60,20 @@ class RunDirectory:
                 f"run.dir={path} cannot be made ({error.strerror}): give a folder you may write to"
             ) from None
         directory = cls(path)
-        directory.logs.mkdir()
-        freeze(config, directory.config_file)
+        try:
+            with writing(f"run.dir={path}", "free space there, or give another run.dir"):
+                directory.logs.mkdir()
+                freeze(config, directory.config_file)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return directory
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the run has done no step yet, so that nothing is lost with its directory."""
+        began = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        return not began and not any((self.path / "checkpoints").glob("step-*"))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -85,6 +101,10 @@ class RunDirectory:
         """
         return Path(config.checkpoint.path) if config.checkpoint.path else self.path / "checkpoints"
 
+    def events(self) -> int:
+        """Return the number of events so far."""
+        return len(self.events_file.read_bytes().splitlines()) if self.events_file.is_file() else 0
+
     def event(self, kind: str, **facts: Any) -> None:
         """Append one event.
 
@@ -93,7 +113,19 @@ class RunDirectory:
             facts: Plain values that belong to it.
         """
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}
-        append_line(self.events_file, json.dumps(entry, ensure_ascii=False))
+        with writing(str(self.events_file), _FREE.format(self.path)):
+            append_line(self.events_file, json.dumps(entry, ensure_ascii=False))
+
+    def note_failure(self, why: str) -> None:
+        """Append that the run ended badly, where that can still be written.
+
+        Args:
+            why: What ended it.
+        """
+        try:
+            self.event("failed", error=why)
+        except AitrainError:  # a full disk is often the very reason, and the user is being told that one
+            return
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Append the record of one optimizer step.
@@ -101,7 +133,8 @@ class RunDirectory:
         Args:
             record: The keys of the design; values are plain or null.
         """
-        append_line(self.metrics_file, json.dumps(record))
+        with writing(str(self.metrics_file), _FREE.format(self.path)):
+            append_line(self.metrics_file, json.dumps(record))
 
     def forget_steps_after(self, step: int) -> None:
         """Drop the records of steps that will be done again, so that each step stands in the file once.

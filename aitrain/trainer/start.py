@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks, detect
-from aitrain.errors import AitrainError, DataError, RecipeError
+from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, RecipeError
 from aitrain.preflight import refuse_faults, usable_devices
 from aitrain.recipe import amend, compose, freeze
 from aitrain.trainer.run_directory import RunDirectory
@@ -33,7 +36,7 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
         refuse_faults(config)
         return RunDirectory.create(config).path
 
-    return _start(new_run)
+    return _start(new_run, is_new=True)
 
 
 def resume(run: Path, overrides: Sequence[str]) -> int:
@@ -60,24 +63,57 @@ def resume(run: Path, overrides: Sequence[str]) -> int:
             directory.event("changed", overrides=list(overrides))
         return run
 
-    return _start(same_run)
+    return _start(same_run, is_new=False)
 
 
-def _start(prepare: Callable[[], Path]) -> int:
+def _start(prepare: Callable[[], Path], is_new: bool) -> int:
     ranks = detect()
     if ranks.launcher in ("torchrun", "srun") and ranks.world > 1:
-        return _as_rank(ranks, prepare)
-    path = prepare()
-    config = RunDirectory.open(path).config()
-    count = usable_devices(config)
-    if count > 1:
-        return run_ranks([sys.executable, "-m", "aitrain.trainer.rank", str(path)], count)
-    from aitrain.trainer.fit import fit
+        return _as_rank(ranks, prepare, is_new)
+    directory = RunDirectory.open(prepare())
+    count = usable_devices(directory.config())
+    with _tidied(directory, is_new):
+        if count > 1:
+            code = run_ranks([sys.executable, "-m", "aitrain.trainer.rank", str(directory.path)], count)
+            if code not in (EXIT_DONE, EXIT_REQUEUE):
+                raise SystemExit(code if code > 0 else 128 - code)  # the ranks have said why
+            return code
+        from aitrain.trainer.fit import fit
 
-    return fit(RunDirectory.open(path), Ranks())
+        return fit(directory, Ranks())
 
 
-def _as_rank(ranks: Ranks, prepare: Callable[[], Path]) -> int:
+@contextmanager
+def _tidied(directory: RunDirectory, is_new: bool) -> Iterator[None]:
+    """When a run ends badly: take a new one away that has done no step, note in any other that it failed."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    told = directory.events()
+    # until training has handlers of its own, a signal must not leave half a run behind
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except BaseException as error:
+        if is_new and directory.is_untouched and _is_told(error):
+            shutil.rmtree(directory.path, ignore_errors=True)
+        elif directory.events() > told:
+            code = f"exit code {error.code}" if isinstance(error, SystemExit) else ""
+            directory.note_failure(code or str(error) or type(error).__name__)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether the user knows why a run ended; after a bug of ours what it wrote is kept."""
+    if isinstance(error, SystemExit):
+        return error.code in (AitrainError.exit_code, DataError.exit_code, 130, 143)
+    return isinstance(error, (AitrainError, KeyboardInterrupt))
+
+
+def _as_rank(ranks: Ranks, prepare: Callable[[], Path], is_new: bool) -> int:
     """Run as one of many that torchrun or srun started: rank 0 checks and freezes, the others read what it froze."""
     from aitrain.dist.group import Group
     from aitrain.trainer.fit import fit
@@ -95,7 +131,15 @@ def _as_rank(ranks: Ranks, prepare: Callable[[], Path]) -> int:
         if fault is not None:
             # every rank leaves with the same code; only the first one speaks
             raise _fault(fault) if ranks.is_first else SystemExit(fault[0])
-        return fit(RunDirectory.open(Path(answer)), ranks, group)
+        directory = RunDirectory.open(Path(answer))
+        if ranks.is_first:
+            with _tidied(directory, is_new):
+                return fit(directory, ranks, group)
+        return fit(directory, ranks, group)
+    except AitrainError as error:
+        if ranks.is_first or "out of memory" in str(error):
+            raise
+        raise SystemExit(error.exit_code) from None  # all ranks have the same fault; one speaks
     finally:
         group.close()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
 from aitrain.dist.group import Group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+EXIT_AT_ONCE = 130
+"""What shells report for a program that Ctrl-C ended."""
 
 
 class Stopper:
@@ -34,7 +37,8 @@ class Stopper:
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            # not KeyboardInterrupt: Lightning takes that for a wish to end in good order
+            sys.exit(EXIT_AT_ONCE)
         self.reason = signal.Signals(number).name
 
     def agreed(self) -> bool:

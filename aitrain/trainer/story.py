@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aitrain.errors import EXIT_DONE
+from aitrain.errors import EXIT_DONE, AitrainError
 from aitrain.trainer.display import duration
 from aitrain.trainer.export import export
 from aitrain.trainer.step_edge import Session
@@ -18,12 +18,19 @@ def finish(session: Session, code: int) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        AitrainError: The export could not be written.
     """
     if session.is_first:
         close_trackers(session.trackers)
         if code == EXIT_DONE and session.config.export.at_end:
             session.display.say("exporting ...")
-            export(session.directory.path, session.directory.export, session.config.export.merge, "newest")
+            try:
+                export(session.directory.path, session.directory.export, session.config.export.merge, "newest")
+            except AitrainError as error:
+                again = f"aitrain export {session.directory.path} --to DIR"
+                raise AitrainError(f"{error}\nThe training is done and its checkpoint is whole: {again}") from error
         session.directory.event("finished" if code == EXIT_DONE else "waiting", step=session.progress.step)
         session.display.say("\n".join(account(session, code)))
     session.group.barrier()
