@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 2 the user can fix it, 3 the data was refused, 4 a guard stopped the run, 75 stopped
-        with a good checkpoint.
+        with a good checkpoint, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AitrainError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output has seen enough, as in `aitrain show optim | head`
         sys.stderr.close()
         return EXIT_DONE

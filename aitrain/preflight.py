@@ -15,7 +15,7 @@ from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Qlora
 from aitrain.config.logger import Tensorboard, Wandb, WandbMode
 from aitrain.config.optim import AdamW8bit
-from aitrain.config.task import Pretrain
+from aitrain.config.task import Pretrain, Sft
 from aitrain.config.trainer import Accelerator
 from aitrain.config.values import nearest
 from aitrain.dist.ranks import Ranks, detect
@@ -307,6 +307,12 @@ def model_faults(config: RunConfig) -> list[str]:
     except AitrainError as error:
         return [*faults, *str(error).splitlines()]
     faults += found.faults
+    known = not found.faults and found.kind.name != "hub"  # of a name on a hub nothing is known yet
+    if known and isinstance(config.task, Sft) and config.model.chat_template is None and not found.has_chat_template:
+        faults.append(
+            f"model.path={config.model.path}: the model has no chat template, so conversations cannot be written as it "
+            "expects: write model.chat_template=FILE (a Jinja file), or take an instruction-tuned model"
+        )
     if found.context_tokens is not None and config.data.sequence_tokens > found.context_tokens:
         faults.append(
             f"data.sequence_tokens={config.data.sequence_tokens} is longer than the model's context: "

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aitrain.errors import AitrainError
+
 
 def _beside(path: Path) -> Path:
     """Name the temporary twin of a path: two nodes, or two containers, may have processes of the same number."""
@@ -71,6 +73,31 @@ def append_line(path: Path, line: str) -> None:
     """
     with open(path, "ab", buffering=0) as file:
         file.write(line.encode() + b"\n")
+
+
+@contextmanager
+def writing(what: str, advice: str) -> Iterator[None]:
+    """Turn what a full disk, a quota or a permission answers into one sentence; other faults pass.
+
+    Args:
+        what: Key or path that is being written, as the user knows it.
+        advice: What to do about it.
+
+    Yields:
+        Nothing; write in the block.
+
+    Raises:
+        AitrainError: The operating system refused a write.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise AitrainError(f"{what} cannot be written ({error.strerror or error}): {advice}") from error
+    except Exception as error:
+        # libraries written in Rust (safetensors, tokenizers) have errors of their own, with the system's text in them
+        if "os error" not in str(error).lower():
+            raise
+        raise AitrainError(f"{what} cannot be written ({str(error).splitlines()[0]}): {advice}") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Lora, NoAdapter, Qlora
 from aitrain.config.model import ModelInit
 from aitrain.errors import ModelError
-from aitrain.io import new_directory, write_text
+from aitrain.io import new_directory, write_text, writing
 from aitrain.models.adapters import apply_adapter
 from aitrain.models.assets import ASSETS
 from aitrain.models.folder import Kind, inspect
@@ -58,12 +58,13 @@ def export_folder(
 
     Raises:
         ModelError: A name is missing, unknown or of another shape, or the base model cannot be rebuilt.
+        AitrainError: The folder cannot be written; nothing is left of it then.
     """
     card = card or Card(run=config.run.name or to.name)
     model = trained_model(config, weights)
     tokenizer = load_tokenizer(config.model)
     model.config.use_cache = True
-    with new_directory(to) as folder:
+    with writing(f"--to {to}", "free space there, or name another folder"), new_directory(to) as folder:
         if isinstance(model, PeftModel):
             adapter = folder / "adapter"
             _write_adapter(model, config, adapter)

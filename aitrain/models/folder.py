@@ -361,14 +361,16 @@ def _weight_faults(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[s
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         yield f"model.path={path} lacks {', '.join(missing)}, named in {index.name}: copy the missing shard"
+    damaged = False
     for file in files:
         if file.is_file():
             try:
                 shapes.update(read_shapes(file))
             except ModelError as error:
+                damaged = True
                 yield f"model.path: {error}"
     absent = sorted(set(wanted) - set(shapes))
-    if absent and not missing:
+    if absent and not missing and not damaged:
         yield (
             f"model.path={path}: {len(absent)} tensors named in {index.name} are in no shard, first "
             f"{absent[0]}: copy the model again"

@@ -13,7 +13,6 @@ from aitrain.errors import AitrainError, RecipeError
 from aitrain.io import append_line, write_text, writing
 from aitrain.recipe import freeze, load
 
-
 _FREE = "free space on that disk, then go on with `aitrain resume {}`"
 
 
