@@ -81,11 +81,10 @@ def first_host(nodelist: str) -> str:
 
     Source: https://slurm.schedmd.com/scontrol.html, `show hostnames`.
     """
-    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?([^,]*)", nodelist)
-    if match is None:
+    first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", nodelist)  # up to the first comma outside brackets
+    if first is None:
         raise LaunchError(f"SLURM node list {nodelist!r} is not understood: set MASTER_ADDR to the first host by hand")
-    prefix, inside, suffix = match.groups()
-    return prefix + (re.split(r"[,-]", inside)[0] if inside else "") + suffix
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group())
 
 
 def detect(environment: Mapping[str, str] | None = None) -> Ranks:
@@ -116,10 +115,14 @@ def detect(environment: Mapping[str, str] | None = None) -> Ranks:
             port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 0,
             launcher="aitrain" if env.get("AITRAIN_LAUNCHED") else "torchrun",
         )
-    elif int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
+    elif "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env and _number(env, "SLURM_STEP_NUM_TASKS") > 1:
         world, nodes = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_STEP_NUM_NODES")
         nodelist = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "127.0.0.1")
-        job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
+        job, step = (_number(env, key) if key in env else 0 for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        if nodes < 1 or world % nodes:
+            raise LaunchError(
+                f"srun started {world} ranks on {nodes} nodes: start the same number on every node (--ntasks-per-node)"
+            )
         ranks = Ranks(
             rank=_number(env, "SLURM_PROCID"),
             world=world,
@@ -127,14 +130,16 @@ def detect(environment: Mapping[str, str] | None = None) -> Ranks:
             local_world=world // nodes,
             address=env.get("MASTER_ADDR") or first_host(nodelist),
             # below the ephemeral range of Linux (32768), spread by job and step so that jobs on one node do not meet
-            port=int(env.get("MASTER_PORT") or 20000 + (job * 31 + step) % 12000),
+            port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + (job * 31 + step) % 12000,
             launcher="srun",
         )
     else:
         return Ranks()
-    if ranks.world % ranks.local_world or not 0 <= ranks.rank < ranks.world:
+    uneven = ranks.local_world < 1 or ranks.world % ranks.local_world
+    if uneven or not 0 <= ranks.rank < ranks.world or not 0 <= ranks.local_rank < ranks.local_world:
         raise LaunchError(
-            f"{ranks.launcher} started {ranks.world} ranks with {ranks.local_world} on this node: "
+            f"{ranks.launcher} started {ranks.world} ranks with {ranks.local_world} on this node, and this process is "
+            f"rank {ranks.rank}, here {ranks.local_rank}: "
             "start the same number on every node (--ntasks-per-node or --nproc-per-node)"
         )
     return ranks
