@@ -208,8 +208,9 @@ def committed(folder: Path) -> list[Checkpoint]:
             continue
         try:
             content = json.loads(manifest.read_text())
-            found.append(Checkpoint(path, int(content["step"]), content))
-        except (ValueError, KeyError) as error:
+            step, *_ = (content[key] for key in ("step", "files", "tensors", "state"))
+            found.append(Checkpoint(path, int(step), content))
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{manifest} is damaged ({error}): move {path.name} away and use an older checkpoint"
             ) from None
