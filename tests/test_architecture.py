@@ -29,6 +29,8 @@ FEW_STATEMENTS = 10  # a module with fewer of them in all its functions needs no
 TESTED_ELSEWHERE = {
     # module -> the test that runs it, where a test at the mirrored place would only repeat that one
     "aitrain/__main__.py": "tests/test_cli.py",
+    # the providers of a benchmark, which run as processes of their own and must agree with each other
+    **{f"aitrain/bench/{name}.py": "tests/bench/test_train.py" for name in ("bare", "job", "ours", "sft_trainer")},
     # the rules of a group show only in the sentence a user reads, so they are tested through the door
     **{
         f"aitrain/config/{path.stem}.py": "tests/test_recipe.py"
@@ -81,7 +83,7 @@ def functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, ast.Functi
 
 def test_every_test_has_its_module() -> None:
     tests = [path for path in (ROOT / "tests").rglob("test_*.py") if name(path) not in OF_THE_HOUSE]
-    own = {"bench", "e2e"}  # benchmarks of whole commands, and whole runs: they mirror no single module
+    own = {"bench", "e2e", "gpu"}  # benchmarks of whole commands, and whole runs: they mirror no single module
     lost = []
     for path in tests:
         inside = path.relative_to(ROOT / "tests")

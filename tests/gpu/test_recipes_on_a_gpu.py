@@ -1,0 +1,123 @@
+"""The real recipes on one GPU: the same losses as on the CPU and under every strategy, bf16, memory, resume."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from runs import DEVICE, FP32, Ended, aitrain, train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+CONSTANT = ("trainer.precision=fp32", "schedule=constant", "schedule.warmup_steps=0")
+ON_GPU = pytest.mark.skipif(DEVICE == "cpu", reason="has no meaning on a CPU")
+SHARDED = ("deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "fsdp")
+
+
+def close(losses: list[float]) -> object:
+    # fp32 sums in another order differ by 1e-7 each and AdamW's first steps turn that into about 1e-5 of the loss;
+    # a wrong scale or a lost micro-batch shows at 1e-2. TF32, were it on, would show at 1e-3.
+    return pytest.approx(losses, rel=1e-4)
+
+
+def test_losses_equal_those_of_the_cpu(tmp_path: Path, reference: Ended) -> None:
+    on_cpu = train(tmp_path / "run", *FP32, device="cpu")
+    assert reference.losses == close(on_cpu.losses)
+    assert [r["grad_norm"] for r in reference.records] == pytest.approx(
+        [r["grad_norm"] for r in on_cpu.records], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_every_strategy_gives_the_losses_of_ddp(tmp_path: Path, reference: Ended, strategy: str) -> None:
+    assert train(tmp_path / "run", *FP32, f"strategy={strategy}").losses == close(reference.losses)
+
+
+@pytest.mark.parametrize("words", [("trainer.micro_batch_sequences=8",), ("trainer.activation_checkpointing=true",)])
+def test_losses_depend_on_neither_micro_batch_nor_checkpointing(
+    tmp_path: Path, reference: Ended, words: tuple[str, ...]
+) -> None:
+    assert train(tmp_path / "run", *FP32, *words).losses == close(reference.losses)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", *SHARDED])
+def test_bf16_trains_and_the_loss_falls(tmp_path: Path, strategy: str) -> None:
+    if DEVICE == "cpu" and strategy.startswith("deepspeed"):
+        pytest.skip("DeepSpeed asks the CPU for bf16 features that not every CPU has")
+    run = train(tmp_path / "run", "trainer.precision=bf16", "trainer.max_steps=40", f"strategy={strategy}")
+    losses = run.losses
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5]), losses
+    if DEVICE == "cuda":
+        assert all(record["memory_peak_gb"] > 0 for record in run.records)
+        import torch
+
+        known = any(word in torch.cuda.get_device_name() for word in ("H100", "H200", "A100", "B200", "MI"))
+        assert all((record["mfu"] is not None) == known for record in run.records)
+        assert not known or all(0 < record["mfu"] < 1 for record in run.records)
+
+
+def test_lora_trains_in_bf16(tmp_path: Path) -> None:
+    words = ("trainer.precision=bf16", "trainer.max_steps=40", "optim.lr=5e-3")
+    losses = train(tmp_path / "run", *words, recipe="sft_lora").losses
+    assert sum(losses[-5:]) < 0.99 * sum(losses[:5]), losses
+
+
+@ON_GPU
+def test_micro_batch_is_found_from_memory(tmp_path: Path, reference: Ended) -> None:
+    run = train(tmp_path / "run", *FP32, "trainer.micro_batch_sequences=null")
+    assert run.losses == close(reference.losses)
+    assert "8 at once, 1 accumulated" in run.said, "a million weights fit beside 8 sequences on any GPU"
+
+
+@ON_GPU
+@pytest.mark.parametrize(
+    ("recipe", "words"), [("sft_full", ("optim=adamw_8bit",)), ("sft_qlora", ("trainer.precision=bf16",))]
+)
+def test_eight_and_four_bits_run_or_name_the_package(tmp_path: Path, recipe: str, words: tuple[str, ...]) -> None:
+    run = train(tmp_path / "run", *words, "trainer.max_steps=5", recipe=recipe)
+    if find_spec("bitsandbytes") is None:
+        assert run.code == 2
+        assert "bitsandbytes" in run.said and "aitrain[qlora]" in run.said and "Traceback" not in run.said
+    else:
+        assert len(run.losses) == 5
+
+
+@ON_GPU
+def test_out_of_memory_names_the_keys(tmp_path: Path) -> None:
+    # 16384 sequences of about 200 tokens: 80 KB of activations per token and 3 x 8 KB of logits are 340 GB; many more
+    # sequences would break limits of the kernels first
+    rows = (
+        "trainer.global_batch_sequences=16384",
+        "trainer.micro_batch_sequences=16384",
+        *FP32[:1],
+        "trainer.max_steps=1",
+    )
+    run = train(tmp_path / "run", *size, "trainer.precision=fp32")
+    assert run.code == 2, run.said
+    assert "out of memory" in run.said and "Traceback" not in run.said
+    for advice in ("trainer.micro_batch_sequences=8192", "trainer.activation_checkpointing=true"):
+        assert advice in run.said
+    assert "data.sequence_tokens=128" in run.said
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_zero2"])
+def test_resume_continues_as_if_never_stopped(tmp_path: Path, strategy: str) -> None:
+    words = (*CONSTANT, f"strategy={strategy}")
+    run = train(tmp_path / "run", *words, "trainer.max_steps=3")
+    whole = train(tmp_path / "whole", *words, "trainer.max_steps=6")
+    assert len(run.losses) == 3
+    done = aitrain("resume", str(run.path), "trainer.max_steps=6")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [record["step"] for record in run.records] == [1, 2, 3, 4, 5, 6]
+    assert run.losses == close(whole.losses)
+
+
+@ON_GPU
+def test_a_checkpoint_goes_from_the_gpu_to_the_cpu(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", *CONSTANT, "trainer.max_steps=3")
+    whole = train(tmp_path / "whole", *CONSTANT, "trainer.max_steps=6")
+    assert len(run.losses) == 3
+    done = aitrain("resume", str(run.path), "trainer.max_steps=6", "trainer.accelerator=cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.losses == close(whole.losses)
