@@ -13,7 +13,7 @@ from aitrain.config.data import Data, Records, Text
 from aitrain.config.evaluate import Evaluate
 from aitrain.config.export import Export
 from aitrain.config.logger import Jsonl, Logger, Tensorboard, Wandb
-from aitrain.config.model import Model
+from aitrain.config.model import Model, ModelInit
 from aitrain.config.optim import AdamW, AdamW8bit, Muon, Optim, Sgd
 from aitrain.config.run import Run
 from aitrain.config.schedule import Constant, Cosine, Linear, Schedule, Wsd
@@ -95,6 +95,11 @@ class RunConfig:
             yield (
                 f"optim=muon orthogonalises whole matrices, but strategy={OPTION_OF[type(self.strategy)]} gives the "
                 "optimizer slices of them: write strategy=ddp or optim=adamw"
+            )
+        if self.model.init is ModelInit.random and not isinstance(self.adapter, NoAdapter):
+            yield (
+                f"adapter={OPTION_OF[type(self.adapter)]} beside model.init=random trains small matrices beside noise "
+                "that stands in no file: write adapter=none or model.init=pretrained"
             )
         yield from self.batch_faults(self.trainer.devices, self.trainer.nodes)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from aitrain.config.strategy import Fsdp
 from aitrain.strategy.state import LocalState
@@ -66,4 +66,7 @@ class FullySharded(LocalState, ModelParallelStrategy):  # type: ignore[misc]
         for block in blocks(model):
             fully_shard(block, **options)
         fully_shard(model, **options)
+        if hasattr(model, "generate"):
+            # peft calls the inner model from here, past the hooks that gather the embedding and the head
+            register_fsdp_forward_method(model, "generate")
         super().setup(trainer)

@@ -23,7 +23,7 @@ STEPS = 20
 SGD = ["optim=sgd", "optim.lr=0.1", "optim.max_grad_norm=null"]
 ADAMW = ["optim=adamw", "optim.lr=1e-3", "optim.max_grad_norm=0.5", "optim.weight_decay=0.1"]
 # with SGD: Adam divides gradients that are nearly zero (A, while B is zero) by their own size, and so turns noise into steps
-LORA = ["adapter=lora", "adapter.rank=4", "optim=sgd", "optim.lr=0.3"]
+LORA = ["adapter=lora", "adapter.rank=4", "optim=sgd", "optim.lr=0.05"]
 
 
 @dataclass(frozen=True)
