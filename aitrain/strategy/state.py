@@ -135,8 +135,8 @@ class LocalState:
                 if value.shape == parameter.shape:
                     entry = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                     copy_whole(entry, value)
-                else:  # step counters: where the fused kernels want them
-                    entry = value.to(parameter.device) if fused else value.clone()
+                else:  # step counters: a copy each, because fused kernels add in place, where those want them
+                    entry = value.to(parameter.device, copy=True) if fused else value.clone()
                 optimizer.state[parameter][key] = entry
 
     def clip_gradients(self, max_norm: float | None) -> torch.Tensor | None:
