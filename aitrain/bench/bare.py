@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from aitrain.bench.job import Account, Job
 from aitrain.bench.memory import peak_memory_gb
+from aitrain.bench.turns import StepClock
 
 IGNORED = -100
 
@@ -84,7 +84,7 @@ def train(job: Job, only_trained: bool) -> Account:
     )
     batches: Iterator[dict[str, torch.Tensor]] = iter(loader)
     bf16 = job.precision == "bf16"
-    ends, losses, norms = [], [], []
+    losses, norms, clock = [], [], StepClock()
     for _ in range(job.steps):
         micro_batches = [next(batches) for _ in range(job.accumulation)]
         trained_tokens = sum(int((batch["targets"] != IGNORED).sum()) for batch in micro_batches)
@@ -100,9 +100,10 @@ def train(job: Job, only_trained: bool) -> Account:
         optimizer.zero_grad(set_to_none=True)
         losses.append(total.item())
         norms.append(norm.item())
-        ends.append(time.perf_counter())
+        clock.end_step()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return Account(ends, losses, norms, peak_memory_gb(job.device), versions, torch.get_num_threads())
+    peak = peak_memory_gb(job.device)
+    return Account(clock.begins, clock.ends, losses, norms, peak, versions, torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -59,14 +59,14 @@ class Row:
 
 
 def step_seconds(account: Account, warm_up: int) -> list[float]:
-    """Return the time of each step after the warm-up, from the end of the one before to its own.
+    """Return the time of each step after the warm-up.
 
     Args:
         account: What a provider measured.
-        warm_up: Steps left out, at least 1: the first has no beginning.
+        warm_up: Steps left out, at least 1: the first contains the start of the program.
     """
-    ends = account.ends_s
-    return [after - before for before, after in zip(ends[warm_up - 1 :], ends[warm_up:], strict=False)]
+    pairs = zip(account.begins_s, account.ends_s, strict=False)  # one more begins than ends
+    return [end - begin for begin, end in pairs][warm_up:]
 
 
 def judge(rounds: Rounds, tokens: list[int], warm_up: int, precision: str) -> list[Row]:

@@ -85,8 +85,11 @@ class Job:
 class Account:
     """What a provider measured in one process."""
 
+    begins_s: list[float]
+    """Clock at the beginning of each optimizer step, in seconds: the end of the one before, or when its turn came."""
+
     ends_s: list[float]
-    """Clock at the end of each optimizer step, in seconds; the distance of two is a whole step, loading included."""
+    """Clock at the end of each step, in seconds; everything lies between, the loading of the batch included."""
 
     losses: list[float]
     """Mean loss over the trained tokens of each step's global batch."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from aitrain import __version__
 from aitrain.bench.job import Account, Job
 from aitrain.bench.memory import peak_memory_gb
+from aitrain.bench.turns import StepClock
 from aitrain.errors import AitrainError
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.start import train
@@ -65,12 +65,12 @@ def measure(job: Job) -> Account:
     Raises:
         AitrainError: The run did not end well.
     """
-    ends: list[float] = []
+    clock = StepClock()
     write_record = RunDirectory.metrics
 
     def write_and_note(directory: RunDirectory, record: dict[str, Any]) -> None:
         write_record(directory, record)
-        ends.append(time.perf_counter())
+        clock.end_step()
 
     RunDirectory.metrics = write_and_note  # type: ignore[method-assign, assignment]
     try:
@@ -82,7 +82,8 @@ def measure(job: Job) -> Account:
     finally:
         RunDirectory.metrics = write_record  # type: ignore[method-assign, assignment]
     return Account(
-        ends_s=ends,
+        begins_s=clock.begins,
+        ends_s=clock.ends,
         losses=[record["loss"] for record in records],
         gradient_norms=[record["grad_norm"] for record in records],
         peak_memory_gb=peak_memory_gb(job.device),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ from trl import SFTConfig, SFTTrainer
 
 from aitrain.bench.job import Account, Job
 from aitrain.bench.memory import peak_memory_gb
+from aitrain.bench.turns import StepClock
 
 
-class Clock(transformers.TrainerCallback):
+class Recorder(transformers.TrainerCallback):
     """Notes the end of each step and what the trainer logs of it."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.clock = StepClock()
         self.losses: list[float] = []
         self.norms: list[float] = []
 
@@ -43,7 +43,7 @@ class Clock(transformers.TrainerCallback):
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
             self.norms.append(float(logs["grad_norm"]))
-            self.ends.append(time.perf_counter())
+            self.clock.end_step()
 
 
 def settings(job: Job, folder: str) -> SFTConfig:
@@ -90,19 +90,20 @@ def measure(job: Job) -> Account:
     model = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(job.model)
     rows = json.loads(Path(job.samples).read_text(encoding="utf-8"))
-    clock = Clock()
+    recorder = Recorder()
     with tempfile.TemporaryDirectory(prefix="aitrain-bench-trl-") as folder:
         trainer = SFTTrainer(
             model=model,
             args=settings(job, folder),
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=tokenizer,
-            callbacks=[clock],
+            callbacks=[recorder],
         )
         trainer.train()
     versions = {name: version(name) for name in ("trl", "torch", "transformers", "accelerate", "datasets")}
     peak = peak_memory_gb(job.device)
-    return Account(clock.ends, clock.losses, clock.norms, peak, versions, torch.get_num_threads())
+    clock, losses, norms = recorder.clock, recorder.losses, recorder.norms
+    return Account(clock.begins, clock.ends, losses, norms, peak, versions, torch.get_num_threads())
 
 
 if __name__ == "__main__":

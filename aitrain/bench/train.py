@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from aitrain.bench.contest import Rounds, Row, judge, step_seconds, table
 from aitrain.bench.job import Account
+from aitrain.bench.turns import Player, play
 from aitrain.bench.workload import RANDOM_MODELS, Request, build_job, step_tokens
 from aitrain.errors import EXIT_DONE, EXIT_GUARD, AitrainError
 from aitrain.io import write_text
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         tokens = step_tokens(job)
         sizes = f"{job.micro_batch} sequences x {job.accumulation}, {sum(tokens) / len(tokens):,.0f} tokens per step"
         print(f"{request.model} on {_device_name(request.device)}, {job.precision}, {sizes}", flush=True)
-        rounds, loads, failed = _measure(providers, Path(folder), args.rounds)
+        rounds, loads, failed = _measure(providers, Path(folder), args)
         missing += failed
     rows = judge(rounds, tokens, args.warm_up, job.precision)
     print(f"\n{table(rows)}")
@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", metavar="N", type=int, default=20, help="steps per process (default 20)")
     parser.add_argument("--warm-up", metavar="N", type=int, default=5, help="of these, not timed (default 5)")
     parser.add_argument("--rounds", metavar="N", type=int, default=3, help="how often all take their turn (default 3)")
+    turns = (
+        "after each step, or each after a whole run (default: step; on a GPU process, whose memory one alone may fill)"
+    )
+    parser.add_argument("--turns", choices=("step", "process"), help=turns)
     parser.add_argument("--sequence-tokens", metavar="N", type=int, help="join verses to samples of up to N tokens")
     parser.add_argument("--micro-batch", metavar="N", type=int, help="sequences at once (default: 4, on a GPU 8)")
     parser.add_argument("--accumulation", metavar="N", type=int, help="micro-batches per step (default: 1, on a GPU 2)")
@@ -96,10 +100,11 @@ def _request(args: argparse.Namespace) -> Request:
             raise AitrainError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if args.warm_up >= args.steps:
         raise AitrainError(f"--warm-up {args.warm_up} leaves nothing of --steps {args.steps}: write fewer")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise AitrainError("--device cuda, but torch sees no GPU: write --device cpu")
     gpu = device == "cuda"
+    args.turns = args.turns or ("process" if gpu else "step")
     sequence_tokens = args.sequence_tokens
     if args.model is None and sequence_tokens is None:
         sequence_tokens = 2048 if gpu else 256
@@ -127,41 +132,54 @@ def _providers(words: str) -> tuple[list[str], list[str]]:
     return [name for name in COMMANDS if name in chosen], missing
 
 
-def _measure(providers: list[str], folder: Path, rounds: int) -> tuple[Rounds, list[float], list[str]]:
-    """Let all take their turn, each time in a process of its own; each round begins with another one.
+def _measure(providers: list[str], folder: Path, args: argparse.Namespace) -> tuple[Rounds, list[float], list[str]]:
+    """Run all providers, round by round.
 
     A rival that cannot run here is left out of the rest, and told; the yardstick and aitrain must run.
     """
     found: Rounds = []
-    loads, failed = [], []
-    for number in range(rounds):
+    loads: list[float] = []
+    failed: list[str] = []
+    for number in range(args.rounds):
         shift = number % len(providers)
         loads.append(round(os.getloadavg()[0], 2))
-        accounts = {}
-        for name in providers[shift:] + providers[:shift]:
-            try:
-                accounts[name] = _run(name, folder)
-            except AitrainError as error:
-                if name in ALWAYS or number:
-                    raise
-                failed.append(str(error))
-        providers = [name for name in providers if name in accounts]
-        found.append({name: accounts[name] for name in providers})
-        print(f"round {number + 1} of {rounds} done", file=sys.stderr, flush=True)
+        order = providers[shift:] + providers[:shift]
+        for group in [order] if args.turns == "step" else [[name] for name in order]:
+            failed += _run(group, folder, args.steps, number == 0)
+        providers = [name for name in providers if _account_of(name, folder).is_file()]
+        found.append({name: Account.read(_account_of(name, folder)) for name in providers})
+        print(f"round {number + 1} of {args.rounds} done", file=sys.stderr, flush=True)
     return found, loads, failed
 
 
-def _run(provider: str, folder: Path) -> Account:
-    account = folder / "account.json"
-    account.unlink(missing_ok=True)
-    module, *words = (word.format(job=folder / "job.json", account=account) for word in COMMANDS[provider])
+def _account_of(provider: str, folder: Path) -> Path:
+    return folder / f"account-{list(COMMANDS).index(provider)}.json"
+
+
+def _run(names: list[str], folder: Path, steps: int, may_fail: bool) -> list[str]:
+    """Start providers one after the other, let them take their steps in turn, and return why a rival did not start."""
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "AITRAIN_CACHE": str(folder / "cache")}
-    command, environment = [sys.executable, "-m", module, *words], {**os.environ, **offline}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode or not account.is_file():
-        lines = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
-        raise AitrainError(f"{provider} did not run: exit code {done.returncode}; its last lines:\n{lines}")
-    return Account.read(account)
+    players: list[Player] = []
+    failed = []
+    try:
+        for name in names:
+            account = _account_of(name, folder)
+            account.unlink(missing_ok=True)
+            words = [word.format(job=folder / "job.json", account=account) for word in COMMANDS[name]]
+            player = Player(name, [sys.executable, "-m", *words], {**os.environ, **offline})
+            players.append(player)
+            try:
+                player.wait_for_step()
+            except AitrainError as error:
+                if name in ALWAYS or not may_fail:
+                    raise
+                failed.append(str(error))
+                players.remove(player)
+        play(players, steps)
+    finally:
+        for player in players:
+            player.kill()
+    return failed
 
 
 def _device_name(device: str) -> str:
@@ -189,6 +207,7 @@ def _circumstances(args: argparse.Namespace, request: Request, accounts: dict[st
         "versions": versions,
         "request": asdict(request),
         "rounds": args.rounds,
+        "turns": args.turns,
         "warm_up_steps": args.warm_up,
     }
 

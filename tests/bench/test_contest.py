@@ -13,7 +13,7 @@ TOKENS = [100, 100, 200, 100]
 
 def account(steps_s: list[float], loss: float = 2.0, norm: float = 1.0) -> Account:
     ends = [10.0 + sum(steps_s[: n + 1]) for n in range(len(steps_s))]
-    return Account(ends, [loss] * len(ends), [norm] * len(ends), 0.5, {"torch": "0"}, 1)
+    return Account([0.0, *ends], ends, [loss] * len(ends), [norm] * len(ends), 0.5, {"torch": "0"}, 1)
 
 
 def test_a_step_lasts_from_the_end_of_the_one_before() -> None:

@@ -29,9 +29,15 @@ def test_all_providers_have_the_losses_of_the_bare_loop(tmp_path: Path, capsys: 
 def test_a_rival_that_fails_is_told_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    account = Account([1.0, 2.0, 3.0], [2.0] * 3, [1.0] * 3, 0.1, {"torch": "0"}, 1)
+    account = Account([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0] * 3, [1.0] * 3, 0.1, {"torch": "0"}, 1)
     account.write(tmp_path / "ready.json")
-    copy = "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])"
+    copy = """import shutil, sys
+from aitrain.bench.turns import StepClock
+clock = StepClock()
+for _ in range(3):
+    clock.end_step()
+shutil.copy(sys.argv[1], sys.argv[2])
+"""
     (tmp_path / "ready_made.py").write_text(copy)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     works = ["ready_made", str(tmp_path / "ready.json"), "{account}"]
@@ -40,7 +46,9 @@ def test_a_rival_that_fails_is_told_and_left_out(
     said = capsys.readouterr().out
     assert "trl did not run: exit code 1" in said and "no_such_module" in said
 
-    Account([1.0, 2.0, 3.0], [2.5] * 3, [1.0] * 3, 0.1, {"torch": "0"}, 1).write(tmp_path / "other.json")
+    Account([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.5] * 3, [1.0] * 3, 0.1, {"torch": "0"}, 1).write(
+        tmp_path / "other.json"
+    )
     other = ["ready_made", str(tmp_path / "other.json"), "{account}"]
     monkeypatch.setattr(train, "COMMANDS", {"bare": works, "aitrain": other})
     assert train.main([*SMALL, "--device", "cpu", "--rivals", ""]) == EXIT_GUARD

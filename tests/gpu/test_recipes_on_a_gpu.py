@@ -87,7 +87,7 @@ def test_eight_and_four_bits_run_or_name_the_package(tmp_path: Path, recipe: str
 def test_out_of_memory_names_the_keys(tmp_path: Path) -> None:
     # 16384 sequences of about 200 tokens: 80 KB of activations per token and 3 x 8 KB of logits are 340 GB; many more
     # sequences would break limits of the kernels first
-    rows = (
+    size = (
         "trainer.global_batch_sequences=16384",
         "trainer.micro_batch_sequences=16384",
         *FP32[:1],
