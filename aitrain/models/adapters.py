@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,10 @@ def apply_adapter(
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            # peft asks transformers by a name that is going out of use; no user of ours can act on that
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)  # type: ignore[arg-type]
     except ValueError as error:
         raise ModelError(f"adapter cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
 

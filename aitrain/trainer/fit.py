@@ -30,7 +30,7 @@ from aitrain.trainer.resources import flops_per_token, micro_batch, peak_flops
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.samples import prepare_samples
 from aitrain.trainer.step_edge import Session, StepEdge
-from aitrain.trainer.stopping import Stopper
+from aitrain.trainer.stopping import Stopper, own_signals
 from aitrain.trainer.story import finish
 from aitrain.trainer.trackers import build_trackers
 
@@ -201,7 +201,7 @@ def build_trainer(
         accumulation: Micro-batches per rank and optimizer step.
         edge: What happens between steps.
     """
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="gpu" if accelerator == "cuda" else "cpu",
         devices=ranks.local_world,
         num_nodes=ranks.nodes,
@@ -218,6 +218,8 @@ def build_trainer(
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
+    own_signals(trainer)
+    return trainer
 
 
 def run_trainer(trainer: pl.Trainer, session: Session, loader: DataLoader[dict[str, Any]]) -> None:

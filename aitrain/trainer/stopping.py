@@ -47,3 +47,28 @@ class Stopper:
         if asked and self.reason is None:
             self.reason = "another rank"
         return asked
+
+
+def own_signals(trainer: Any) -> None:
+    """Keep Lightning from answering SIGTERM in our place.
+
+    Lightning 2.6 wraps our handler, broadcasts a tensor inside it (amid whatever collective is under way), ends the run
+    after the next micro-batch with exit code 0 and no checkpoint, and asks every rank for its flag before every
+    micro-batch, which on a GPU waits for the queue. There is no public switch for it.
+
+    Args:
+        trainer: A `lightning.pytorch.Trainer` that has not started.
+
+    Raises:
+        AttributeError: This Lightning does it elsewhere, so that a stop would go wrong unseen.
+    """
+    for owner, name in (
+        (trainer._signal_connector, "register_signal_handlers"),
+        (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
+    ):
+        getattr(owner, name)
+        setattr(owner, name, _nothing)
+
+
+def _nothing() -> None:
+    """Do what Lightning shall do about signals."""

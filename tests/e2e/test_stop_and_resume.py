@@ -1,0 +1,251 @@
+"""Stopped runs go on as if nothing had been: signals, kills, other numbers of ranks, damage, and fixed keys."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tiny import CONTEXT_TOKENS
+
+from aitrain import cli
+
+STEPS = 30
+STOP_AFTER = 3  # a step from which on a stopped run is far from its end
+RANKS = {
+    # name -> recipe, overrides; dropout makes the random generators part of what a checkpoint must hold
+    "one": ["sft_lora", "adapter.dropout=0.1", "trainer.devices=1"],
+    "ddp": ["sft_full", "trainer.devices=2", "strategy=ddp"],
+    "zero2": ["sft_full", "trainer.devices=2", "strategy=deepspeed_zero2"],
+}
+
+
+class Runs:
+    """Starts runs in a folder of their own and reads what they wrote."""
+
+    def __init__(self, folder: Path, model: Path, data: Path) -> None:
+        self.folder = folder
+        self.common = [
+            f"model.path={model}",
+            f"data.path={data}",
+            f"data.sequence_tokens={CONTEXT_TOKENS}",
+            "trainer.accelerator=cpu",
+            "trainer.precision=fp32",
+            "trainer.max_epochs=null",
+            "trainer.global_batch_sequences=4",
+            "trainer.micro_batch_sequences=1",
+            "optim.lr=1e-3",
+            "optim.max_grad_norm=1",
+            "schedule=constant",
+            "export.at_end=false",
+        ]
+
+    def words(self, kind: str, name: str, *more: str) -> list[str]:
+        """Return the words of a training of one of the kinds of `RANKS`."""
+        recipe, *words = RANKS[kind]
+        return ["train", recipe, *self.common, f"trainer.max_steps={STEPS}", *words, f"run.dir={self[name]}", *more]
+
+    def __getitem__(self, name: str) -> Path:
+        return self.folder / name
+
+    def start(self, words: Sequence[str]) -> subprocess.Popen[str]:
+        """Start a command without waiting for it."""
+        command = [sys.executable, "-m", "aitrain", *words]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def end(self, words: Sequence[str]) -> tuple[int, str]:
+        """Run a command to its end; return its exit code and what it said."""
+        process = self.start(words)
+        _, err = process.communicate()
+        return process.returncode, err
+
+    def after(self, process: subprocess.Popen[str], name: str, step: int = STOP_AFTER) -> None:
+        """Wait until a run has done so many steps."""
+        while len(records(self[name])) < step:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    """Return the whole lines of `metrics.jsonl`."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def events(run: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path, upto: int | None = None) -> list[float]:
+    """Return the losses of steps 1, 2, ... and see that each step stands there once."""
+    found = records(run)
+    assert [record["step"] for record in found] == list(range(1, len(found) + 1))
+    return [record["loss"] for record in found][:upto]
+
+
+def checkpoints(run: Path) -> list[int]:
+    """Return the steps of the checkpoints and see that nothing half-written stands beside them."""
+    names = [path.name for path in (run / "checkpoints").iterdir()]
+    assert all(name.startswith("step-") for name in names), names
+    return sorted(int(name.removeprefix("step-")) for name in names)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_data: Path) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"), tiny_model, tiny_data)
+
+
+@pytest.fixture(scope="session")
+def one_rank(runs: Runs) -> list[float]:
+    """Losses of one rank that nobody disturbed, in the process of the tests; checkpoints on the way."""
+    assert cli.main(runs.words("one", "whole", "checkpoint.every_steps=10", "checkpoint.keep=3")) == 0
+    return losses(runs["whole"])
+
+
+@pytest.fixture(scope="session")
+def full(runs: Runs) -> list[float]:
+    """The same for all weights, in a process of its own, as ranks do it."""
+    words = [word for word in runs.words("ddp", "full") if not word.startswith("trainer.devices")]
+    code, err = runs.end([*words, "trainer.devices=1"])
+    assert code == 0, err
+    return losses(runs["full"])
+
+
+def stopped(runs: Runs, kind: str, name: str, number: signal.Signals) -> int:
+    """Start a run, stop it with a signal, check how it ended; return the steps it did."""
+    process = runs.start(runs.words(kind, name))
+    runs.after(process, name)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == 75, err
+    done = len(records(runs[name]))
+    assert STOP_AFTER <= done < STEPS
+    assert checkpoints(runs[name]) == [done]
+    last = err.strip().splitlines()[-1]
+    assert f"aitrain resume {runs[name]}" in last and number.name in last and f"step {done}" in last
+    assert "Traceback" not in err
+    assert events(runs[name])[-2:] == ["stopped", "waiting"]
+    return done
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_rank_goes_on_bit_for_bit(runs: Runs, one_rank: list[float], number: signal.Signals) -> None:
+    stopped(runs, "one", number.name, number)
+    code, err = runs.end(["resume", str(runs[number.name])])
+    assert code == 0, err
+    assert losses(runs[number.name]) == one_rank
+    assert "resumed" in events(runs[number.name]) and events(runs[number.name])[-1] == "finished"
+
+
+def test_two_ranks_go_on(runs: Runs, full: list[float]) -> None:
+    stopped(runs, "ddp", "ddp", signal.SIGTERM)
+    code, err = runs.end(["resume", str(runs["ddp"])])
+    assert code == 0, err
+    assert losses(runs["ddp"]) == pytest.approx(full, rel=1e-6)
+
+
+def test_zero_goes_on_with_another_number_of_ranks(runs: Runs, full: list[float]) -> None:
+    stopped(runs, "zero2", "zero2", signal.SIGINT)
+    code, err = runs.end(["resume", str(runs["zero2"]), "strategy=ddp"])
+    assert code == 2 and "strategy cannot change when a run is resumed" in err
+    code, err = runs.end(["resume", str(runs["zero2"]), "trainer.devices=1"])
+    assert code == 0, err
+    assert losses(runs["zero2"]) == pytest.approx(full, rel=1e-6)
+
+
+@pytest.fixture
+def whole(runs: Runs, one_rank: list[float], tmp_path: Path) -> Path:
+    """A copy of the undisturbed run, with checkpoints of steps 10, 20 and 30."""
+    return Path(shutil.copytree(runs["whole"], tmp_path / "run"))
+
+
+def test_what_is_done_says_so(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "events.jsonl").read_text()
+    assert cli.main(["resume", str(whole)]) == 2
+    assert f"the run has done all of its {STEPS} steps; to go on give more" in capfd.readouterr().err
+    assert (whole / "events.jsonl").read_text() == before, "a finished run stays finished"
+
+
+def test_a_finished_run_goes_on_when_it_is_made_longer(whole: Path, one_rank: list[float]) -> None:
+    assert cli.main(["resume", str(whole), f"trainer.max_steps={STEPS + 2}"]) == 0
+    assert losses(whole, STEPS) == one_rank and len(losses(whole)) == STEPS + 2
+    assert checkpoints(whole)[-1] == STEPS + 2
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(runs: Runs, one_rank: list[float]) -> None:
+    process = runs.start(runs.words("one", "killed", "checkpoint.every_steps=5"))
+    runs.after(process, "killed", 7)
+    process.kill()
+    process.communicate()
+    before = events(runs["killed"])
+    assert before[-1] == "checkpoint" and "finished" not in before
+    assert cli.main(["resume", str(runs["killed"])]) == 0
+    assert losses(runs["killed"]) == one_rank
+
+
+def test_a_killed_run_forgets_half_a_line(whole: Path, one_rank: list[float]) -> None:
+    """A crash may cut the last line of the log; steps behind the checkpoint are done again and stand there once."""
+    shutil.rmtree(whole / "checkpoints" / f"step-{STEPS:08d}")
+    metrics = whole / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-40])
+    assert cli.main(["resume", str(whole)]) == 0
+    assert losses(whole) == one_rank
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest"])
+def test_a_damaged_checkpoint_is_told_by_name(whole: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    newest = whole / "checkpoints" / f"step-{STEPS:08d}"
+    file = newest / ("manifest.json" if damage == "manifest" else "weights-00001.safetensors")
+    content = file.read_bytes()
+    if damage == "bit":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-10])
+    assert cli.main(["resume", str(whole), f"trainer.max_steps={STEPS + 2}"]) == 2
+    err = capfd.readouterr().err
+    assert str(file) in err and "older checkpoint" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("optim.lr=1e-4", "optim.lr cannot change when a run is resumed, because losses depend on it"),
+        ("trainer.global_batch_sequences=8", "trainer.global_batch_sequences cannot change"),
+        ("seed=1", "seed cannot change"),
+        ("adapter=none", "adapter cannot change"),
+        ("trainer.max_stps=40", "trainer.max_stps is not a key: did you mean trainer.max_steps?"),
+        ("trainer.devices=3", "trainer.global_batch_sequences=4 does not divide over 3 devices"),
+    ],
+)
+def test_what_losses_depend_on_may_not_change(
+    whole: Path, word: str, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (whole / "run.yaml").read_text()
+    assert cli.main(["resume", str(whole), word]) == 2
+    assert says in capfd.readouterr().err
+    assert (whole / "run.yaml").read_text() == before
+
+
+LONG = ["trainer.max_steps=100000"]
+
+
+@pytest.mark.parametrize("kind", ["one", "ddp"])
+def test_a_second_interrupt_ends_at_once(runs: Runs, kind: str) -> None:
+    """The run hangs where no step ends: stopped by the first signal it would wait, the second ends it."""
+    name = f"twice-{kind}"
+    process = runs.start(runs.words(kind, name, *LONG))
+    runs.after(process, name)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (75, 130) and "Traceback" not in err
+    assert len(records(runs[name])) < 1000
