@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -70,9 +71,16 @@ def append_line(path: Path, line: str) -> None:
     Args:
         path: File to extend; made when absent.
         line: Text without its line end.
+
+    Raises:
+        OSError: The line did not fit on the disk; what was written of it is taken back.
     """
+    data = line.encode() + b"\n"
     with open(path, "ab", buffering=0) as file:
-        file.write(line.encode() + b"\n")
+        written = file.write(data)
+        if written < len(data):  # a disk that fills up within the line takes a part and says nothing
+            file.truncate(file.tell() - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 @contextmanager

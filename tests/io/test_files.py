@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aitrain.io.files import append_line, new_directory, sync_directory, sync_file, write_text
+from aitrain.errors import AitrainError, DataError
+from aitrain.io.files import append_line, new_directory, sync_directory, sync_file, write_text, writing
 
 
 def run(code: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -75,6 +76,14 @@ def test_full_disk_leaves_no_directory(tmp_path: Path) -> None:
     done = run(FULL_DISK + code, str(tmp_path / "new"))
     assert "OSError" in done.stderr
     assert names(tmp_path) == []
+
+
+def test_a_line_that_does_not_fit_leaves_no_half(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    code = "for number in range(99):\n    files.append_line(place, 'x' * 99)\n"
+    done = run(FULL_DISK + code, str(path))
+    assert "OSError: [Errno 28] No space left on device" in done.stderr
+    assert path.read_text() == ("x" * 99 + "\n") * 40
 
 
 def test_append_line_adds_whole_lines_of_several_writers(tmp_path: Path) -> None:
@@ -176,3 +185,24 @@ def test_sync_says_when_there_is_nothing_to_sync(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         sync_directory(tmp_path / "file")
+
+
+def test_writing_makes_one_sentence_of_a_refused_write(tmp_path: Path) -> None:
+    said = r"run\.dir=x cannot be written \(No space left on device\): free some"
+    with pytest.raises(AitrainError, match=said), writing("run.dir=x", "free some"):
+        Path("/dev/full").write_text("content")
+
+
+def test_writing_knows_what_libraries_in_rust_say(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    said = "a model cannot be written .*os error.*: free some"
+    with pytest.raises(AitrainError, match=said), writing("a model", "free some"):
+        save_file({}, tmp_path / "no" / "file")
+
+
+@pytest.mark.parametrize("fault", [ValueError("a bug"), DataError("refused"), KeyboardInterrupt()])
+def test_writing_lets_other_faults_pass(fault: BaseException) -> None:
+    with pytest.raises(type(fault)) as seen, writing("a", "b"):
+        raise fault
+    assert seen.value is fault
