@@ -14,6 +14,9 @@ from aitrain.dist.ranks import Ranks
 GRACE_S = 30.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
 
+GRACE_AFTER_SECOND_S = 2.0
+"""The same after a second Ctrl-C, when somebody sits there and waits."""
+
 
 def free_port() -> int:
     """Return a TCP port of this machine that nobody listens on at this moment."""
@@ -26,7 +29,7 @@ def run_ranks(command: Sequence[str], count: int) -> int:
     """Run one process per rank on this machine until all have ended.
 
     SIGTERM, SIGUSR1 and SIGINT are passed on to the ranks, each once. When a rank fails, the others get `GRACE_S`
-    seconds and are then killed.
+    seconds and are then killed; after a second SIGINT they get `GRACE_AFTER_SECOND_S`.
 
     Args:
         command: Program and arguments, the same for every rank.
@@ -41,7 +44,11 @@ def run_ranks(command: Sequence[str], count: int) -> int:
     children: list[subprocess.Popen[bytes]] = []
     handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
+    interrupts: list[float] = []
+
     def forward(number: int, _frame: object) -> None:
+        if number == signal.SIGINT:
+            interrupts.append(time.monotonic())
         for child in children:
             child.send_signal(number)
 
@@ -52,7 +59,7 @@ def run_ranks(command: Sequence[str], count: int) -> int:
             env = {"OMP_NUM_THREADS": threads, **os.environ, **place.environment(), "AITRAIN_LAUNCHED": "1"}
             # a process group of their own: else the terminal's Ctrl-C would reach them twice, and twice means at once
             children.append(subprocess.Popen(list(command), env=env, process_group=0))
-        return _wait(children)
+        return _wait(children, interrupts)
     finally:
         for child in children:
             if child.poll() is None:
@@ -61,7 +68,7 @@ def run_ranks(command: Sequence[str], count: int) -> int:
             signal.signal(number, handler)
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+def _wait(children: list[subprocess.Popen[bytes]], interrupts: list[float]) -> int:
     failed: int | None = None
     deadline = float("inf")
     while any(child.poll() is None for child in children):
@@ -69,6 +76,8 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
         bad = [code for code in codes if code not in (None, 0)]
         if bad and failed is None:
             failed, deadline = bad[0], time.monotonic() + GRACE_S
+        if len(interrupts) > 1:
+            deadline = min(deadline, interrupts[1] + GRACE_AFTER_SECOND_S)
         if time.monotonic() > deadline:
             for child in children:
                 if child.poll() is None:
