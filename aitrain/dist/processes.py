@@ -36,7 +36,7 @@ def run_ranks(command: Sequence[str], count: int) -> int:
         count: Ranks to start.
 
     Returns:
-        0 when all ranks ended with 0, else the exit code of the first that failed.
+        0 when all ranks ended with 0, 130 when a second SIGINT ended them, else the exit code of the first that failed.
     """
     port = free_port()
     # the cores are shared among the ranks: more threads than cores make every rank slower
@@ -59,7 +59,9 @@ def run_ranks(command: Sequence[str], count: int) -> int:
             env = {"OMP_NUM_THREADS": threads, **os.environ, **place.environment(), "AITRAIN_LAUNCHED": "1"}
             # a process group of their own: else the terminal's Ctrl-C would reach them twice, and twice means at once
             children.append(subprocess.Popen(list(command), env=env, process_group=0))
-        return _wait(children, interrupts)
+        code = _wait(children, interrupts)
+        # a rank that had to be killed says 137, which would read like a lack of memory
+        return 128 + signal.SIGINT if code < 0 and len(interrupts) > 1 else code
     finally:
         for child in children:
             if child.poll() is None:
