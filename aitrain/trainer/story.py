@@ -50,7 +50,9 @@ def account(session: Session, code: int) -> list[str]:
         f"{progress.step} of {session.total_steps} steps, {progress.tokens:,} tokens in {duration(progress.seconds)}",
     ]
     losses = list(progress.validation.items())
-    if losses:
+    if len(losses) == 1:
+        lines.append(f"held-out loss  {losses[0][1]:.4f} at step {losses[0][0]}")
+    elif losses:
         (_, before), (step, after) = losses[0], losses[-1]
         change = 100 * (after - before) / before
         lines.append(f"held-out loss  before {before:.4f}  after {after:.4f} (step {step}, {change:+.1f} %)")

@@ -22,7 +22,7 @@ STEPS = 20
 
 SGD = ["optim=sgd", "optim.lr=0.1", "optim.max_grad_norm=null"]
 ADAMW = ["optim=adamw", "optim.lr=1e-3", "optim.max_grad_norm=0.5", "optim.weight_decay=0.1"]
-# with SGD: Adam divides gradients that are nearly zero (A, while B is zero) by their own size, and so turns noise into steps
+# with SGD: Adam divides the nearly zero gradients of A (while B is zero) by their own size: noise becomes steps
 LORA = ["adapter=lora", "adapter.rank=4", "optim=sgd", "optim.lr=0.05"]
 
 
@@ -134,7 +134,7 @@ def worst(found: list[float], expected: list[float]) -> float:
 def assert_same(found: Result, expected: Result, tolerance: float = 1e-5) -> None:
     """Compare losses and norms relatively, and weights by their largest difference."""
     assert worst(found.losses, expected.losses) < tolerance
-    # a norm is a sum of squares over all weights in another order: its relative error is that of fp32 sums, not of losses
+    # a norm is a sum of squares over all weights in another order: its relative error is that of fp32 sums
     assert worst(found.norms, expected.norms) < 10 * tolerance
     assert found.weights.keys() == expected.weights.keys()
     for name, weight in expected.weights.items():
