@@ -1,7 +1,7 @@
 """Run several frozen runs one after the other in this rank: imports and process group are paid once.
 
-Called as `python tests/e2e/many.py [--mutant NAME] RUN_DIR ...` by every rank. A mutant puts a known fault back into the
-product, so that a test can show that it would be seen.
+Called as `python tests/e2e/many.py [--mutant NAME] RUN_DIR ...` by every rank. A mutant puts a known fault back into
+the product, so that a test can show that it would be seen.
 """
 
 from __future__ import annotations
