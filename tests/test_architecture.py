@@ -29,6 +29,7 @@ FEW_STATEMENTS = 10  # a module with fewer of them in all its functions needs no
 TESTED_ELSEWHERE = {
     # module -> the test that runs it, where a test at the mirrored place would only repeat that one
     "aitrain/__main__.py": "tests/test_cli.py",
+    "aitrain/trainer/fit.py": "tests/e2e/test_equality.py",
     # the providers of a benchmark, which run as processes of their own and must agree with each other
     **{f"aitrain/bench/{name}.py": "tests/bench/test_train.py" for name in ("bare", "job", "ours", "sft_trainer")},
     # whole runs, which only whole runs prove

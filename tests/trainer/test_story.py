@@ -1,0 +1,60 @@
+"""The account at the end says what came of the run and where it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from aitrain.errors import EXIT_DONE, EXIT_REQUEUE
+from aitrain.trainer.progress import Progress
+from aitrain.trainer.run_directory import RunDirectory
+from aitrain.trainer.story import account
+
+from .conftest import Compose, Ended
+
+
+def session(small: Compose, path: Path, **change: Any) -> Any:
+    progress = Progress(step=4, samples=16, tokens=12_345, seconds=61.0)
+    start = {"config": small(), "directory": RunDirectory(path), "progress": progress, "total_steps": 9}
+    return SimpleNamespace(**{**start, "before": None, "after": None, **change})
+
+
+def test_a_real_run_tells_its_story(trained: Ended) -> None:
+    events = [json.loads(line) for line in trained.directory.events_file.read_text().splitlines()]
+    before, after = (
+        next(e for e in events if e["event"] == "evaluated" and e["step"] == s)["val_loss"] for s in (0, 4)
+    )
+    said, path = trained.said, trained.directory.path
+    assert (
+        f"held-out loss  before {before:.4f}  after {after:.4f} (step 4, {100 * (after - before) / before:+.1f} %)"
+        in said
+    )
+    assert "prompt  Translate to Dutch: light\n  before  " in said and "\n  after   " in said
+    assert said.endswith(f"run     {path}\nadapter {path}/export/adapter\nmodel   {path}/export/model\n")
+    assert "\r" not in said, "a log has no moving line"
+
+
+def test_a_stopped_run_says_how_to_go_on(small: Compose, tmp_path: Path) -> None:
+    stopped = session(small, tmp_path, stopper=SimpleNamespace(reason="SIGTERM"))
+    assert account(stopped, EXIT_REQUEUE) == [
+        "",
+        "4 of 9 steps, 12,345 tokens in 1:01 min",
+        f"run     {tmp_path}",
+        f"stopped on SIGTERM after step 4, with a checkpoint. Go on with: aitrain resume {tmp_path}",
+    ]
+
+
+def test_a_best_step_before_the_last_is_told(small: Compose, tmp_path: Path) -> None:
+    measured = Progress(step=4, validation={"0": 4.0, "2": 2.0, "4": 3.0}, best_loss=2.0, best_step=2)
+    lines = account(session(small, tmp_path, progress=measured), EXIT_DONE)
+    assert "held-out loss  before 4.0000  after 3.0000 (step 4, -25.0 %)" in lines
+    assert "               best   2.0000 (step 2)" in lines
+
+
+def test_without_export_there_is_no_model_to_name(small: Compose, tmp_path: Path) -> None:
+    config = small("export.at_end=false")
+    assert account(session(small, tmp_path, config=config), EXIT_DONE)[-1] == f"run     {tmp_path}"
+    full = account(session(small, tmp_path), EXIT_DONE)
+    assert full[-1] == f"model   {tmp_path}/export/model" and not any(line.startswith("adapter") for line in full)
