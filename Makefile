@@ -75,8 +75,8 @@ gpu: ## on a GPU machine: tests marked gpu, then the training benchmark
 	fi; \
 	$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch %s of %s sees no GPU" % (torch.__version__, sys.executable))'; \
 	marks=$$($(GPU_PYTHON) -c 'import torch; print("gpu or multi_gpu" if torch.cuda.device_count() > 1 else "gpu")'); \
-	$(GPU_PYTHON) -m pytest -q -m "$$marks"; \
-	$(GPU_PYTHON) -m aitrain bench train --out tests/bench/results
+	$(GPU_PYTHON) -m pytest -q -m "$$marks" tests/gpu; \
+	$(GPU_PYTHON) -m aitrain bench train --precision bf16 --out tests/bench/results $(ARGS)
 
 # What a machine with Python 3.12, torch, triton, transformers, pytorch-lightning, safetensors, tokenizers and numpy
 # still lacks. pyarrow (Parquet), wandb and bitsandbytes are left out: they alone are larger than all of these.

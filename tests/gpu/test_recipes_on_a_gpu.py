@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from runs import DEVICE, FP32, Ended, aitrain, train
 
+from aitrain.models.assets import resolve
+
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 CONSTANT = ("trainer.precision=fp32", "schedule=constant", "schedule.warmup_steps=0")
@@ -41,13 +43,20 @@ def test_losses_depend_on_neither_micro_batch_nor_checkpointing(
     assert train(tmp_path / "run", *FP32, *words).losses == close(reference.losses)
 
 
+@pytest.fixture
+def few_verses(tmp_path: Path) -> str:
+    """16 verses: seen again and again they are learned by heart, so the loss must fall whatever the batch."""
+    lines = resolve("asset:verses-en-nl/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(lines[:16]), encoding="utf-8")
+    return f"data.path={tmp_path / 'few.jsonl'}"
+
+
 @pytest.mark.parametrize("strategy", ["ddp", *SHARDED])
-def test_bf16_trains_and_the_loss_falls(tmp_path: Path, strategy: str) -> None:
-    if DEVICE == "cpu" and strategy.startswith("deepspeed"):
-        pytest.skip("DeepSpeed asks the CPU for bf16 features that not every CPU has")
-    run = train(tmp_path / "run", "trainer.precision=bf16", "trainer.max_steps=40", f"strategy={strategy}")
+def test_bf16_trains_and_the_loss_falls(tmp_path: Path, few_verses: str, strategy: str) -> None:
+    words = ("trainer.precision=bf16", "trainer.max_steps=40", f"strategy={strategy}")
+    run = train(tmp_path / "run", *words, few_verses)
     losses = run.losses
-    assert sum(losses[-5:]) < 0.97 * sum(losses[:5]), losses
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
     if DEVICE == "cuda":
         assert all(record["memory_peak_gb"] > 0 for record in run.records)
         import torch
@@ -57,10 +66,10 @@ def test_bf16_trains_and_the_loss_falls(tmp_path: Path, strategy: str) -> None:
         assert not known or all(0 < record["mfu"] < 1 for record in run.records)
 
 
-def test_lora_trains_in_bf16(tmp_path: Path) -> None:
+def test_lora_trains_in_bf16(tmp_path: Path, few_verses: str) -> None:
     words = ("trainer.precision=bf16", "trainer.max_steps=40", "optim.lr=5e-3")
-    losses = train(tmp_path / "run", *words, recipe="sft_lora").losses
-    assert sum(losses[-5:]) < 0.99 * sum(losses[:5]), losses
+    losses = train(tmp_path / "run", *words, few_verses, recipe="sft_lora").losses
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5]), losses
 
 
 @ON_GPU
