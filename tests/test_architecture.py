@@ -29,13 +29,10 @@ FEW_STATEMENTS = 10  # a module with fewer of them in all its functions needs no
 TESTED_ELSEWHERE = {
     # module -> the test that runs it, where a test at the mirrored place would only repeat that one
     "aitrain/__main__.py": "tests/test_cli.py",
-    "aitrain/trainer/fit.py": "tests/e2e/test_equality.py",
     # the providers of a benchmark, which run as processes of their own and must agree with each other
     **{f"aitrain/bench/{name}.py": "tests/bench/test_train.py" for name in ("bare", "job", "ours", "sft_trainer")},
     # whole runs, which only whole runs prove
     "aitrain/trainer/fit.py": "tests/e2e/test_equality.py",
-    "aitrain/trainer/rank.py": "tests/e2e/test_stop_and_resume.py",
-    "aitrain/trainer/start.py": "tests/e2e/test_launchers.py",
     # the rules of a group show only in the sentence a user reads, so they are tested through the door
     **{
         f"aitrain/config/{path.stem}.py": "tests/test_recipe.py"
