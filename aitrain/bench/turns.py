@@ -72,7 +72,10 @@ class Player:
         Raises:
             AitrainError: The process has ended instead.
         """
-        os.write(self._may, b".")
+        try:
+            os.write(self._may, b".")
+        except BrokenPipeError:  # nobody reads any more: it has ended
+            raise AitrainError(self._account_of_the_end()) from None
         self.wait_for_step()
 
     def finish(self) -> None:

@@ -43,6 +43,10 @@ def test_no_two_steps_overlap_and_none_is_lost(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     with pytest.raises(AitrainError, match="early did not run: exit code 0"):
         play([player("early", tmp_path / "a", steps=2)], steps=4)
+    gone = player("gone", tmp_path / "c", steps=2)
+    gone.kill()
+    with pytest.raises(AitrainError, match="gone did not run: exit code -9"):
+        gone.step()
     with pytest.raises(AitrainError, match="late did not run: exit code 7"):
         play([player("late", tmp_path / "b", code=7)], steps=4)
 
