@@ -128,8 +128,10 @@ def test_the_smallest_answer_of_all_ranks_counts(small: Compose, capfd: pytest.C
     resources.psutil.virtual_memory = lambda: SimpleNamespace(available=free)
     words = ["model.path=asset:tiny-llama", "data.path={config.data.path}", "data.sequence_tokens=256",
         "trainer.micro_batch_sequences=null", "trainer.global_batch_sequences=24", "trainer.precision=fp32"]
-    rows = resources.micro_batch(compose("sft_full", words), ranks, "cpu", Group(ranks, "cpu", timeout_min=1.0))
+    group = Group(ranks, "cpu", timeout_min=1.0)
+    rows = resources.micro_batch(compose("sft_full", words), ranks, "cpu", group)
     os.write(1, f"{{rows}}\\n".encode())
+    group.close()
     """
     assert run_ranks([sys.executable, "-c", textwrap.dedent(code)], 2) == 0
     assert capfd.readouterr().out.split() == ["3", "3"]
