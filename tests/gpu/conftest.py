@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from runs import DEVICE, FP32, Ended, train
+from device_runs import DEVICE, FP32, Ended, train
 
 
 @pytest.fixture(scope="session", autouse=True)

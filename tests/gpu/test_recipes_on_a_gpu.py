@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from runs import DEVICE, FP32, Ended, aitrain, train
+from device_runs import DEVICE, FP32, Ended, aitrain, train
 
 from aitrain.models.assets import resolve
 
