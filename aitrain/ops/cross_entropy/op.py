@@ -1,0 +1,193 @@
+"""Cross entropy of logits that exist already: loss and gradient in one pass over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from aitrain.errors import ShapeError
+from aitrain.ops.cross_entropy.dispatch import row_passes
+from aitrain.ops.cross_entropy.rows import Statistics, targets_of
+from aitrain.ops.cross_entropy.terms import LossTerms
+from aitrain.ops.registration import register
+
+REDUCTIONS = ("sum", "mean", "none")
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    terms: LossTerms | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    num_items: torch.Tensor | float | None = None,
+    inplace: bool = False,
+) -> torch.Tensor:
+    """Return the cross entropy of logits, accumulated in float32 whatever their type.
+
+    Args:
+        logits: `(..., V)`.
+        targets: int64 `(...)`, classes 0 to V - 1 or `ignore_index`.
+        terms: Label smoothing, z-loss, soft-cap, logit scale; None = plain cross entropy.
+        ignore_index: Target of a row without loss.
+        reduction: `sum`, `mean` (over the rows that count; 0 when there are none), or `none`.
+        num_items: With `sum`: what the sum is divided by.
+        inplace: Put the gradient where the logits are, which are lost by that; not with `none`. Autograd raises when
+            something else needs them, and on a second backward pass.
+
+    Returns:
+        Scalar, or the shape of `targets` with `none`; float32, or float64 of float64 logits. A target outside the
+        classes makes it NaN on a GPU.
+
+    Raises:
+        ShapeError: Shapes or types do not fit, or (on the CPU) a target is no class.
+    """
+    if reduction not in REDUCTIONS:
+        raise ShapeError(f"reduction={reduction} is unknown: write sum, mean or none")
+    if num_items is not None and reduction != "sum":
+        raise ShapeError(f"num_items goes with reduction=sum, not {reduction}")
+    if inplace and reduction == "none":
+        raise ShapeError("inplace=True goes with a summed loss, not with reduction=none")
+    if targets.shape != logits.shape[:-1] or targets.dtype != torch.int64 or not logits.is_floating_point():
+        raise ShapeError(
+            f"targets must be int64 {tuple(logits.shape[:-1])}, one per row of floating-point logits "
+            f"{tuple(logits.shape)}, not {targets.dtype} {tuple(targets.shape)}"
+        )
+    terms = terms or LossTerms()
+    rows, labels = logits.reshape(-1, logits.shape[-1]), targets_of(targets.reshape(-1), ignore_index, logits.shape[-1])
+    if reduction == "none":
+        return _each(rows, labels, terms).view(targets.shape)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    items = (labels >= 0).sum().clamp(min=1) if reduction == "mean" else 1.0 if num_items is None else num_items
+    scale = torch.as_tensor(items, device=logits.device, dtype=wide).reciprocal()
+    numbers = (terms.logit_scale, terms.softcap, terms.label_smoothing, terms.z_loss)
+    if torch.compiler.is_compiling():  # the compiler decides itself what shares memory
+        out: torch.Tensor = _summed_op(rows, labels, scale, list(numbers))[0]
+        return out
+    if not torch.is_grad_enabled() or not rows.requires_grad:
+        return (_each(rows, labels, terms) * scale).sum()
+    return _Summed.apply(rows, labels, scale, terms, inplace)
+
+
+def _each(rows: torch.Tensor, labels: torch.Tensor, terms: LossTerms) -> torch.Tensor:
+    """Return the loss of each row, from statistics that are differentiable."""
+    measured = _statistics_op(rows, labels, [terms.logit_scale, terms.softcap])
+    lse, picked, mean, _ = measured
+    loss = lse - (1 - terms.label_smoothing) * picked
+    if terms.label_smoothing:
+        loss = loss - terms.label_smoothing * mean
+    return loss + terms.z_loss * lse.square() if terms.z_loss else loss
+
+
+class _Summed(torch.autograd.Function):
+    """`scale * sum(losses)`; the gradient is made in the forward pass, in a buffer of its own or in the logits'."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor, terms: LossTerms, inplace: bool
+    ) -> torch.Tensor:
+        ctx.terms, ctx.inplace = terms, inplace
+        ctx.save_for_backward(*(() if inplace else (logits, targets, scale)))
+        losses, ctx.gradient = _loss(logits, targets, scale, terms, inplace)
+        if inplace:
+            torch.autograd.graph.increment_version(logits)
+        return losses.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[Any, ...]:
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            if ctx.inplace:
+                raise RuntimeError("cross_entropy(inplace=True) has no second backward pass: its logits are gone")
+            logits, targets, scale = ctx.saved_tensors
+            gradient = _loss(logits, targets, scale, ctx.terms, False)[1]
+        return gradient.mul_(upstream), None, None, None, None
+
+
+def _loss(
+    logits: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor, terms: LossTerms, inplace: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    source = logits if logits.stride(-1) == 1 and logits.stride(0) >= logits.shape[1] else logits.contiguous()
+    out = source if inplace and source is logits else torch.empty_like(source, memory_format=torch.contiguous_format)
+    return row_passes(logits).loss_and_gradient_(source, targets, scale, terms, out=None if out is source else out), out
+
+
+def _run_summed(
+    logits: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor, terms: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    losses, gradient = _loss(logits, targets, scale, LossTerms(*terms), inplace=False)
+    return losses.sum(), gradient
+
+
+def _fake_summed(
+    logits: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor, terms: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((), dtype=wide), torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _setup_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _backward_summed(ctx: Any, upstream: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
+    (gradient,) = ctx.saved_tensors
+    return gradient * upstream.to(gradient.dtype), None, None, None
+
+
+def _run_statistics(logits: torch.Tensor, targets: torch.Tensor, terms: list[float]) -> tuple[torch.Tensor, ...]:
+    rows = logits if logits.stride(-1) == 1 else logits.contiguous()
+    return tuple(x.clone() for x in row_passes(logits).statistics(rows, targets, LossTerms(*terms)))
+
+
+def _fake_statistics(logits: torch.Tensor, targets: torch.Tensor, terms: list[float]) -> tuple[torch.Tensor, ...]:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return tuple(logits.new_empty(len(logits), dtype=wide) for _ in range(4))
+
+
+def _setup_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    logits, targets, ctx.terms = inputs
+    ctx.save_for_backward(logits, targets, *output)
+
+
+def _backward_statistics(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+    return _gradient_op(*ctx.saved_tensors, *upstream, ctx.terms), None, None
+
+
+def _run_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, *rest: Any
+) -> torch.Tensor:
+    saved, upstream, terms = Statistics(*rest[:4]), Statistics(*(x.contiguous() for x in rest[4:8])), rest[8]
+    gradient = logits.clone(memory_format=torch.contiguous_format)
+    row_passes(logits).gradient_(gradient, targets, saved, upstream, LossTerms(*terms))
+    return gradient
+
+
+def _fake_gradient(logits: torch.Tensor, targets: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+_summed_op = register(
+    "cross_entropy(Tensor logits, Tensor targets, Tensor scale, float[] terms) -> (Tensor, Tensor)",
+    _run_summed,
+    _fake_summed,
+    _backward_summed,
+    _setup_summed,
+)
+_gradient_op = register(
+    "row_statistics_backward(Tensor logits, Tensor targets, Tensor lse, Tensor picked, Tensor mean, Tensor entropy, "
+    "Tensor to_lse, Tensor to_picked, Tensor to_mean, Tensor to_entropy, float[] terms) -> Tensor",
+    _run_gradient,
+    _fake_gradient,
+)
+_statistics_op = register(
+    "row_statistics(Tensor logits, Tensor targets, float[] terms) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_statistics,
+    _fake_statistics,
+    _backward_statistics,
+    _setup_statistics,
+)

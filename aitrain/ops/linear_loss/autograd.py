@@ -1,0 +1,316 @@
+"""How autograd and torch.compile see the chunked engine: one loss with its gradients, and statistics with theirs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from aitrain.ops.cross_entropy.rows import Statistics
+from aitrain.ops.cross_entropy.terms import LossTerms
+from aitrain.ops.linear_loss import chunks
+from aitrain.ops.linear_loss.chunks import Gradients, Head, Wanted
+from aitrain.ops.registration import register
+
+
+class Options(NamedTuple):
+    """What is no tensor, as plain numbers that an op's schema can hold."""
+
+    terms: tuple[float, float, float, float]
+    """`logit_scale`, `softcap`, `label_smoothing`, `z_loss`."""
+
+    chunk_bytes: int
+    valid_rows: int | None
+    dtype: torch.dtype
+    """Type of the matrix products."""
+
+    def head(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Head:
+        """Return the layer, its weight in the type of the matrix products."""
+        bias = None if bias is None else bias.to(self.dtype)
+        return Head(weight.to(self.dtype), bias, LossTerms(*self.terms), self.chunk_bytes, self.valid_rows)
+
+
+class SummedLoss(torch.autograd.Function):
+    """`scale * sum(losses)`; its gradients are made in the forward pass, where the logits are at hand.
+
+    So the backward pass needs no weight, which a sharding strategy has put away again by then. A second backward pass
+    makes them anew, from the weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scale: torch.Tensor,
+        options: Options,
+    ) -> torch.Tensor:
+        """Compute the loss and keep its gradients."""
+        ctx.options, ctx.wanted = options, (*ctx.needs_input_grad[:3],)
+        losses, ctx.gradients = _loss(hidden, weight, bias, targets, scale, options, ctx.wanted)
+        ctx.save_for_backward(hidden, weight, bias, targets, scale)
+        return losses.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[Any, ...]:
+        """Hand out the gradients, times the upstream one."""
+        gradients, ctx.gradients = ctx.gradients, None
+        hidden, weight, bias, targets, scale = ctx.saved_tensors
+        if gradients is None:
+            gradients = _loss(hidden, weight, bias, targets, scale, ctx.options, ctx.wanted)[1]
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(upstream)
+        return *_typed(gradients, hidden, weight, bias), None, None, None
+
+
+class RowStatistics(torch.autograd.Function):
+    """The statistics of every row; the backward pass makes the logits a second time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        options: Options,
+    ) -> tuple[torch.Tensor, ...]:
+        """Measure the rows."""
+        out = _measure(hidden, weight, bias, targets, options)
+        ctx.options, ctx.wanted = options, (*ctx.needs_input_grad[:3],)
+        ctx.save_for_backward(hidden, weight, bias, targets, *out)
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+        """Compute the gradients of hidden, weight and bias."""
+        hidden, weight, bias, targets, *saved = ctx.saved_tensors
+        gradients = _measure_backward(
+            hidden, weight, bias, targets, Statistics(*saved), Statistics(*upstream), ctx.options, ctx.wanted
+        )
+        return *_typed(gradients, hidden, weight, bias), None, None
+
+
+def summed_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    scale: torch.Tensor,
+    options: Options,
+) -> torch.Tensor:
+    """Return `scale * sum(losses)`, differentiable, eager or compiled.
+
+    Args:
+        hidden: `(M, H)`.
+        weight: `(V, H)`.
+        bias: `(V,)` or None.
+        targets: int64 `(M,)`, -1 = ignored.
+        scale: Scalar, not differentiated.
+        options: The rest.
+    """
+    if not torch.compiler.is_compiling():
+        return SummedLoss.apply(hidden, weight, bias, targets, scale, options)
+    wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (hidden, weight, bias)]
+    out: torch.Tensor = _loss_op(hidden, weight, bias, targets, scale, *_flat(options), wanted)[0]
+    return out
+
+
+def row_statistics(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, options: Options
+) -> Statistics:
+    """Return the statistics of every row, differentiable, eager or compiled.
+
+    Args:
+        hidden: `(M, H)`.
+        weight: `(V, H)`.
+        bias: `(V,)` or None.
+        targets: int64 `(M,)`, -1 = ignored.
+        options: The rest.
+    """
+    if torch.compiler.is_compiling():
+        return Statistics(*_statistics_op(hidden, weight, bias, targets, *_flat(options)))
+    return Statistics(*RowStatistics.apply(hidden, weight, bias, targets, options))
+
+
+def _loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    scale: torch.Tensor,
+    options: Options,
+    wanted: Wanted,
+) -> tuple[torch.Tensor, Gradients]:
+    if any(wanted):
+        return chunks.forward(hidden.to(options.dtype), options.head(weight, bias), targets, scale, wanted)
+    terms = LossTerms(*options.terms)
+    lse, picked, mean, _ = _measure(hidden, weight, bias, targets, options, entropy=False)
+    losses = lse - (1 - terms.label_smoothing) * picked - terms.label_smoothing * mean + terms.z_loss * lse.square()
+    return losses * scale, Gradients(None, None, None)
+
+
+def _measure(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    options: Options,
+    entropy: bool = True,
+) -> Statistics:
+    return chunks.statistics(hidden.to(options.dtype), options.head(weight, bias), targets, entropy=entropy)
+
+
+def _measure_backward(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    saved: Statistics,
+    upstream: Statistics,
+    options: Options,
+    wanted: Wanted,
+) -> Gradients:
+    upstream = Statistics(*(x.contiguous() for x in upstream))
+    head = options.head(weight, bias)
+    return chunks.backward(hidden.to(options.dtype), head, targets, saved, upstream, wanted)
+
+
+def _typed(gradients: Gradients, *inputs: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Return the gradients in the types of what they belong to."""
+    pairs = zip(gradients, inputs, strict=True)
+    return tuple(None if g is None or x is None else g.to(x.dtype) for g, x in pairs)
+
+
+# --- the same for the compiler, which keeps neither named tuples nor None among an op's outputs ---
+
+_OPTIONS = "float[] terms, int chunk_bytes, int? valid_rows, ScalarType dtype"
+_TENSORS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
+
+
+def _flat(options: Options) -> tuple[list[float], int, int | None, torch.dtype]:
+    return list(options.terms), options.chunk_bytes, options.valid_rows, options.dtype
+
+
+def _unflat(flat: tuple[Any, ...]) -> Options:
+    terms, chunk_bytes, valid_rows, dtype = flat
+    return Options(tuple(terms), chunk_bytes, valid_rows, dtype)  # type: ignore[arg-type]
+
+
+def _filled(gradients: Gradients, *inputs: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return the gradients, an empty tensor for each that is not there."""
+    given = _typed(gradients, *inputs)
+    return [torch.empty(0, device=inputs[0].device) if g is None else g for g in given]  # type: ignore[union-attr]
+
+
+def _run_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    scale: torch.Tensor,
+    *rest: Any,
+) -> tuple[torch.Tensor, ...]:
+    *flat, wanted = rest
+    losses, gradients = _loss(hidden, weight, bias, targets, scale, _unflat(tuple(flat)), tuple(wanted))
+    return losses.sum(), *_filled(gradients, hidden, weight, bias)
+
+
+def _fake_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    scale: torch.Tensor,
+    *rest: Any,
+) -> tuple[torch.Tensor, ...]:
+    *flat, wanted = rest
+    return hidden.new_empty((), dtype=_wide(flat[3])), *_fake_gradients((hidden, weight, bias), wanted)
+
+
+def _fake_gradients(inputs: tuple[torch.Tensor | None, ...], wanted: Wanted) -> list[torch.Tensor]:
+    device = inputs[0].device  # type: ignore[union-attr]
+    return [
+        torch.empty(x.shape, dtype=x.dtype, device=device) if x is not None and want else torch.empty(0, device=device)
+        for x, want in zip(inputs, wanted, strict=True)
+    ]
+
+
+def _setup_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.wanted = inputs[-1]
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward_loss(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:
+    given = [g * upstream.to(g.dtype) if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
+    return *given, *([None] * 7)
+
+
+def _run_statistics(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *flat: Any
+) -> tuple[torch.Tensor, ...]:
+    # rows of one tensor would share its memory, which an op's outputs must not
+    return tuple(x.clone() for x in _measure(hidden, weight, bias, targets, _unflat(flat)))
+
+
+def _fake_statistics(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *flat: Any
+) -> tuple[torch.Tensor, ...]:
+    return tuple(hidden.new_empty(len(hidden), dtype=_wide(flat[3])) for _ in range(4))
+
+
+def _setup_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    *tensors, terms, chunk_bytes, valid_rows, dtype = inputs
+    ctx.flat, ctx.wanted = (terms, chunk_bytes, valid_rows, dtype), list(ctx.needs_input_grad[:3])
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward_statistics(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+    out = _statistics_backward_op(*ctx.saved_tensors, *upstream, *ctx.flat, ctx.wanted)
+    return *(g if want else None for g, want in zip(out, ctx.wanted, strict=True)), *([None] * 5)
+
+
+def _run_statistics_backward(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, ...]:
+    saved, upstream, flat, wanted = Statistics(*rest[:4]), Statistics(*rest[4:8]), rest[8:12], rest[12]
+    gradients = _measure_backward(hidden, weight, bias, targets, saved, upstream, _unflat(flat), tuple(wanted))
+    return tuple(_filled(gradients, hidden, weight, bias))
+
+
+def _fake_statistics_backward(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, ...]:
+    return tuple(_fake_gradients((hidden, weight, bias), rest[12]))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+_loss_op = register(
+    f"linear_loss({_TENSORS}, Tensor scale, {_OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_loss,
+    _fake_loss,
+    _backward_loss,
+    _setup_loss,
+)
+_statistics_backward_op = register(
+    f"linear_statistics_backward({_TENSORS}, Tensor lse, Tensor picked, Tensor mean, Tensor entropy, Tensor to_lse, "
+    f"Tensor to_picked, Tensor to_mean, Tensor to_entropy, {_OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
+    _run_statistics_backward,
+    _fake_statistics_backward,
+)
+_statistics_op = register(
+    f"linear_statistics({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_statistics,
+    _fake_statistics,
+    _backward_statistics,
+    _setup_statistics,
+)
