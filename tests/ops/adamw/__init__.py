@@ -1,0 +1,1 @@
+"""AdamW: codes, reference, kernels, op."""
