@@ -35,6 +35,8 @@ def _decided(device: str, wanted: str, interpret: str) -> bool:
     if wanted == "reference":
         _log.info("ops: plain PyTorch on %s (%s=reference)", device, SWITCH)
         return False
+    if wanted == "auto" and device != "cuda":
+        return False  # before Triton is imported: it takes a second and 100 MB
     fault = triton_fault()
     if wanted == "triton":
         if fault is not None:
@@ -43,8 +45,6 @@ def _decided(device: str, wanted: str, interpret: str) -> bool:
             raise RecipeError(f"{SWITCH}=triton on the CPU needs Triton's interpreter: set TRITON_INTERPRET=1 as well")
         _log.info("ops: Triton kernels on %s%s", device, " in the interpreter" if interpret == "1" else "")
         return True
-    if device != "cuda":
-        return False
     if fault is not None:
         _log.warning("ops: %s, so plain PyTorch runs in place of the fused kernels: it is slower", fault)
         return False
