@@ -14,7 +14,7 @@ from pathlib import Path
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Qlora
 from aitrain.config.logger import Tensorboard, Wandb, WandbMode
-from aitrain.config.optim import AdamW8bit
+from aitrain.config.optim import AdamW8bit, FusedStep
 from aitrain.config.task import Pretrain, Sft
 from aitrain.config.trainer import Accelerator
 from aitrain.config.values import nearest
@@ -179,10 +179,12 @@ def _package_faults(config: RunConfig) -> Iterator[str]:
     for group, kind, package, extra in (
         ("logger", Tensorboard, "tensorboard", "tensorboard"),
         ("adapter", Qlora, "bitsandbytes", "qlora"),
-        ("optim", AdamW8bit, "bitsandbytes", "qlora"),
     ):
         if isinstance(getattr(config, group), kind) and importlib.util.find_spec(package) is None:
             yield f"{group}={OPTION_OF[kind]} needs {package}, which is not installed: pip install 'aitrain[{extra}]'"
+    foreign = isinstance(config.optim, AdamW8bit) and config.optim.fused is FusedStep.never
+    if foreign and importlib.util.find_spec("bitsandbytes") is None:
+        yield "optim.fused=never needs bitsandbytes for adamw_8bit: pip install 'aitrain[qlora]', or leave it out"
     if config.model.attention.name == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield "model.attention=flash_attention_2 needs flash-attn, which is not installed: write model.attention=sdpa"
 

@@ -119,8 +119,7 @@ def test_what_fits_is_not_refused(words: list[str], environment: dict, here: Mac
 
 @pytest.mark.parametrize(
     ("word", "package", "extra"),
-    [("logger=tensorboard", "tensorboard", "tensorboard"), ("adapter=qlora", "bitsandbytes", "qlora")]
-    + [("optim=adamw_8bit", "bitsandbytes", "qlora")],
+    [("logger=tensorboard", "tensorboard", "tensorboard"), ("adapter=qlora", "bitsandbytes", "qlora")],
 )
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, word: str, package: str, extra: str) -> None:
     absent = {package}
@@ -130,6 +129,14 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, word: str, pa
     ]
     absent.clear()
     assert machine_faults(config(word), {}, FOUR) == []
+
+
+def test_eight_bits_need_bitsandbytes_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"bitsandbytes": None}
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: found.get(name, object()))
+    assert machine_faults(config("optim=adamw_8bit"), {}, FOUR) == []
+    (fault,) = machine_faults(config("optim=adamw_8bit", "optim.fused=never"), {}, FOUR)
+    assert fault.startswith("optim.fused=never needs bitsandbytes for adamw_8bit: pip install 'aitrain[qlora]'")
 
 
 def test_wandb_online_needs_a_key(tmp_path: Path) -> None:

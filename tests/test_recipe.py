@@ -145,6 +145,8 @@ def test_each_kind_of_mistake_has_one_sentence_that_names_its_key(word: str, say
         (["data.validation_samples=5", "data.validation_path=v"], "data.validation_samples=5 has no effect beside"),
         (["adapter=qlora", "trainer.accelerator=cpu"], "adapter=qlora needs a GPU"),
         (["optim=adamw_8bit", "trainer.accelerator=cpu"], "optim=adamw_8bit needs a GPU"),
+        (["optim=adamw_8bit", "strategy=fsdp"], "strategy=fsdp gives the optimizer slices"),
+        (["optim=adamw_8bit", "strategy=deepspeed_zero2"], "write strategy=ddp or optim=adamw"),
         (
             ["model.attention=flash_attention_2", "trainer.accelerator=cpu"],
             "model.attention=flash_attention_2 needs a GPU",

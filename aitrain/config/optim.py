@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
+
+
+class FusedStep(Enum):
+    """When aitrain's own kernels take AdamW's step."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
 
 
 @dataclass
@@ -44,6 +53,10 @@ class AdamW(Optim):
     eps: float = 1e-8
     """Added to the root of the second moment."""
 
+    fused: FusedStep = FusedStep.auto
+    """Whether aitrain's own kernels take the step: `auto` = on a GPU, `always` = on the CPU too, `never` = torch's
+    AdamW, or with 8 bits that of bitsandbytes (extra `qlora`)."""
+
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
         yield from super().faults()
@@ -52,7 +65,7 @@ class AdamW(Optim):
 
 @dataclass
 class AdamW8bit(AdamW):
-    """AdamW with moments in 8 bits (Dettmers et al., arXiv:2110.02861); needs a GPU and the extra `qlora`."""
+    """AdamW with moments in 8 bits (Dettmers et al., arXiv:2110.02861); needs a GPU and whole parameters."""
 
 
 @dataclass

@@ -85,6 +85,11 @@ class RunConfig:
             yield "adapter=qlora needs a GPU (4-bit kernels), but trainer.accelerator=cpu: write adapter=lora"
         if cpu and isinstance(self.optim, AdamW8bit):
             yield "optim=adamw_8bit needs a GPU, but trainer.accelerator=cpu: write optim=adamw"
+        if isinstance(self.optim, AdamW8bit) and not isinstance(self.strategy, Ddp):
+            yield (
+                f"optim=adamw_8bit keeps one scale per 256 elements of a whole parameter, but strategy="
+                f"{OPTION_OF[type(self.strategy)]} gives the optimizer slices: write strategy=ddp or optim=adamw"
+            )
         if cpu and self.model.attention.name == "flash_attention_2":
             rule = "needs a GPU, but trainer.accelerator=cpu: write model.attention=sdpa"
             yield f"model.attention=flash_attention_2 {rule}"

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from aitrain.config.optim import AdamW, AdamW8bit, Muon, Optim, Sgd
+from aitrain.config.optim import AdamW, AdamW8bit, FusedStep, Muon, Optim, Sgd
 from aitrain.errors import MissingExtraError
+from aitrain.ops.backend import use_kernels
+from aitrain.optim.fused_adamw import FusedAdamW
 from aitrain.optim.muon import MuonWithAdamW
 
 Named = list[tuple[str, nn.Parameter]]
@@ -47,18 +49,26 @@ def build_optimizer(
         capturable_on: Device type, `cpu` or `cuda`; decides which kernels there are.
 
     Raises:
-        MissingExtraError: 8-bit states are asked and bitsandbytes is not installed.
+        MissingExtraError: 8-bit states of bitsandbytes are asked and it is not installed.
     """
     trainable: Named = [(name, p) for name, p in named if p.requires_grad]
     if isinstance(config, Muon):
         return _muon(config, trainable)
     groups = _decay_groups(trainable, config.weight_decay, config.lr)
+    if isinstance(config, AdamW) and _is_ours(config, capturable_on):
+        return FusedAdamW(
+            groups,
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            eps=config.eps,
+            states="8bit" if isinstance(config, AdamW8bit) else "fp32",
+        )
     if isinstance(config, AdamW8bit):
         try:
             import bitsandbytes
         except ImportError:
             raise MissingExtraError(
-                "optim=adamw_8bit needs bitsandbytes: pip install 'aitrain[qlora]', or write optim=adamw"
+                "optim.fused=never needs bitsandbytes for adamw_8bit: pip install 'aitrain[qlora]', or leave it out"
             ) from None
         return bitsandbytes.optim.AdamW8bit(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
     if isinstance(config, AdamW):
@@ -68,6 +78,13 @@ def build_optimizer(
         )
     assert isinstance(config, Sgd), f"no optimizer for {type(config).__name__}"
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+def _is_ours(config: AdamW, device: str) -> bool:
+    """Return whether our own AdamW takes the step; without kernels torch's fused one is quicker, except for 8 bits."""
+    if config.fused is not FusedStep.auto:
+        return config.fused is FusedStep.always
+    return device == "cuda" and (isinstance(config, AdamW8bit) or use_kernels(torch.empty(0, device=device)))
 
 
 def _decay_groups(named: Named, weight_decay: float, lr: float) -> list[dict[str, Any]]:

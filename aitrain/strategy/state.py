@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from aitrain.optim.fused_adamw import FusedAdamW
+
 Reader = Callable[[str], torch.Tensor]
 """Returns the whole fp32 tensor of a name, on the CPU."""
 
@@ -133,7 +135,8 @@ class LocalState:
             for key in keys.get(name, []):
                 value = read(name, key)
                 if value.shape == parameter.shape:
-                    entry = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                    # the state's own type: codes and fp32 moments of bf16 parameters are no values of those
+                    entry = torch.zeros_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format)
                     copy_whole(entry, value)
                 else:  # step counters: a copy each, because fused kernels add in place, where those want them
                     entry = value.to(parameter.device, copy=True) if fused else value.clone()
@@ -148,6 +151,8 @@ class LocalState:
         Returns:
             The norm before, a scalar on the device.
         """
+        if isinstance(self.optimizers[0], FusedAdamW):  # measures in one launch and clips inside its step
+            return self.optimizers[0].clip_gradients(max_norm)
         parameters = [p for _, p in trained(self.trained_model) if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if isinstance(norm, DTensor):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from aitrain.config.optim import AdamW, AdamW8bit, Muon, Optim, Sgd
+from aitrain.config.optim import AdamW, AdamW8bit, FusedStep, Muon, Optim, Sgd
 from aitrain.errors import MissingExtraError
 from aitrain.optim.build import build_optimizer, full_shape, is_decayed, set_learning_rate
+from aitrain.optim.fused_adamw import FusedAdamW
 from aitrain.optim.muon import MuonWithAdamW
 
 
@@ -95,11 +96,35 @@ def test_muon_without_any_hidden_matrix(model: Small) -> None:
     assert [group["kind"] for group in optimizer.param_groups] == ["adamw"]
 
 
-def test_8bit_names_its_extra(model: Small) -> None:
+def test_8bit_of_bitsandbytes_names_its_extra(model: Small) -> None:
     if importlib.util.find_spec("bitsandbytes") is not None:
         pytest.skip("bitsandbytes is installed")
-    with pytest.raises(MissingExtraError, match=r"aitrain\[qlora\].*optim=adamw"):
-        build_optimizer(AdamW8bit(), model.named_parameters(), "cpu")
+    with pytest.raises(MissingExtraError, match=r"optim.fused=never.*aitrain\[qlora\]"):
+        build_optimizer(AdamW8bit(fused=FusedStep.never), model.named_parameters(), "cpu")
+
+
+@pytest.mark.parametrize(("config", "states"), [(AdamW, "fp32"), (AdamW8bit, "8bit")])
+def test_our_own_adamw_has_the_recipes_numbers(model: Small, config: type[AdamW], states: str) -> None:
+    asked = config(lr=1e-3, betas=[0.8, 0.9], eps=1e-6, weight_decay=0.1, fused=FusedStep.always)
+    optimizer = build_optimizer(asked, model.named_parameters(), "cpu")
+    assert isinstance(optimizer, FusedAdamW)
+    (matrices, first), (vectors, second) = named_groups(model, optimizer)
+    assert (matrices, vectors, optimizer.states) == (MATRICES, VECTORS, states)
+    assert (first["betas"], first["eps"], first["lr_peak"]) == ((0.8, 0.9), 1e-6, 1e-3)
+    assert (first["weight_decay"], second["weight_decay"]) == (0.1, 0.0)
+
+
+def test_the_cpu_keeps_torchs_adamw(model: Small) -> None:
+    for fused in (FusedStep.auto, FusedStep.never):
+        assert type(build_optimizer(AdamW(fused=fused), model.named_parameters(), "cpu")) is torch.optim.AdamW
+
+
+def test_a_gpu_gets_ours_where_kernels_run(model: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels, expected in ((True, FusedAdamW), (False, torch.optim.AdamW)):
+        monkeypatch.setattr("aitrain.optim.build.use_kernels", lambda tensor, kernels=kernels: kernels)
+        monkeypatch.setattr("aitrain.optim.build.torch.empty", lambda *size, device: torch.zeros(*size))
+        assert type(build_optimizer(AdamW(), model.named_parameters(), "cuda")) is expected
+        assert type(build_optimizer(AdamW8bit(), model.named_parameters(), "cuda")) is FusedAdamW
 
 
 def test_a_parameter_sharded_by_zero3_keeps_its_kind() -> None:
