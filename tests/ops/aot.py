@@ -179,12 +179,13 @@ def _compile(entry: dict[str, Any]) -> Compiled:
     signature = {name: "constexpr" if name in constants else entry["signature"][name] for name in function.arg_names}
     attributes = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in entry["divisible"]}
     backend, architecture, warp = TARGETS[entry["target"]]
+    warps = (backend == "hip" and entry["amd_num_warps"]) or entry["num_warps"]
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget(backend, architecture, warp),
-        options={"num_warps": entry["num_warps"]},
+        options={"num_warps": warps},
     )
-    threads = entry["num_warps"] * warp
+    threads = warps * warp
     return _read_nvidia(compiled, threads) if backend == "cuda" else _read_amd(compiled, threads)
 
 

@@ -22,6 +22,9 @@ class Specimen:
 
     constexprs: Mapping[str, object] = field(default_factory=dict)
     num_warps: int = 4
+    amd_num_warps: int | None = None
+    """Where the launcher takes another number on AMD, whose warps have 64 threads."""
+
     divisible: tuple[str, ...] = ()
     """Arguments that the launcher knows to be divisible by 16 (pointers and strides)."""
 

@@ -18,6 +18,7 @@ from aitrain.ops.adamw.codes import SIGNED, UNSIGNED, Code, value_table
 from aitrain.ops.adamw.table import CHUNK, Table
 
 WARPS = 4
+_WARPS_HERE = WARPS // 2 if torch.version.hip else WARPS  # a warp of AMD has 64 threads: the same tile for each thread
 PARTIALS = 1024
 """Sums that the norm leaves for the last reduction: a fixed number, so the norm is the same on every device."""
 
@@ -30,30 +31,32 @@ _NORM = tl.constexpr(5)
 
 
 def _constants(code: Code) -> tl.constexpr:
-    dead = code.smallest if code.signed else 0.0
-    return tl.constexpr((*code.starts, *code.slopes, float(code.first), float(code.zero), dead, code.largest))
+    return tl.constexpr((*code.starts, code.first, float(code.zero), code.smallest, code.largest))
 
 
 _SIGNED = _constants(SIGNED)
 _UNSIGNED = _constants(UNSIGNED)
+_SLOPES = tl.constexpr(SIGNED.slopes)
 
 
 @triton.jit
 def _encode(y, SIGN: tl.constexpr, CODE: tl.constexpr):
+    FIRST: tl.constexpr = CODE[6]
     magnitude = tl.abs(y)
-    slope = tl.full(y.shape, CODE[6], tl.float32)
-    count = tl.full(y.shape, CODE[13], tl.float32)
+    slope = tl.full(y.shape, _SLOPES[0], tl.float32)
+    count = tl.full(y.shape, 1.0, tl.float32)
     for i in tl.static_range(6):
         above = magnitude >= CODE[i]
-        slope = tl.where(above, CODE[7 + i], slope)
-        count = tl.where(above, CODE[13] * 2 ** (i + 1), count)
-    index = tl.floor(magnitude * slope + count * (8 / 9))
-    index = tl.minimum(tl.maximum(index, count), 2 * count - 1)
-    dead = magnitude < CODE[15] if SIGN else magnitude == 0
-    offset = tl.where(dead, 0.0, index - (CODE[13] - 1))
-    full = (magnitude >= CODE[16]) & (y >= 0)
-    offset = tl.where(full, CODE[13] * 128 - (CODE[13] - 1), offset)
-    return (CODE[14] + tl.where(y < 0, -offset, offset)).to(tl.int32).to(tl.uint8)
+        slope = tl.where(above, _SLOPES[i + 1], slope)
+        count = tl.where(above, 2.0 ** (i + 1), count)
+    # both codes share the constants, for the sake of AMD's scalar registers: without a sign everything is twice as fine
+    index = tl.floor(FIRST * (magnitude * slope + count * (8 / 9)))
+    index = tl.minimum(tl.maximum(index, FIRST * count), 2 * FIRST * count - 1)
+    dead = magnitude < CODE[8] if SIGN else magnitude == 0
+    offset = tl.where(dead, 0.0, index - (FIRST - 1))
+    full = (magnitude >= CODE[9]) & (y >= 0)
+    offset = tl.where(full, FIRST * 128 - (FIRST - 1.0), offset)
+    return (CODE[7] + tl.where(y < 0, -offset, offset)).to(tl.int32).to(tl.uint8)
 
 
 @triton.jit
@@ -61,7 +64,7 @@ def _bits(seed, counter, lane, step, STREAM: tl.constexpr):
     low = (counter & 0xFFFFFFFF).to(tl.uint32)
     high = (counter >> 32).to(tl.uint32)
     a, b, c, d = tl.philox(
-        seed, low, high, tl.zeros_like(low) + step.to(tl.uint32), tl.full(low.shape, STREAM, tl.uint32)
+        seed, low, high, tl.zeros_like(low) + step.to(tl.uint32), tl.full(low.shape, STREAM, tl.uint32), n_rounds=7
     )
     # the lane's element is known at compile time on the wide path: then nothing of this selection is left
     word = tl.where(lane < 2, a, tl.where(lane < 4, b, tl.where(lane < 6, c, d)))
@@ -134,6 +137,9 @@ def _step(
     grad_at = _pointer(row, 1, G, WIDE, 16)
     first_at = _pointer(row, 2, M, WIDE, MOMENT_BYTES)
     second_at = _pointer(row, 3, M, WIDE, MOMENT_BYTES)
+    if MOMENT == 8:
+        first_scale_at = _pointer(row, 4, tl.float32, False, 4)
+        second_scale_at = _pointer(row, 5, tl.float32, False, 4)
     clip = tl.load(coefficients + _CLIP)
     decay = tl.load(coefficients + _DECAY)
     step_size = tl.load(coefficients + _STEP_SIZE)
@@ -154,10 +160,9 @@ def _step(
         grad = tl.load(grad_at + element, mask=mask, other=0.0).to(tl.float32) * clip
         param = tl.load(param_at + element, mask=mask, other=0.0).to(tl.float32)
         if MOMENT == 8:
-            scale_index = at // 256 + block
             block_mask = at + block * 256 < size
-            first_scales = _pointer(row, 4, tl.float32, False, 4) + scale_index
-            second_scales = _pointer(row, 5, tl.float32, False, 4) + scale_index
+            first_scales = first_scale_at + (at // 256 + block)
+            second_scales = second_scale_at + (at // 256 + block)
             first = tl.load(signed_values + tl.load(first_at + element, mask=mask, other=127).to(tl.int32))
             first *= tl.load(first_scales, mask=block_mask, other=0.0)[:, None, None]
             second = tl.load(unsigned_values + tl.load(second_at + element, mask=mask, other=0).to(tl.int32))
@@ -265,8 +270,8 @@ def _prepare(
 
 
 def _blocks(wide: bool) -> int:
-    """Return the blocks of 256 elements of a tile; half as many where every element has an address of its own."""
-    return WARPS if wide else WARPS // 2
+    """Return the blocks of 256 elements of a tile: one where every element has an address of its own."""
+    return WARPS if wide else 1
 
 
 @contextmanager
@@ -303,7 +308,7 @@ def squared_norms(bucket: Bucket, table: Table) -> torch.Tensor:
                 WIDE=wide,
                 CHUNK=CHUNK,
                 BLOCKS=_blocks(wide),
-                num_warps=WARPS,
+                num_warps=_WARPS_HERE,
             )
         found.append(partials)
     return torch.cat(found) if found else torch.zeros(1, device=bucket.params[0].device)
@@ -334,7 +339,7 @@ def prepare(step: torch.Tensor, numbers: Numbers, squares: torch.Tensor | None) 
             float(numbers.max_norm or 0.0),
             CLIPPED=numbers.max_norm is not None,
             BLOCK=1024,
-            num_warps=WARPS,
+            num_warps=_WARPS_HERE,
         )
     return out
 
@@ -370,5 +375,5 @@ def step(bucket: Bucket, table: Table, coefficients: torch.Tensor, numbers: Numb
                 WIDE=wide,
                 CHUNK=CHUNK,
                 BLOCKS=_blocks(wide),
-                num_warps=WARPS,
+                num_warps=_WARPS_HERE,
             )

@@ -53,6 +53,40 @@ def test_equals_the_reference(kind: str) -> None:
     assert_same(ours, both(ours, NUMBERS, steps=2))
 
 
+def test_no_granule_is_forgotten() -> None:
+    ours = make_bucket("fp32", [(40,), (3,)])
+    assert_same(ours, both(ours, Numbers(1e-1, 0.9, 0.95, 1e-8, 0.5, max_norm=0.5)))
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+def test_random_bits_are_the_references(offset: int) -> None:
+    """Element by element: a difference in one draw shows in one weight."""
+    ours = make_bucket("bf16, bf16 moments", [(264,)])
+    ours.offsets = [offset + (1 << 36)]
+    exact = both(ours, NUMBERS)
+    for mine, other in zip(written(ours), written(exact), strict=True):
+        assert (mine != other).sum() <= 1
+
+
+def test_kernel_codes_are_the_references() -> None:
+    ours = make_bucket("fp32, 8-bit moments", [(256,)])
+    ours.grads = [torch.logspace(-9, 0, 256).to(torch.bfloat16)]  # every decade of the code
+    for codes, zero in ((ours.exp_avgs, 127), (ours.exp_avg_sqs, 0)):
+        codes[0].fill_(zero)
+    exact = both(ours, NUMBERS)
+    for mine, other in zip(written(ours)[1:3], written(exact)[1:3], strict=True):
+        assert len(mine.unique()) > 50
+        assert (mine != other).sum() <= 1
+
+
+def test_coefficients_of_the_third_step() -> None:
+    ours, theirs = torch.tensor(2.0), torch.tensor(2.0)
+    squares = torch.tensor([4.0, 5.0])
+    wanted = reference.prepare(theirs, NUMBERS, squares)
+    torch.testing.assert_close(kernel.prepare(ours, NUMBERS, squares), wanted, rtol=2e-6, atol=0)
+    assert ours == theirs == 3
+
+
 def test_to_nearest() -> None:
     ours = make_bucket("bf16, bf16 moments", [(40,), (3,)])
     assert_same(ours, both(ours, Numbers(1e-2, 0.9, 0.95, 1e-8, 0.0, stochastic=False)))
