@@ -1,0 +1,1 @@
+"""LayerNorm, with the residual addition before it in the same pass."""

@@ -1,0 +1,1 @@
+"""LayerNorm: definition, kernels, op, machine code, planted bugs."""

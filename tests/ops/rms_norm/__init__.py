@@ -1,0 +1,1 @@
+"""RMSNorm: definition, kernels, op, machine code, planted bugs."""
