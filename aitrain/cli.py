@@ -297,13 +297,15 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["train"], help="what is measured")
+    parser.add_argument("what", choices=["ops", "train"], help="what is measured")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="words of the benchmark; --help lists them")
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from aitrain.bench.train import main as measure
-
+    if args.what == "ops":
+        from aitrain.bench.ops.command import main as measure
+    else:
+        from aitrain.bench.train import main as measure
     return measure(args.words)
 
 

@@ -31,6 +31,12 @@ TESTED_ELSEWHERE = {
     "aitrain/__main__.py": "tests/test_cli.py",
     # the providers of a benchmark, which run as processes of their own and must agree with each other
     **{f"aitrain/bench/{name}.py": "tests/bench/test_train.py" for name in ("bare", "job", "ours", "sft_trainer")},
+    # what is compared, and by whom: every part runs on the CPU, and its large cases are built without memory
+    "aitrain/bench/ops/case.py": "tests/bench/ops/test_measure.py",
+    **{
+        f"aitrain/bench/ops/parts/{path.name}": "tests/bench/ops/test_command.py"
+        for path in (ROOT / "aitrain/bench/ops/parts").glob("[a-z]*.py")
+    },
     # whole runs, which only whole runs prove
     "aitrain/trainer/fit.py": "tests/e2e/test_equality.py",
     # the rules of a group show only in the sentence a user reads, so they are tested through the door

@@ -1,0 +1,12 @@
+"""`python -m aitrain.bench.ops`: the same without the command line, for machines that hold little beside torch."""
+
+import sys
+
+from aitrain.bench.ops.command import main
+from aitrain.errors import AitrainError
+
+try:
+    sys.exit(main(sys.argv[1:]))
+except AitrainError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)

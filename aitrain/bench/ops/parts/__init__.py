@@ -1,0 +1,1 @@
+"""One module per part of the benchmark; `cases(small)` yields its cases, headline shapes first."""
