@@ -20,7 +20,7 @@ def register(
     """Register one op under `torch.ops.aitrain`.
 
     In eager code call the op's `torch.autograd.Function` instead of what this returns: it costs a tenth of the host
-    time. Compiled code (`torch.compiler.is_compiling()`) needs the registered op, which the compiler does not look into.
+    time. Compiled code (`torch.compiler.is_compiling()`) needs the registered op: the compiler does not look into it.
 
     Args:
         schema: `name(Tensor x, ...) -> Tensor`, PyTorch's schema language.

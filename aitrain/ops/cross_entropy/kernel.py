@@ -1,4 +1,4 @@
-"""Triton kernels of the row passes: logits are read once from memory, and once more from the cache to be overwritten."""
+"""Triton kernels of the row passes: logits come once from memory, and once more from the cache to be overwritten."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
-from aitrain.ops.cross_entropy.rows import Statistics
+from aitrain.ops.cross_entropy.rows import Statistics, zeros
 from aitrain.ops.cross_entropy.terms import LossTerms
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
+BLOCK_BYTES = 16384
+"""Of a row, held in registers at a time."""
 
 
 @triton.jit
@@ -24,29 +26,41 @@ def _capped(raw, logit_scale, softcap, CAPPED: tl.constexpr):
 
 @triton.jit
 def _measured(
-    row, target, classes, logit_scale, softcap, CAPPED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+    row,
+    target,
+    classes,
+    logit_scale,
+    softcap,
+    CAPPED: tl.constexpr,
+    MEAN: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """First pass over a row: maximum, sum(exp(z - maximum)), sum(z), sum(exp(z - maximum) z) and z of the target."""
+    """First pass over a row: maximum, sum(e), sum(z), sum(e (z - maximum)), z of the target; e = exp(z - maximum)."""
     top = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     plain = tl.full((), 0.0, tl.float32)
     weighted = tl.full((), 0.0, tl.float32)
-    first = target * 0
+    first = tl.full((), 0, tl.int32)
     while first < classes:
         at = first + tl.arange(0, BLOCK)
         inside = at < classes
-        z = _capped(tl.load(row + at, mask=inside, other=0.0, eviction_policy="evict_last"), logit_scale, softcap, CAPPED)
+        z = _capped(
+            tl.load(row + at, mask=inside, other=0.0, eviction_policy="evict_last"), logit_scale, softcap, CAPPED
+        )
         z = tl.where(inside, z, float("-inf"))
         higher = tl.maximum(top, tl.max(z, 0))
         # a row of -inf alone has no maximum to subtract
         base = tl.where(higher == float("-inf"), 0.0, higher)
         shrink = tl.exp2((top - base) * _LOG2E)
         e = tl.exp2((z - base) * _LOG2E)
+        if MEAN:
+            plain += tl.sum(tl.where(inside, z, 0.0), 0)
+        if ENTROPY:
+            # what was summed under the old maximum moves along with it; nothing was while there was none
+            moved = tl.where(total > 0.0, weighted + total * (top - base), 0.0)
+            weighted = moved * shrink + tl.sum(tl.where(e > 0.0, e * (z - base), 0.0), 0)
         total = total * shrink + tl.sum(e, 0)
-        if WIDE:
-            finite = tl.where(inside, z, 0.0)
-            plain += tl.sum(finite, 0)
-            weighted = weighted * shrink + tl.sum(tl.where(e > 0.0, e * finite, 0.0), 0)
         top = higher
         first += BLOCK
     raw = tl.load(row + target, mask=(target >= 0) & (target < classes), other=float("nan"))
@@ -54,7 +68,7 @@ def _measured(
     return top, total, plain, weighted, picked
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _statistics(
     logits,
     targets,
@@ -68,7 +82,8 @@ def _statistics(
     logit_scale,
     softcap,
     CAPPED: tl.constexpr,
-    WIDE: tl.constexpr,
+    MEAN: tl.constexpr,
+    ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     index = tl.program_id(0).to(tl.int64)
@@ -77,14 +92,14 @@ def _statistics(
         if target >= 0:
             row = logits + index * stride
             top, total, plain, weighted, picked = _measured(
-                row, target, classes, logit_scale, softcap, CAPPED, WIDE, BLOCK
+                row, target, classes, logit_scale, softcap, CAPPED, MEAN, ENTROPY, BLOCK
             )
-            lse = top + tl.log2(total) * _LN2
-            tl.store(lse_out + index, lse)
+            tl.store(lse_out + index, top + tl.log2(total) * _LN2)
             tl.store(picked_out + index, picked)
-            if WIDE:
+            if MEAN:
                 tl.store(mean_out + index, plain / classes)
-                tl.store(entropy_out + index, lse - weighted / total)
+            if ENTROPY:
+                tl.store(entropy_out + index, tl.log2(total) * _LN2 - weighted / total)
         index += tl.num_programs(0)
 
 
@@ -96,29 +111,29 @@ def _overwrite(
     classes,
     logit_scale,
     softcap,
-    lse,
+    base,
     level,
     to_lse,
     to_picked,
     to_each,
     to_entropy,
     CAPPED: tl.constexpr,
-    WIDE: tl.constexpr,
+    ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Second pass: p (to_lse - to_entropy (z - level)) + to_each + to_picked at the target, by the chain rule."""
-    first = target * 0
+    """Second pass: exp(z - base) (to_lse - to_entropy (z - level)) + to_each + to_picked at the target, chain rule."""
+    picked = target.to(tl.int32)
+    first = tl.full((), 0, tl.int32)
     while first < classes:
         at = first + tl.arange(0, BLOCK)
         inside = at < classes
         z = _capped(tl.load(row + at, mask=inside, other=0.0), logit_scale, softcap, CAPPED)
-        p = tl.exp2((z - lse) * _LOG2E)
-        if WIDE:
-            tilt = tl.where(p > 0.0, z - level, 0.0)
-            grad = p * (to_lse - to_entropy * tilt) + to_each
+        p = tl.exp2((z - base) * _LOG2E)
+        if ENTROPY:
+            grad = p * (to_lse - to_entropy * tl.where(p > 0.0, z - level, 0.0)) + to_each
         else:
-            grad = p * to_lse
-        grad = tl.where(at == target, grad + to_picked, grad)
+            grad = p * to_lse + to_each
+        grad = tl.where(at == picked, grad + to_picked, grad)
         if CAPPED:
             grad *= 1.0 - (z / softcap) * (z / softcap)
         grad *= logit_scale
@@ -128,14 +143,14 @@ def _overwrite(
 
 @triton.jit
 def _zero(row, target, classes, BLOCK: tl.constexpr):
-    first = target * 0
+    first = tl.full((), 0, tl.int32)
     while first < classes:
         at = first + tl.arange(0, BLOCK)
         tl.store(row + at, tl.zeros((BLOCK,), row.dtype.element_ty), mask=at < classes)
         first += BLOCK
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _loss_and_gradient(
     logits,
     gradient,
@@ -151,10 +166,9 @@ def _loss_and_gradient(
     smooth,
     z_loss,
     CAPPED: tl.constexpr,
-    WIDE: tl.constexpr,
+    MEAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    weight = tl.load(scale).to(tl.float32)
     index = tl.program_id(0).to(tl.int64)
     while index < rows:
         target = tl.load(targets + index)
@@ -162,15 +176,16 @@ def _loss_and_gradient(
         out = gradient + index * out_stride
         if target >= 0:
             top, total, plain, weighted, picked = _measured(
-                row, target, classes, logit_scale, softcap, CAPPED, WIDE, BLOCK
+                row, target, classes, logit_scale, softcap, CAPPED, MEAN, False, BLOCK
             )
+            weight = tl.load(scale).to(tl.float32)  # here, not above: no register holds it over the passes
             lse = top + tl.log2(total) * _LN2
             loss = lse - (1.0 - smooth) * picked + z_loss * lse * lse
-            if WIDE:
+            if MEAN:
                 loss -= smooth * plain / classes
             tl.store(loss_out + index, loss * weight)
-            # a target that is no class makes its row NaN, because picked is NaN
-            spoiled = picked - picked
+            # the sum divides after the exponential, because exp(z - lse) would carry the rounding of a large lse;
+            # a target that is no class makes its row NaN
             _overwrite(
                 row,
                 out,
@@ -178,14 +193,14 @@ def _loss_and_gradient(
                 classes,
                 logit_scale,
                 softcap,
-                lse + spoiled,
+                tl.where(target < classes, top, float("nan")),
                 lse,
-                weight * (1.0 + 2.0 * z_loss * lse),
+                weight * (1.0 + 2.0 * z_loss * lse) / total,
                 -weight * (1.0 - smooth),
                 -weight * smooth / classes,
                 0.0,
                 CAPPED,
-                WIDE,
+                False,
                 BLOCK,
             )
         else:
@@ -193,7 +208,7 @@ def _loss_and_gradient(
         index += tl.num_programs(0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gradient(
     logits,
     targets,
@@ -209,7 +224,8 @@ def _gradient(
     logit_scale,
     softcap,
     CAPPED: tl.constexpr,
-    WIDE: tl.constexpr,
+    MEAN: tl.constexpr,
+    ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     index = tl.program_id(0).to(tl.int64)
@@ -221,9 +237,10 @@ def _gradient(
             level = lse
             to_each = 0.0
             to_entropy = 0.0
-            if WIDE:
-                level = lse - tl.load(entropy_in + index)
+            if MEAN:
                 to_each = tl.load(to_mean_in + index) / classes
+            if ENTROPY:
+                level = lse - tl.load(entropy_in + index)
                 to_entropy = tl.load(to_entropy_in + index)
             _overwrite(
                 row,
@@ -239,7 +256,7 @@ def _gradient(
                 to_each,
                 to_entropy,
                 CAPPED,
-                WIDE,
+                ENTROPY,
                 BLOCK,
             )
         else:
@@ -259,9 +276,12 @@ def statistics(
         mean: Whether the mean is wanted.
         entropy: Whether the entropy is wanted.
     """
-    out = Statistics(*torch.zeros(4, len(logits), dtype=torch.float32, device=logits.device))
-    if logits.numel():
-        _statistics[_grid(logits)](logits, targets, *out, *_shape(logits, terms), WIDE=mean or entropy, **_options(logits, terms))
+    out = zeros(len(logits), torch.float32, logits.device)
+    with torch.cuda.device_of(logits):
+        if logits.numel():
+            _statistics[_grid(logits)](
+                logits, targets, *out, *_shape(logits, terms), MEAN=mean, ENTROPY=entropy, **_options(logits, terms)
+            )
     return out
 
 
@@ -286,25 +306,32 @@ def loss_and_gradient_(
     """
     loss = torch.zeros(len(logits), dtype=torch.float32, device=logits.device)
     out = logits if out is None else out
-    if logits.numel():
-        _loss_and_gradient[_grid(logits)](
-            logits,
-            out,
-            targets,
-            scale,
-            loss,
-            *_shape(logits, terms),
-            out.stride(0),
-            terms.label_smoothing,
-            terms.z_loss,
-            WIDE=terms.label_smoothing != 0.0,
-            **_options(logits, terms),
-        )
+    with torch.cuda.device_of(logits):
+        if logits.numel():
+            _loss_and_gradient[_grid(logits)](
+                logits,
+                out,
+                targets,
+                scale,
+                loss,
+                *_shape(logits, terms),
+                out.stride(0),
+                terms.label_smoothing,
+                terms.z_loss,
+                MEAN=terms.label_smoothing != 0.0,
+                **_options(logits, terms),
+            )
     return loss
 
 
 def gradient_(
-    logits: torch.Tensor, targets: torch.Tensor, saved: Statistics, upstream: Statistics, terms: LossTerms
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    saved: Statistics,
+    upstream: Statistics,
+    terms: LossTerms,
+    mean: bool = True,
+    entropy: bool = True,
 ) -> None:
     """Overwrite logits with the gradient of their statistics; as `rows.gradient_`, in float32.
 
@@ -314,21 +341,25 @@ def gradient_(
         saved: What `statistics` gave for these logits.
         upstream: Gradient with regard to each of the statistics, contiguous.
         terms: Scale and soft-cap.
+        mean: Whether the mean was measured.
+        entropy: Whether the entropy was measured.
     """
-    if logits.numel():
-        _gradient[_grid(logits)](
-            logits,
-            targets,
-            saved.lse,
-            saved.entropy,
-            upstream.lse,
-            upstream.picked,
-            upstream.mean,
-            upstream.entropy,
-            *_shape(logits, terms),
-            WIDE=True,
-            **_options(logits, terms),
-        )
+    with torch.cuda.device_of(logits):
+        if logits.numel():
+            _gradient[_grid(logits)](
+                logits,
+                targets,
+                saved.lse,
+                saved.entropy,
+                upstream.lse,
+                upstream.picked,
+                upstream.mean,
+                upstream.entropy,
+                *_shape(logits, terms),
+                MEAN=mean,
+                ENTROPY=entropy,
+                **_options(logits, terms),
+            )
 
 
 def _shape(logits: torch.Tensor, terms: LossTerms) -> tuple[int, int, int, float, float]:
@@ -336,9 +367,10 @@ def _shape(logits: torch.Tensor, terms: LossTerms) -> tuple[int, int, int, float
 
 
 def _options(logits: torch.Tensor, terms: LossTerms) -> dict[str, object]:
-    classes = logits.shape[1]
-    block = min(8192, max(128, triton.next_power_of_2(classes)))
-    return {"CAPPED": terms.softcap != 0.0, "BLOCK": block, "num_warps": 16 if block >= 8192 else max(1, block // 512)}
+    size = logits.element_size()
+    block = min(BLOCK_BYTES // size, max(128, triton.next_power_of_2(logits.shape[1])))
+    # 32 bytes of each type per thread: two loads under way, and registers for four times as many threads
+    return {"CAPPED": terms.softcap != 0.0, "BLOCK": block, "num_warps": max(1, block * size // 1024)}
 
 
 def _grid(logits: torch.Tensor) -> tuple[int]:

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from aitrain.errors import ShapeError
 from aitrain.ops.cross_entropy.dispatch import row_passes
-from aitrain.ops.cross_entropy.rows import Statistics, targets_of
+from aitrain.ops.cross_entropy.rows import Statistics, losses_of, targets_of
 from aitrain.ops.cross_entropy.terms import LossTerms
 from aitrain.ops.registration import register
 
@@ -56,6 +56,8 @@ def cross_entropy(
             f"targets must be int64 {tuple(logits.shape[:-1])}, one per row of floating-point logits "
             f"{tuple(logits.shape)}, not {targets.dtype} {tuple(targets.shape)}"
         )
+    if not logits.shape[-1]:
+        raise ShapeError(f"logits {tuple(logits.shape)} have no classes")
     terms = terms or LossTerms()
     rows, labels = logits.reshape(-1, logits.shape[-1]), targets_of(targets.reshape(-1), ignore_index, logits.shape[-1])
     if reduction == "none":
@@ -63,23 +65,29 @@ def cross_entropy(
     wide = torch.promote_types(logits.dtype, torch.float32)
     items = (labels >= 0).sum().clamp(min=1) if reduction == "mean" else 1.0 if num_items is None else num_items
     scale = torch.as_tensor(items, device=logits.device, dtype=wide).reciprocal()
-    numbers = (terms.logit_scale, terms.softcap, terms.label_smoothing, terms.z_loss)
-    if torch.compiler.is_compiling():  # the compiler decides itself what shares memory
-        out: torch.Tensor = _summed_op(rows, labels, scale, list(numbers))[0]
-        return out
     if not torch.is_grad_enabled() or not rows.requires_grad:
         return (_each(rows, labels, terms) * scale).sum()
-    return _Summed.apply(rows, labels, scale, terms, inplace)
+    if logits.dtype == torch.float16:
+        # one of many rows has a gradient that vanishes in a half until the loss scale of mixed precision lifts it:
+        # autograd brings both factors together before they reach it
+        return scale * _summed(rows, labels, torch.ones_like(scale), terms, inplace)
+    return _summed(rows, labels, scale, terms, inplace)
+
+
+def _summed(
+    rows: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor, terms: LossTerms, inplace: bool
+) -> torch.Tensor:
+    if not torch.compiler.is_compiling():
+        return _Summed.apply(rows, labels, scale, terms, inplace)
+    numbers = [terms.logit_scale, terms.softcap, terms.label_smoothing, terms.z_loss]
+    out: torch.Tensor = _summed_op(rows, labels, scale, numbers)[0]  # the compiler decides itself what shares memory
+    return out
 
 
 def _each(rows: torch.Tensor, labels: torch.Tensor, terms: LossTerms) -> torch.Tensor:
     """Return the loss of each row, from statistics that are differentiable."""
-    measured = _statistics_op(rows, labels, [terms.logit_scale, terms.softcap])
-    lse, picked, mean, _ = measured
-    loss = lse - (1 - terms.label_smoothing) * picked
-    if terms.label_smoothing:
-        loss = loss - terms.label_smoothing * mean
-    return loss + terms.z_loss * lse.square() if terms.z_loss else loss
+    numbers = [terms.logit_scale, terms.softcap]
+    return losses_of(Statistics(*_statistics_op(rows, labels, numbers, terms.label_smoothing != 0.0, False)), terms)
 
 
 class _Summed(torch.autograd.Function):
@@ -136,34 +144,38 @@ def _setup_summed(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor,
 
 def _backward_summed(ctx: Any, upstream: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
     (gradient,) = ctx.saved_tensors
-    return gradient * upstream.to(gradient.dtype), None, None, None
+    return gradient * upstream, None, None, None
 
 
-def _run_statistics(logits: torch.Tensor, targets: torch.Tensor, terms: list[float]) -> tuple[torch.Tensor, ...]:
+def _run_statistics(
+    logits: torch.Tensor, targets: torch.Tensor, terms: list[float], mean: bool, entropy: bool
+) -> tuple[torch.Tensor, ...]:
     rows = logits if logits.stride(-1) == 1 else logits.contiguous()
-    return tuple(x.clone() for x in row_passes(logits).statistics(rows, targets, LossTerms(*terms)))
+    # rows of one tensor would share its memory, which an op's outputs must not
+    return tuple(x.clone() for x in row_passes(logits).statistics(rows, targets, LossTerms(*terms), mean, entropy))
 
 
-def _fake_statistics(logits: torch.Tensor, targets: torch.Tensor, terms: list[float]) -> tuple[torch.Tensor, ...]:
+def _fake_statistics(
+    logits: torch.Tensor, targets: torch.Tensor, terms: list[float], mean: bool, entropy: bool
+) -> tuple[torch.Tensor, ...]:
     wide = torch.promote_types(logits.dtype, torch.float32)
     return tuple(logits.new_empty(len(logits), dtype=wide) for _ in range(4))
 
 
 def _setup_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    logits, targets, ctx.terms = inputs
+    logits, targets, *ctx.options = inputs
     ctx.save_for_backward(logits, targets, *output)
 
 
 def _backward_statistics(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-    return _gradient_op(*ctx.saved_tensors, *upstream, ctx.terms), None, None
+    return _gradient_op(*ctx.saved_tensors, *upstream, *ctx.options), None, None, None, None
 
 
-def _run_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, *rest: Any
-) -> torch.Tensor:
-    saved, upstream, terms = Statistics(*rest[:4]), Statistics(*(x.contiguous() for x in rest[4:8])), rest[8]
+def _run_gradient(logits: torch.Tensor, targets: torch.Tensor, *rest: Any) -> torch.Tensor:
+    saved, upstream = Statistics(*rest[:4]), Statistics(*(x.contiguous() for x in rest[4:8]))
+    terms, mean, entropy = rest[8:]
     gradient = logits.clone(memory_format=torch.contiguous_format)
-    row_passes(logits).gradient_(gradient, targets, saved, upstream, LossTerms(*terms))
+    row_passes(logits).gradient_(gradient, targets, saved, upstream, LossTerms(*terms), mean, entropy)
     return gradient
 
 
@@ -180,12 +192,14 @@ _summed_op = register(
 )
 _gradient_op = register(
     "row_statistics_backward(Tensor logits, Tensor targets, Tensor lse, Tensor picked, Tensor mean, Tensor entropy, "
-    "Tensor to_lse, Tensor to_picked, Tensor to_mean, Tensor to_entropy, float[] terms) -> Tensor",
+    "Tensor to_lse, Tensor to_picked, Tensor to_mean, Tensor to_entropy, float[] terms, bool mean, bool entropy) "
+    "-> Tensor",
     _run_gradient,
     _fake_gradient,
 )
 _statistics_op = register(
-    "row_statistics(Tensor logits, Tensor targets, float[] terms) -> (Tensor, Tensor, Tensor, Tensor)",
+    "row_statistics(Tensor logits, Tensor targets, float[] terms, bool mean, bool entropy) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _run_statistics,
     _fake_statistics,
     _backward_statistics,

@@ -18,9 +18,7 @@ def capped(logits: torch.Tensor, terms: LossTerms) -> torch.Tensor:
     return terms.softcap * torch.tanh(z / terms.softcap) if terms.softcap else z
 
 
-def row_losses(
-    logits: torch.Tensor, targets: torch.Tensor, terms: LossTerms, ignore_index: int = -100
-) -> torch.Tensor:
+def row_losses(logits: torch.Tensor, targets: torch.Tensor, terms: LossTerms, ignore_index: int = -100) -> torch.Tensor:
     """Return the loss of each row, 0 where it is ignored.
 
     Args:
@@ -62,5 +60,5 @@ def row_statistics(
     kept = targets != ignore_index
     picked = z.gather(1, torch.where(kept, targets, 0)[:, None])[:, 0]
     log_p = z - lse[:, None]
-    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    entropy = -(log_p.exp() * log_p.clamp(min=-1e30)).sum(dim=1)  # p log(p) is 0 where p is 0
     return tuple(torch.where(kept, x, 0.0) for x in (picked - lse, entropy, lse))  # type: ignore[return-value]

@@ -14,6 +14,9 @@ from aitrain.errors import ShapeError
 from aitrain.ops.cross_entropy.reference import capped
 from aitrain.ops.cross_entropy.terms import LossTerms
 
+_LOWEST = -1e30
+"""Stands for log(0), so that p log(p) is 0 there and not NaN."""
+
 
 class Statistics(NamedTuple):
     """What a row of logits z tells, each `(R,)`, float32 (float64 of float64 logits), 0 of ignored rows."""
@@ -31,6 +34,17 @@ class Statistics(NamedTuple):
     """-sum(p log p), p = softmax(z)."""
 
 
+def zeros(rows: int, dtype: torch.dtype, device: torch.device) -> Statistics:
+    """Return statistics to write into, each aligned to 16 bytes, lest kernels be compiled anew for every alignment.
+
+    Args:
+        rows: R.
+        dtype: float32 or float64.
+        device: Of the logits.
+    """
+    return Statistics(*torch.zeros(4, -(-rows // 4) * 4, dtype=dtype, device=device)[:, :rows])
+
+
 def targets_of(targets: torch.Tensor, ignore_index: int, classes: int) -> torch.Tensor:
     """Return the targets with -1 for ignored rows.
 
@@ -40,11 +54,11 @@ def targets_of(targets: torch.Tensor, ignore_index: int, classes: int) -> torch.
         classes: V.
 
     Raises:
-        ShapeError: On the CPU, a target is no class.
+        ShapeError: On the CPU and not in compiled code, a target is no class.
     """
     ignored = targets == ignore_index
     outside = ~ignored & ((targets < 0) | (targets >= classes))
-    if targets.device.type == "cpu" and bool(outside.any()):
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling() and bool(outside.any()):
         row = int(outside.nonzero()[0, 0])
         raise ShapeError(
             f"targets[{row}]={int(targets[row])} is outside 0..{classes - 1} and not ignore_index={ignore_index}"
@@ -72,9 +86,22 @@ def statistics(
     average = z.mean(dim=1) if mean else zeros
     spread = zeros
     if entropy:
-        p = torch.exp(z - lse[:, None])
-        spread = lse - (p * z).sum(dim=1)
+        log_p = (z - lse[:, None]).clamp_(min=_LOWEST)
+        spread = -(torch.exp(log_p).mul_(log_p)).sum(dim=1)
     return Statistics(*(torch.where(kept, x, 0.0) for x in (lse, picked, average, spread)))
+
+
+def losses_of(measured: Statistics, terms: LossTerms) -> torch.Tensor:
+    """Return the loss of each row from its statistics, differentiable where they are.
+
+    Args:
+        measured: Of the rows; the mean only matters with label smoothing.
+        terms: What is added to plain cross entropy.
+    """
+    losses = measured.lse - (1 - terms.label_smoothing) * measured.picked
+    if terms.label_smoothing:  # 0 times the mean would be NaN beside a logit of -inf
+        losses = losses - terms.label_smoothing * measured.mean
+    return losses + terms.z_loss * measured.lse.square() if terms.z_loss else losses
 
 
 def loss_and_gradient_(
@@ -118,7 +145,13 @@ def loss_and_gradient_(
 
 
 def gradient_(
-    logits: torch.Tensor, targets: torch.Tensor, saved: Statistics, upstream: Statistics, terms: LossTerms
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    saved: Statistics,
+    upstream: Statistics,
+    terms: LossTerms,
+    mean: bool = True,
+    entropy: bool = True,
 ) -> None:
     """Overwrite logits with the gradient of their statistics.
 
@@ -128,15 +161,22 @@ def gradient_(
         saved: What `statistics` gave for these logits.
         upstream: Gradient with regard to each of the statistics.
         terms: Scale and soft-cap.
+        mean: Whether the mean was measured.
+        entropy: Whether the entropy was measured.
     """
     z = _working(logits, terms)
     slope = _slope(z, terms)
     kept = targets >= 0
     to_lse, to_picked, to_mean, to_entropy = (torch.where(kept, x.to(z.dtype), 0.0) for x in upstream)
-    # d entropy / d z_j = -p_j (z_j - sum p z) and sum p z = lse - entropy
-    level = saved.lse - saved.entropy
-    tilt = (z - level[:, None]).mul_(-to_entropy[:, None]).add_(to_lse[:, None])
-    z.sub_(saved.lse[:, None]).exp_().mul_(tilt).add_((to_mean / z.shape[1])[:, None])
+    log_p = z.sub_(saved.lse[:, None])
+    if entropy:
+        # d entropy / d z_j = -p_j (log p_j + entropy)
+        tilt = log_p.clamp_(min=_LOWEST) + saved.entropy[:, None]
+        z = log_p.exp_().mul_(tilt.mul_(-to_entropy[:, None]).add_(to_lse[:, None]))
+    else:
+        z = log_p.exp_().mul_(to_lse[:, None])
+    if mean:
+        z.add_((to_mean / z.shape[1])[:, None])
     _finish(logits, z, targets, to_picked, slope, terms)
 
 

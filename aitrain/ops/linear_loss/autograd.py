@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from aitrain.ops.cross_entropy.rows import Statistics
+from aitrain.ops.cross_entropy.rows import Statistics, losses_of
 from aitrain.ops.cross_entropy.terms import LossTerms
 from aitrain.ops.linear_loss import chunks
 from aitrain.ops.linear_loss.chunks import Gradients, Head, Wanted
@@ -24,6 +24,11 @@ class Options(NamedTuple):
     valid_rows: int | None
     dtype: torch.dtype
     """Type of the matrix products."""
+
+    mean: bool = True
+    """Whether the statistics hold the mean of each row's logits."""
+
+    entropy: bool = True
 
     def head(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Head:
         """Return the layer, its weight in the type of the matrix products."""
@@ -47,9 +52,10 @@ class SummedLoss(torch.autograd.Function):
         targets: torch.Tensor,
         scale: torch.Tensor,
         options: Options,
+        wanted: Wanted,
     ) -> torch.Tensor:
         """Compute the loss and keep its gradients."""
-        ctx.options, ctx.wanted = options, (*ctx.needs_input_grad[:3],)
+        ctx.options, ctx.wanted = options, wanted
         losses, ctx.gradients = _loss(hidden, weight, bias, targets, scale, options, ctx.wanted)
         ctx.save_for_backward(hidden, weight, bias, targets, scale)
         return losses.sum()
@@ -65,7 +71,7 @@ class SummedLoss(torch.autograd.Function):
         for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(upstream)
-        return *_typed(gradients, hidden, weight, bias), None, None, None
+        return *_typed(gradients, hidden, weight, bias), None, None, None, None
 
 
 class RowStatistics(torch.autograd.Function):
@@ -115,10 +121,27 @@ def summed_loss(
         scale: Scalar, not differentiated.
         options: The rest.
     """
+    if options.dtype == torch.float16:
+        # one of many rows has a gradient that vanishes in a half until the loss scale of mixed precision lifts it:
+        # autograd brings both factors together before they reach it
+        return scale * _summed(hidden, weight, bias, targets, torch.ones_like(scale), options)
+    return _summed(hidden, weight, bias, targets, scale, options)
+
+
+def _summed(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    scale: torch.Tensor,
+    options: Options,
+) -> torch.Tensor:
+    grad = torch.is_grad_enabled()  # needs_input_grad is also true without
+    wanted = (grad and hidden.requires_grad, grad and weight.requires_grad, False)
+    wanted = (*wanted[:2], grad and bias is not None and bias.requires_grad)
     if not torch.compiler.is_compiling():
-        return SummedLoss.apply(hidden, weight, bias, targets, scale, options)
-    wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (hidden, weight, bias)]
-    out: torch.Tensor = _loss_op(hidden, weight, bias, targets, scale, *_flat(options), wanted)[0]
+        return SummedLoss.apply(hidden, weight, bias, targets, scale, options, wanted)
+    out: torch.Tensor = _loss_op(hidden, weight, bias, targets, scale, *_flat(options)[:4], list(wanted))[0]
     return out
 
 
@@ -139,6 +162,11 @@ def row_statistics(
     return Statistics(*RowStatistics.apply(hidden, weight, bias, targets, options))
 
 
+def _without_autocast(tensor: torch.Tensor) -> torch.autocast:
+    """Return a context in which products keep their types; autocast would put the float32 sums back into 16 bits."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def _loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -149,10 +177,11 @@ def _loss(
     wanted: Wanted,
 ) -> tuple[torch.Tensor, Gradients]:
     if any(wanted):
-        return chunks.forward(hidden.to(options.dtype), options.head(weight, bias), targets, scale, wanted)
+        with _without_autocast(hidden):
+            return chunks.forward(hidden.to(options.dtype), options.head(weight, bias), targets, scale, wanted)
     terms = LossTerms(*options.terms)
-    lse, picked, mean, _ = _measure(hidden, weight, bias, targets, options, entropy=False)
-    losses = lse - (1 - terms.label_smoothing) * picked - terms.label_smoothing * mean + terms.z_loss * lse.square()
+    wants = options._replace(mean=terms.label_smoothing != 0.0, entropy=False)
+    losses = losses_of(_measure(hidden, weight, bias, targets, wants), terms)
     return losses * scale, Gradients(None, None, None)
 
 
@@ -162,9 +191,10 @@ def _measure(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     options: Options,
-    entropy: bool = True,
 ) -> Statistics:
-    return chunks.statistics(hidden.to(options.dtype), options.head(weight, bias), targets, entropy=entropy)
+    head, rows = options.head(weight, bias), hidden.to(options.dtype)
+    with _without_autocast(hidden):
+        return chunks.statistics(rows, head, targets, options.mean, options.entropy)
 
 
 def _measure_backward(
@@ -178,8 +208,9 @@ def _measure_backward(
     wanted: Wanted,
 ) -> Gradients:
     upstream = Statistics(*(x.contiguous() for x in upstream))
-    head = options.head(weight, bias)
-    return chunks.backward(hidden.to(options.dtype), head, targets, saved, upstream, wanted)
+    head, rows = options.head(weight, bias), hidden.to(options.dtype)
+    with _without_autocast(hidden):
+        return chunks.backward(rows, head, targets, saved, upstream, wanted, options.mean, options.entropy)
 
 
 def _typed(gradients: Gradients, *inputs: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -191,16 +222,16 @@ def _typed(gradients: Gradients, *inputs: torch.Tensor | None) -> tuple[torch.Te
 # --- the same for the compiler, which keeps neither named tuples nor None among an op's outputs ---
 
 _OPTIONS = "float[] terms, int chunk_bytes, int? valid_rows, ScalarType dtype"
+_MEASURED = f"{_OPTIONS}, bool mean, bool entropy"
 _TENSORS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
 
 
-def _flat(options: Options) -> tuple[list[float], int, int | None, torch.dtype]:
-    return list(options.terms), options.chunk_bytes, options.valid_rows, options.dtype
+def _flat(options: Options) -> tuple[Any, ...]:
+    return list(options.terms), *options[1:]
 
 
 def _unflat(flat: tuple[Any, ...]) -> Options:
-    terms, chunk_bytes, valid_rows, dtype = flat
-    return Options(tuple(terms), chunk_bytes, valid_rows, dtype)  # type: ignore[arg-type]
+    return Options(tuple(flat[0]), *flat[1:])  # type: ignore[arg-type]
 
 
 def _filled(gradients: Gradients, *inputs: torch.Tensor | None) -> list[torch.Tensor]:
@@ -248,7 +279,7 @@ def _setup_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, .
 
 
 def _backward_loss(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:
-    given = [g * upstream.to(g.dtype) if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
+    given = [g * upstream if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
     return *given, *([None] * 7)
 
 
@@ -266,20 +297,19 @@ def _fake_statistics(
 
 
 def _setup_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    *tensors, terms, chunk_bytes, valid_rows, dtype = inputs
-    ctx.flat, ctx.wanted = (terms, chunk_bytes, valid_rows, dtype), list(ctx.needs_input_grad[:3])
-    ctx.save_for_backward(*tensors, *output)
+    ctx.flat, ctx.wanted = inputs[4:], list(ctx.needs_input_grad[:3])
+    ctx.save_for_backward(*inputs[:4], *output)
 
 
 def _backward_statistics(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
     out = _statistics_backward_op(*ctx.saved_tensors, *upstream, *ctx.flat, ctx.wanted)
-    return *(g if want else None for g, want in zip(out, ctx.wanted, strict=True)), *([None] * 5)
+    return *(g if want else None for g, want in zip(out, ctx.wanted, strict=True)), *([None] * 7)
 
 
 def _run_statistics_backward(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    saved, upstream, flat, wanted = Statistics(*rest[:4]), Statistics(*rest[4:8]), rest[8:12], rest[12]
+    saved, upstream, flat, wanted = Statistics(*rest[:4]), Statistics(*rest[4:8]), rest[8:-1], rest[-1]
     gradients = _measure_backward(hidden, weight, bias, targets, saved, upstream, _unflat(flat), tuple(wanted))
     return tuple(_filled(gradients, hidden, weight, bias))
 
@@ -287,7 +317,7 @@ def _run_statistics_backward(
 def _fake_statistics_backward(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    return tuple(_fake_gradients((hidden, weight, bias), rest[12]))
+    return tuple(_fake_gradients((hidden, weight, bias), rest[-1]))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -303,12 +333,12 @@ _loss_op = register(
 )
 _statistics_backward_op = register(
     f"linear_statistics_backward({_TENSORS}, Tensor lse, Tensor picked, Tensor mean, Tensor entropy, Tensor to_lse, "
-    f"Tensor to_picked, Tensor to_mean, Tensor to_entropy, {_OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
+    f"Tensor to_picked, Tensor to_mean, Tensor to_entropy, {_MEASURED}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
     _run_statistics_backward,
     _fake_statistics_backward,
 )
 _statistics_op = register(
-    f"linear_statistics({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"linear_statistics({_TENSORS}, {_MEASURED}) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_statistics,
     _fake_statistics,
     _backward_statistics,

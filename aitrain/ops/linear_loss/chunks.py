@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 
 from aitrain.ops.cross_entropy.dispatch import row_passes
-from aitrain.ops.cross_entropy.rows import Statistics
+from aitrain.ops.cross_entropy.rows import Statistics, zeros
 from aitrain.ops.cross_entropy.terms import LossTerms
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
-"""Logits held at a time. A GPU's matrix products want thousands of rows; a CPU's row pass wants to stay in the cache."""
+"""Logits held at a time. A GPU's matrix products want thousands of rows; a CPU's row pass wants its cache."""
 
 Wanted = tuple[bool, bool, bool]
 
@@ -85,11 +85,31 @@ def statistics(
         entropy: Whether the entropy is wanted.
     """
     passes = row_passes(hidden)
-    out = Statistics(*hidden.new_zeros(4, len(hidden), dtype=_wide(hidden)))
+    out = zeros(len(hidden), _wide(hidden), hidden.device)
     for chunk, x, labels in _chunks(hidden, head, targets):
-        for whole, part in zip(out, passes.statistics(_logits(x, head), labels, head.terms, mean, entropy), strict=True):
+        for whole, part in zip(
+            out, passes.statistics(_logits(x, head), labels, head.terms, mean, entropy), strict=True
+        ):
             chunk.put(whole, part)
     return out._replace(lse=_guarded(out.lse, head, targets))
+
+
+def measured(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of each row (0 where ignored) and its likeliest class (-1 where ignored).
+
+    Args:
+        hidden: `(M, H)`.
+        head: The layer.
+        targets: int64 `(M,)`, -1 = ignored.
+    """
+    passes = row_passes(hidden)
+    losses, best = hidden.new_zeros(len(hidden), dtype=_wide(hidden)), torch.full_like(targets, -1)
+    for chunk, x, labels in _chunks(hidden, head, targets):
+        logits = _logits(x, head)
+        found = passes.statistics(logits, labels, head.terms, mean=False, entropy=False)
+        chunk.put(losses, found.lse - found.picked)
+        chunk.put(best, torch.where(labels >= 0, logits.argmax(dim=1), -1))
+    return _guarded(losses, head, targets), best
 
 
 def backward(
@@ -99,6 +119,8 @@ def backward(
     saved: Statistics,
     upstream: Statistics,
     wanted: Wanted,
+    mean: bool = True,
+    entropy: bool = True,
 ) -> Gradients:
     """Compute the gradients of `statistics` from logits made a second time.
 
@@ -109,13 +131,14 @@ def backward(
         saved: What `statistics` gave.
         upstream: Gradient with regard to each of them.
         wanted: Whether gradients of hidden, weight, bias are wanted.
+        mean: Whether the mean was measured.
+        entropy: Whether the entropy was measured.
     """
     passes, sums = row_passes(hidden), _Sums(hidden, head, wanted)
     for chunk, x, labels in _chunks(hidden, head, targets):
         logits = _logits(x, head)
-        passes.gradient_(
-            logits, labels, Statistics(*map(chunk.get, saved)), Statistics(*map(chunk.get, upstream)), head.terms
-        )
+        parts = Statistics(*map(chunk.get, saved)), Statistics(*map(chunk.get, upstream))
+        passes.gradient_(logits, labels, *parts, head.terms, mean, entropy)
         sums.add(chunk, x, logits)
     return sums.result(hidden)
 
@@ -139,14 +162,8 @@ class _Chunk:
 def _chunks(
     hidden: torch.Tensor, head: Head, targets: torch.Tensor
 ) -> Iterator[tuple[_Chunk, torch.Tensor, torch.Tensor]]:
-    rows, index = len(hidden), None
-    if hidden.device.type == "cpu":
-        index = (targets >= 0).nonzero()[:, 0]
-        rows = len(index)
-        index = None if rows == len(hidden) else index
-    elif head.valid_rows is not None and head.valid_rows < rows:
-        rows = head.valid_rows
-        index = torch.argsort((targets < 0).to(torch.int8), stable=True)[:rows]
+    index = _counting_rows(targets, None if hidden.device.type == "cpu" else head.valid_rows)
+    rows = len(hidden) if index is None else len(index)
     if rows == 0:
         return
     step = _chunk_rows(rows, len(head.weight), hidden, head.chunk_bytes)
@@ -154,6 +171,20 @@ def _chunks(
         some = slice(first, min(first + step, rows))
         chunk = _Chunk(some if index is None else index[some])
         yield chunk, chunk.get(hidden), chunk.get(targets)
+
+
+def _counting_rows(targets: torch.Tensor, valid_rows: int | None) -> torch.Tensor | None:
+    """Return the rows that are not ignored, in their order, or None for all of them.
+
+    A GPU cannot be asked how many there are without waiting for it: with `valid_rows` the index has that length, the
+    rows that count first.
+    """
+    if targets.device.type == "cpu" and valid_rows is None:
+        index = (targets >= 0).nonzero()[:, 0]
+        return None if len(index) == len(targets) else index
+    if valid_rows is None or valid_rows >= len(targets):
+        return None
+    return torch.argsort((targets < 0).to(torch.int8), stable=True)[:valid_rows]
 
 
 def _chunk_rows(rows: int, classes: int, hidden: torch.Tensor, budget: int) -> int:
@@ -198,7 +229,7 @@ class _Sums:
         """Return the gradients: hidden's in its own type, the others in float32 (float64)."""
         weight, bias = self.weight, self.bias
         if self.wanted[1] and weight is None:
-            weight = torch.zeros_like(self.head.weight, dtype=_wide(hidden))
+            weight = hidden.new_zeros(self.head.weight.shape, dtype=_wide(hidden))
         if self.wanted[2] and bias is None:
             bias = hidden.new_zeros(len(self.head.weight), dtype=_wide(hidden))
         return Gradients(self.hidden, weight, bias)

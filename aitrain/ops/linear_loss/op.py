@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from aitrain.errors import ShapeError
-from aitrain.ops.cross_entropy.rows import targets_of
+from aitrain.ops.cross_entropy.rows import losses_of, targets_of
 from aitrain.ops.cross_entropy.terms import LossTerms
 from aitrain.ops.linear_loss.autograd import Options, row_statistics, summed_loss
 from aitrain.ops.linear_loss.chunks import CHUNK_BYTES
@@ -77,13 +77,8 @@ def linear_cross_entropy(
     terms = terms or LossTerms()
     rows, labels, options = _checked(hidden, weight, targets, bias, terms, ignore_index, chunk_bytes, valid_rows)
     if reduction == "none":
-        lse, picked, mean, _ = row_statistics(rows, weight, bias, labels, options)
-        loss = lse - (1 - terms.label_smoothing) * picked
-        if terms.label_smoothing:
-            loss = loss - terms.label_smoothing * mean
-        if terms.z_loss:
-            loss = loss + terms.z_loss * lse.square()
-        return loss.view(targets.shape)
+        wants = options._replace(mean=terms.label_smoothing != 0.0, entropy=False)
+        return losses_of(row_statistics(rows, weight, bias, labels, wants), terms).view(targets.shape)
     wide = torch.promote_types(rows.dtype, torch.float32)
     items = (labels >= 0).sum().clamp(min=1) if reduction == "mean" else 1.0 if num_items is None else num_items
     scale = torch.as_tensor(items, device=rows.device, dtype=wide).reciprocal()
@@ -123,7 +118,7 @@ def linear_logprobs(
     if terms.label_smoothing or terms.z_loss:
         raise ShapeError("linear_logprobs: label_smoothing and z_loss belong to a loss, not to log-probabilities")
     rows, labels, options = _checked(hidden, weight, targets, bias, terms, ignore_index, chunk_bytes, valid_rows)
-    lse, picked, _, entropy = row_statistics(rows, weight, bias, labels, options)
+    lse, picked, _, entropy = row_statistics(rows, weight, bias, labels, options._replace(mean=False))
     return LogProbs(*(x.view(targets.shape) for x in (picked - lse, entropy, lse)))
 
 
@@ -156,7 +151,9 @@ def info_nce(
         van den Oord et al. 2018, equation 4; Radford et al. 2021, figure 3 (symmetric).
     """
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
-        raise ShapeError(f"info_nce: queries {tuple(queries.shape)} and keys {tuple(keys.shape)} must be (B, D), (N, D)")
+        raise ShapeError(
+            f"info_nce: queries {tuple(queries.shape)} and keys {tuple(keys.shape)} must be (B, D), (N, D)"
+        )
     if targets is None and len(keys) < len(queries):
         raise ShapeError(f"info_nce: {len(queries)} queries have only {len(keys)} keys: give targets")
     if symmetric and (targets is not None or len(keys) != len(queries)):
@@ -181,8 +178,8 @@ def _checked(
     """Return rows `(M, H)`, targets `(M,)` and options, or refuse what does not fit."""
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
         raise ShapeError(
-            f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be (..., H) and (V, H); an empty weight "
-            "is one that a sharding strategy has put away: call this inside the head's own forward"
+            f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be (..., H) and (V, H); an empty "
+            "weight is one that a sharding strategy has put away: call this inside the head's own forward"
         )
     if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
         raise ShapeError(
@@ -191,14 +188,17 @@ def _checked(
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(f"bias {tuple(bias.shape)} must be ({len(weight)},), one per class")
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64  # which autocast leaves alone, too
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     if not hidden.is_floating_point():
         raise ShapeError(f"hidden must be floating point, not {hidden.dtype}")
-    if dtype == hidden.dtype and weight.dtype != dtype:
+    if not autocast and weight.dtype != dtype:
         raise ShapeError(f"hidden is {hidden.dtype} and weight {weight.dtype}: cast one of them, or use autocast")
     budget = chunk_bytes if chunk_bytes is not None else CHUNK_BYTES[device]
     if budget <= 0:
         raise ShapeError(f"chunk_bytes={budget} must be positive")
+    if valid_rows is not None and valid_rows < 0:
+        raise ShapeError(f"valid_rows={valid_rows} must not be negative")
     numbers = (terms.logit_scale, terms.softcap, terms.label_smoothing, terms.z_loss)
     labels = targets_of(targets.reshape(-1), ignore_index, len(weight))
     return hidden.reshape(-1, hidden.shape[-1]), labels, Options(numbers, budget, valid_rows, dtype)

@@ -1,0 +1,1 @@
+"""Cross entropy: terms, reference, row passes, kernels, op."""

@@ -1,0 +1,1 @@
+"""Linear losses: chunks, autograd, op."""
