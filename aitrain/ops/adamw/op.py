@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from aitrain.errors import ShapeError
-from aitrain.ops.adamw import reference
+from aitrain.ops.adamw import native, reference
 from aitrain.ops.adamw.bucket import NORM, STEP, Bucket, Numbers
 from aitrain.ops.adamw.table import TableCache
 from aitrain.ops.backend import use_kernels
@@ -23,9 +23,12 @@ def squared_norms(bucket: Bucket, cache: TableCache | None = None) -> torch.Tens
     """
     if not use_kernels(bucket.params[0]):
         return reference.squared_norms(bucket.grads)
+    table = (cache or TableCache()).get(bucket)
+    if native.use_native(bucket.params[0]):
+        return native.squared_norms(bucket, table)
     from aitrain.ops.adamw import kernel
 
-    return kernel.squared_norms(bucket, (cache or TableCache()).get(bucket))
+    return kernel.squared_norms(bucket, table)
 
 
 def prepare(step: torch.Tensor, numbers: Numbers, squares: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,9 +75,13 @@ def adamw_step(bucket: Bucket, coefficients: torch.Tensor, numbers: Numbers, cac
     Source: Loshchilov and Hutter, arXiv:1711.05101, algorithm 2.
     """
     if use_kernels(bucket.params[0]):
+        table = (cache or TableCache()).get(bucket)
+        if native.use_native(bucket.params[0]):
+            native.step(bucket, table, coefficients, numbers)
+            return
         from aitrain.ops.adamw import kernel
 
-        kernel.step(bucket, (cache or TableCache()).get(bucket), coefficients, numbers)
+        kernel.step(bucket, table, coefficients, numbers)
     elif bucket.params[0].device.type == "cpu" and _all_fp32(bucket):
         _step_of_torch(bucket, coefficients, numbers)
     else:
