@@ -29,6 +29,7 @@ class _Launch:
     step: torch.Tensor
     mesh: tuple[Any, tuple[int, ...]] | None
     owners: list[torch.Tensor] = field(default_factory=list)
+    plain: bool = True
     bucket: Bucket = field(default_factory=lambda: Bucket([], [], [], [], [], [], []))
     cache: TableCache = field(default_factory=TableCache)
 
@@ -196,8 +197,11 @@ class FusedAdamW(torch.optim.Optimizer):
         if not current or len(self._seen) != params or not self._same_params():
             self._rebuild()
         for launch in self._launches:
-            launch.bucket.grads = [_local(param.grad) for param in launch.owners]
-            launch.bucket.params = [_local(param) for param in launch.owners]
+            if launch.plain:
+                launch.bucket.grads = [param.grad for param in launch.owners]  # type: ignore[misc]
+            else:
+                launch.bucket.grads = [_local(param.grad) for param in launch.owners]
+                launch.bucket.params = [_local(param) for param in launch.owners]
         return self._launches
 
     def _same_params(self) -> bool:
@@ -272,6 +276,7 @@ class FusedAdamW(torch.optim.Optimizer):
 def _append(launch: _Launch, param: torch.Tensor, state: dict[str, Any], offset: int) -> None:
     bucket: Any = launch.bucket
     launch.owners.append(param)
+    launch.plain &= not isinstance(param, DTensor)
     bucket.params.append(_local(param))
     bucket.exp_avgs.append(_local(state["exp_avg"]))
     bucket.exp_avg_sqs.append(_local(state["exp_avg_sq"]))

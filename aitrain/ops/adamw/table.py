@@ -17,6 +17,7 @@ PARAM, GRAD, FIRST, SECOND, FIRST_SCALE, SECOND_SCALE, SIZE, OFFSET = range(8)
 """Columns of a row: six addresses, the number of elements, the number of the first one among all (random bits)."""
 
 COLUMNS = 8
+ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,24 @@ class Part:
     Attributes:
         rows: int64 of shape `(tensors, 8)`.
         chunks: int64, one per program: the row in the upper 32 bits, the number of the chunk in the lower.
+        host: `rows` on the CPU.
+        owners: Number of each row's tensor in the bucket.
     """
 
     rows: torch.Tensor
     chunks: torch.Tensor
+    host: torch.Tensor
+    owners: torch.Tensor
+
+    def moved(self, gradients: torch.Tensor) -> Part:
+        """Return this part with gradients at other addresses; the chunks stay.
+
+        Args:
+            gradients: int64, by how many bytes each gradient of the bucket has moved.
+        """
+        host = self.host.clone()
+        host[:, GRAD] += gradients[self.owners]
+        return Part(_to_device(host, self.rows.device), self.chunks, host, self.owners)
 
 
 @dataclass(frozen=True)
@@ -52,14 +67,14 @@ class Table:
 class TableCache:
     """Keeps a bucket's table until an address changes.
 
-    A new table costs one small copy to the device; gradients keep their addresses from step to step with most
-    allocators and strategies.
+    Where only gradients have moved, their column alone is written anew; with most allocators and strategies they keep
+    their addresses from step to step.
     """
 
     def __init__(self) -> None:
-        self._key: tuple[int, ...] | None = None
+        self._fixed: list[tuple[int, ...]] = []
+        self._grads: tuple[int, ...] = ()
         self._table: Table | None = None
-        self.built = 0
 
     def get(self, bucket: Bucket) -> Table:
         """Return the table of a bucket.
@@ -67,10 +82,18 @@ class TableCache:
         Args:
             bucket: The tensors as they are now.
         """
-        key = tuple(tensor.data_ptr() for tensors in _columns(bucket) for tensor in tensors)
-        if self._table is None or key != self._key:
-            self._table, self._key = build_table(bucket), key
-            self.built += 1
+        columns = [tuple(map(torch.Tensor.data_ptr, tensors)) for tensors in _columns(bucket)]
+        grads = columns.pop(GRAD)
+        if self._table is None or columns != self._fixed:
+            self._table = build_table(bucket)
+        elif grads != self._grads:
+            by = torch.tensor(grads) - torch.tensor(self._grads)
+            if (by % ALIGNMENT).any():  # one that was aligned may be so no longer
+                self._table = build_table(bucket)
+            else:
+                parts = (self._table.wide, self._table.narrow)
+                self._table = Table(*(part.moved(by) if part is not None else None for part in parts))
+        self._fixed, self._grads = columns, grads
         return self._table
 
 
@@ -80,17 +103,17 @@ def build_table(bucket: Bucket) -> Table:
     Args:
         bucket: Its tensors must live until the launch; a table holds no reference.
     """
-    wide: list[list[int]] = []
-    narrow: list[list[int]] = []
+    wide: dict[int, list[int]] = {}
+    narrow: dict[int, list[int]] = {}
     columns = [[tensor.data_ptr() for tensor in tensors] for tensors in _columns(bucket)]
     sizes = [_item(tensors) for tensors in _columns(bucket)]
     for i, param in enumerate(bucket.params):
         row = [column[i] if column else 0 for column in columns] + [param.numel(), bucket.offsets[i]]
         cut = _wide_elements(row, sizes)
         if cut:
-            wide.append([*row[:SIZE], cut, row[OFFSET]])
+            wide[i] = [*row[:SIZE], cut, row[OFFSET]]
         if cut < param.numel():
-            narrow.append(_behind(row, cut, sizes))
+            narrow[i] = _behind(row, cut, sizes)
     device = bucket.params[0].device
     return Table(_part(wide, device), _part(narrow, device))
 
@@ -113,7 +136,7 @@ def _item(tensors: Sequence[torch.Tensor]) -> int:
 def _wide_elements(row: list[int], sizes: list[int]) -> int:
     """Return how many leading elements may be read 16 bytes at a time."""
     aligned = all(
-        address % min(16, GRANULE * item) == 0 for address, item in zip(row[:FIRST_SCALE], sizes, strict=False)
+        address % min(ALIGNMENT, GRANULE * item) == 0 for address, item in zip(row[:FIRST_SCALE], sizes, strict=False)
     )
     if not aligned or row[OFFSET] % GRANULE:
         return 0
@@ -128,14 +151,15 @@ def _behind(row: list[int], cut: int, sizes: list[int]) -> list[int]:
     return [*addresses, row[SIZE] - cut, row[OFFSET] + cut]
 
 
-def _part(rows: list[list[int]], device: torch.device) -> Part | None:
+def _part(rows: dict[int, list[int]], device: torch.device) -> Part | None:
     if not rows:
         return None
-    counts = torch.tensor([-(-row[SIZE] // CHUNK) for row in rows])
+    host = torch.tensor(list(rows.values()))
+    counts = (host[:, SIZE] + CHUNK - 1) // CHUNK
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     owner = torch.repeat_interleave(torch.arange(len(rows)), counts)
     chunks = (owner << 32) | (torch.arange(len(first)) - first)
-    return Part(_to_device(torch.tensor(rows), device), _to_device(chunks, device))
+    return Part(_to_device(host, device), _to_device(chunks, device), host, torch.tensor(list(rows)))
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -106,8 +106,8 @@ MUTANTS = [
     Mutant(
         "a table outlives its gradients",
         f"{ROOM}/table.py",
-        "self._table is None or key != self._key",
-        "self._table is None",
+        "elif grads != self._grads:",
+        "elif len(grads) != len(self._grads):",
         f"{TESTS}/test_table.py::test_cache_follows_the_addresses",
     ),
     Mutant(

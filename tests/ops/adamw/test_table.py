@@ -76,9 +76,25 @@ def test_cache_follows_the_addresses() -> None:
     assert second is not first
     assert covered_grads(second) == {grad.data_ptr() for grad in bucket.grads if grad.numel() and grad.numel() > 1}
     assert cache.get(bucket) is second
+    assert all(new.chunks is old.chunks for (new, _), (old, _) in zip(second.parts(), first.parts(), strict=True))
     bucket.params = [param.clone() for param in bucket.params]
     third = cache.get(bucket)
     assert covered(third.wide) | covered(third.narrow) == wanted(bucket)
+
+
+def test_a_gradient_that_loses_its_alignment_becomes_narrow() -> None:
+    cache, bucket = TableCache(), make_bucket("fp32", [(64,), (300,)])
+    before = cache.get(bucket)
+    assert before.narrow is not None
+    assert before.narrow.rows[0, GRAD] == bucket.grads[1].data_ptr() + 4 * 256
+    bucket.grads = [torch.zeros(65)[1:], torch.zeros(300)]
+    after = cache.get(bucket)
+    assert covered_grads(after) == {
+        *(grad.data_ptr() for grad in bucket.grads),
+        bucket.grads[1].data_ptr() + 4 * 256,
+    }
+    assert after.narrow is not None
+    assert after.narrow.rows[:, SIZE].tolist() == [64, 44]
 
 
 def covered_grads(table: Table) -> set[int]:
