@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 
 from aitrain.errors import ShapeError
+from aitrain.ops.launching import rows_of
+from aitrain.ops.launching import warps as lanes
 
 # M = rows (all leading dimensions), N = features, P = programs of the backward pass
 WIDEST = 65536
@@ -207,20 +209,9 @@ def tile(features: int, backward: bool = False, centred: bool = False) -> Tile:
     return Tile(block, rows, warps, features % 8 == 0 and block <= (4096 if centred else 8192))
 
 
-def _warps(warps: int) -> int:
-    """Return how many of this GPU's warps have the lanes of so many warps of 32: AMD's have 64."""
-    return warps // 2 if torch.version.hip else warps
-
-
 @cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-
-
-def _rows_of(x: torch.Tensor) -> torch.Tensor:
-    """Return (M, N) with neighbouring features side by side; a copy only where the layout forbids a view."""
-    flat = x.reshape(-1, x.shape[-1])
-    return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
 
 
 class Norm(NamedTuple):
@@ -257,14 +248,14 @@ def forward(
     Raises:
         ShapeError: More than 65,536 features.
     """
-    flat, features = _rows_of(x), x.shape[-1]
+    flat, features = rows_of(x), x.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = x if residual is None else torch.empty_like(y)
     rstd = torch.empty(flat.shape[0], dtype=torch.float32, device=x.device)
     mean = torch.empty_like(rstd) if norm.centred else None
     if y.numel() == 0:
         return y, total, mean, rstd
-    past = None if residual is None else _rows_of(residual)
+    past = None if residual is None else rows_of(residual)
     block, rows, warps, _ = tile(features)
     with torch.cuda.device_of(x):
         _forward[(triton.cdiv(flat.shape[0], rows),)](
@@ -286,7 +277,7 @@ def forward(
             OFFSET=norm.offset,
             CENTRED=norm.centred,
             ROUND_FIRST=norm.round_first,
-            num_warps=_warps(warps),
+            num_warps=lanes(warps),
         )
     return y, total, mean, rstd
 
@@ -316,13 +307,13 @@ def backward(
     Returns:
         Gradients of `total`, of weight and of bias.
     """
-    flat, features = _rows_of(total), total.shape[-1]
+    flat, features = rows_of(total), total.shape[-1]
     dx = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     wanted = [kind for kind in sums if kind is not None]
     if dx.numel() == 0:
         zeros = [None if kind is None else torch.zeros(features, dtype=kind, device=dx.device) for kind in sums]
         return dx, zeros[0], zeros[1]
-    up, past = _rows_of(grad), None if grad_total is None else _rows_of(grad_total)
+    up, past = rows_of(grad), None if grad_total is None else rows_of(grad_total)
     block, rows, warps, ahead = tile(features, True, norm.centred)
     programs = min(triton.cdiv(flat.shape[0], rows), _processors(total.device) * (16 // warps))
     partial = torch.empty(len(wanted), programs, features, dtype=torch.float32, device=total.device)
@@ -347,7 +338,7 @@ def backward(
             OFFSET=norm.offset,
             CENTRED=norm.centred,
             AHEAD=ahead,
-            num_warps=_warps(warps),
+            num_warps=lanes(warps),
         )
         found = iter(_summed(partial, wanted) if wanted else ())
     return dx, *(None if kind is None else next(found).to(kind) for kind in sums)  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Gated linear units: definition, kernels, op, machine code, planted bugs."""
