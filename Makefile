@@ -12,7 +12,7 @@ PIP_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv quickstart test check format docs soak gpu gpu-wheels clean
+.PHONY: help venv quickstart test check format docs soak gpu gpu-wheels gpu-rivals clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,20 +63,42 @@ docs: $(STAMP) ## write the generated pages and build the documentation into sit
 soak: ## long test of stops and restarts (comes with the checkpoint issue)
 	@echo "soak: will stop a run with kill -9 at random moments and prove that each restart ends at the same loss; not written yet"
 
-# A GPU machine may have torch already and no network: then .whl/ (from `make gpu-wheels`) brings the rest. A .venv in
-# this folder is whole and goes first.
+# A GPU machine may have torch already and no network: then .whl/ (from `make gpu-wheels`) brings the rest, and
+# .whl-rivals/ (from `make gpu-rivals`) what `bench ops` compares with. A .venv in this folder is whole and goes first.
+# Parts: tests (whole runs), ops (kernels), sanitizer, bench_ops, train; or parts of the benchmark, for instance
+# `make gpu PART="norms glu"`. Each ends within nine minutes; all are tried, and one that fails makes the whole fail.
 gpu: GPU_PYTHON := $(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3))
-gpu: ## on a GPU machine: tests marked gpu, then the training benchmark
-	@set -e; export PYTHONPATH="$(CURDIR)"; \
-	if [ "$(GPU_PYTHON)" != "$(BIN)/python" ] && ls .whl/*.whl >/dev/null 2>&1; then \
-	  rm -rf build/gpu-site; \
-	  $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target build/gpu-site .whl/*.whl; \
-	  export PYTHONPATH="$(CURDIR):$(CURDIR)/build/gpu-site"; \
-	fi; \
+gpu: ## on a GPU machine: tests, kernels, compute-sanitizer, benchmarks; PART=name does one
+	@set -e; export PYTHONPATH="$(CURDIR)" PYTHONUNBUFFERED=1; \
+	unpack() { if ls $$1/*.whl >/dev/null 2>&1; then rm -rf "$$2"; \
+	  $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$$2" $$1/*.whl; \
+	  export PYTHONPATH="$$PYTHONPATH:$(CURDIR)/$$2"; fi; }; \
+	if [ "$(GPU_PYTHON)" != "$(BIN)/python" ]; then unpack .whl build/gpu-site; fi; \
+	unpack .whl-rivals build/gpu-rivals/site-packages; \
 	$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch %s of %s sees no GPU" % (torch.__version__, sys.executable))'; \
 	marks=$$($(GPU_PYTHON) -c 'import torch; print("gpu or multi_gpu" if torch.cuda.device_count() > 1 else "gpu")'); \
-	$(GPU_PYTHON) -m pytest -q -m "$$marks" tests/gpu; \
-	$(GPU_PYTHON) -m aitrain bench train --precision bf16 --out tests/bench/results $(ARGS)
+	within() { timeout -k 20 -s INT "$$@"; }; \
+	part() { case $$1 in \
+	  tests) within 540 $(GPU_PYTHON) -m pytest -q -m "$$marks" --ignore tests/gpu/ops tests/gpu ;; \
+	  ops) code=0; \
+	    within 240 $(GPU_PYTHON) -m pytest -q -m "$$marks" tests/gpu/ops || code=1; \
+	    AITRAIN_TEST_OPS_DEVICE=cuda within 300 $(GPU_PYTHON) -m pytest -q tests/ops \
+	      --ignore tests/ops/test_aot.py --ignore tests/ops/test_mutants.py || code=1; \
+	    return $$code ;; \
+	  sanitizer) if ! command -v compute-sanitizer >/dev/null; then \
+	      echo "make gpu: compute-sanitizer is not on PATH: the kernels' accesses and races were not checked"; return 0; fi; \
+	    code=0; for tool in memcheck racecheck; do \
+	      PYTORCH_NO_CUDA_MEMORY_CACHING=1 within 265 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	        $(GPU_PYTHON) tests/gpu/ops/every_op.py || code=1; \
+	    done; return $$code ;; \
+	  bench_ops) $(GPU_PYTHON) -m aitrain.bench.ops --minutes 9 --out tests/bench/results ;; \
+	  train) within 540 $(GPU_PYTHON) -m aitrain bench train --precision bf16 --out tests/bench/results $(ARGS) ;; \
+	  *) $(GPU_PYTHON) -m aitrain.bench.ops "$$1" --minutes 9 --out tests/bench/results $(ARGS) ;; \
+	esac; }; \
+	failed=; for name in $(or $(PART),tests ops sanitizer bench_ops train); do \
+	  echo "== $$name"; part "$$name" || failed="$$failed $$name"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make gpu: failed:$$failed" >&2; exit 1; fi
 
 # What a machine with Python 3.12, torch, triton, transformers, pytorch-lightning, safetensors, tokenizers and numpy
 # still lacks. pyarrow (Parquet), wandb and bitsandbytes are left out: they alone are larger than all of these.
@@ -97,6 +119,23 @@ gpu-wheels: $(STAMP) ## collect what a GPU machine without network lacks into .w
 	DS_BUILD_OPS=0 $(BIN)/python -m pip wheel --quiet --quiet $(PIP_ARGS) --no-deps -w .whl $$source; \
 	size=$$(du -sk .whl | cut -f1); echo "gpu-wheels: $$(ls .whl | wc -l) wheels, $$((size / 1024)) MiB in .whl/"; \
 	[ $$size -le 40960 ] || { echo "gpu-wheels: more than 40 MiB: the largest are:" >&2; ls -S .whl | head -5 >&2; exit 1; }
+
+# What `aitrain bench ops` compares with. bitsandbytes is cut down to the library for CUDA 13. The Quack set is larger than
+# everything else together: QUACK=1 adds it.
+RIVALS := liger-kernel==0.8.5 cut-cross-entropy==25.1.1 torchao==0.18.0 einops==0.8.2 bitsandbytes==0.50.2
+QUACK_SET := quack-kernels==0.6.5 nvidia-cutlass-dsl==4.8.1 nvidia-cutlass-dsl-libs-base==4.8.1 \
+  nvidia-cutlass-dsl-libs-core==4.8.1 nvidia-cutlass-dsl-libs-cu13==4.8.1 apache-tvm-ffi==0.1.15 \
+  torch-c-dlpack-ext==0.1.5 protobuf
+
+gpu-rivals: $(STAMP) ## collect the rivals of `bench ops` into .whl-rivals/ (at most 40 MiB; QUACK=1 adds Quack, 110 MiB)
+	@set -e; rm -rf .whl-rivals; mkdir .whl-rivals; \
+	$(BIN)/python -m pip download --quiet --quiet $(PIP_ARGS) --no-deps --only-binary=:all: --python-version 3.12 \
+	  --implementation cp $(GPU_PLATFORMS) -d .whl-rivals $(RIVALS) $(if $(QUACK),$(QUACK_SET)); \
+	cd .whl-rivals; for wheel in bitsandbytes-*.whl; do \
+	  ../$(BIN)/python -c 'import sys, zipfile; whole = zipfile.ZipFile(sys.argv[1]); cut = zipfile.ZipFile("cut", "w", zipfile.ZIP_DEFLATED); [cut.writestr(entry, whole.read(entry)) for entry in whole.infolist() if not entry.filename.endswith(".so") or entry.filename.endswith(("_cuda130.so", "_cpu.so"))]; cut.close()' "$$wheel"; \
+	  mv cut "$$wheel"; done; cd ..; \
+	size=$$(du -sk .whl-rivals | cut -f1); echo "gpu-rivals: $$(ls .whl-rivals | wc -l) wheels, $$((size / 1024)) MiB in .whl-rivals/"; \
+	[ -n "$(QUACK)" ] || [ $$size -le 40960 ] || { echo "gpu-rivals: more than 40 MiB: the largest are:" >&2; ls -S .whl-rivals | head -5 >&2; exit 1; }
 
 clean: ## remove what builds and tests leave behind; keeps .venv and runs/
 	rm -rf build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

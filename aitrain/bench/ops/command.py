@@ -112,6 +112,8 @@ def _wanted(words: str | None, device: torch.device) -> Callable[[Provider], str
             return None
         if names is not None:
             return None if provider.name in names else "not in --providers"
+        if device.type == "cpu" and provider.package is not None:
+            return "runs on GPUs only"
         if device.type == "cpu" and provider.compiles:
             return "compiles for long: ask for it with --providers"
         return None
