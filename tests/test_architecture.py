@@ -37,6 +37,8 @@ TESTED_ELSEWHERE = {
         f"aitrain/bench/ops/parts/{path.name}": "tests/bench/ops/test_command.py"
         for path in (ROOT / "aitrain/bench/ops/parts").glob("[a-z]*.py")
     },
+    # parts of one replacement, which only a whole fused model shows
+    **{f"aitrain/models/{name}.py": "tests/models/test_fuse.py" for name in ("fused_head", "fused_adapter")},
     # whole runs, which only whole runs prove
     "aitrain/trainer/fit.py": "tests/e2e/test_equality.py",
     # the rules of a group show only in the sentence a user reads, so they are tested through the door

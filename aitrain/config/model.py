@@ -24,6 +24,18 @@ class Attention(Enum):
     flash_attention_2 = "flash_attention_2"
 
 
+class FusedOps(Enum):
+    """Where aitrain's fused ops replace parts of the model."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+    def holds(self, accelerator: str) -> bool:
+        """Tell whether they do on this accelerator, `cpu` or `cuda`."""
+        return self is FusedOps.on or (self is FusedOps.auto and accelerator == "cuda")
+
+
 @dataclass
 class Model:
     """A causal language model of the Hugging Face kind."""
@@ -43,6 +55,10 @@ class Model:
 
     attention: Attention = Attention.sdpa
     """Attention implementation; `sdpa` works everywhere, `flash_attention_2` needs a GPU and the package."""
+
+    fused_ops: FusedOps = FusedOps.auto
+    """Whether aitrain's fused ops compute the loss, the norms and the gated activations; `auto` = on a GPU. The run
+    says what was replaced and what not; the model is compared with its unfused self on a tiny batch first."""
 
     chat_template: str | None = None
     """Path of a Jinja file that replaces the model's own chat template; `null` = the model's own."""

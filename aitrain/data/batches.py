@@ -196,7 +196,7 @@ class EvaluationBatches(Dataset[Batch]):
         }
 
 
-def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) -> dict[str, torch.Tensor]:
+def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) -> Batch:
     """Put samples into one padded batch.
 
     A row without a sample holds one visible padding token and no label: a row that sees nothing would make its
@@ -212,6 +212,7 @@ def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) 
         `input_ids`, `attention_mask` and `labels`, int64, shape (M, L) with L the longest sample but at least 2. Labels
         stand at the position of their token (not shifted) and are -100 where there is no loss. `predicting`, int64,
         shape (K,), K >= 1: the positions whose next token is trained in some row, the only ones that need logits.
+        `trained_tokens`: how many labels there are, a number.
     """
     samples = [tokens[int(row)] for row in rows]
     width = max(2, *(len(ids) for ids, _ in samples)) if samples else 2
@@ -231,6 +232,7 @@ def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) 
         "attention_mask": torch.from_numpy(attention_mask),
         "labels": torch.from_numpy(labels),
         "predicting": torch.from_numpy(predicting if len(predicting) else np.zeros(1, dtype=np.int64)),
+        "trained_tokens": int((labels != IGNORED).sum()),
     }
 
 

@@ -64,7 +64,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None) -> in
         directory.metrics_file.unlink(missing_ok=True)
     plan = deal(config, data, ranks, micro_batch(config, ranks, accelerator, group), progress.step)
     steps = learning_length(config, plan, progress)
-    task = build_task(config, plan, ranks)
+    task = build_task(config, plan, ranks, accelerator)
     with Stopper(group) as stopper:
         session = Session(
             config=config,
@@ -135,13 +135,14 @@ def learning_length(config: RunConfig, plan: StepPlan, progress: Progress) -> in
     return plan.steps
 
 
-def build_task(config: RunConfig, plan: StepPlan, ranks: Ranks) -> CausalLM:
+def build_task(config: RunConfig, plan: StepPlan, ranks: Ranks, accelerator: str) -> CausalLM:
     """Make the task, whose model is built later, inside the strategy.
 
     Args:
         config: The run.
         plan: How the samples are dealt.
         ranks: This process's place.
+        accelerator: `cpu` or `cuda`.
     """
     from aitrain.models.adapters import apply_adapter
     from aitrain.models.load import build_model
@@ -152,6 +153,7 @@ def build_task(config: RunConfig, plan: StepPlan, ranks: Ranks) -> CausalLM:
         adapt=lambda model: apply_adapter(cast("PreTrainedModel", model), config.adapter),
         world=ranks.world,
         accumulation=plan.accumulation,
+        fuse=config.model.fused_ops.holds(accelerator),
     )
 
 

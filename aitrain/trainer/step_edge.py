@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,7 +21,7 @@ from aitrain.optim.build import set_learning_rate
 from aitrain.optim.schedule import learning_rate_factor
 from aitrain.tasks.causal_lm import CausalLM
 from aitrain.trainer.display import Display
-from aitrain.trainer.evaluation import Validation, answers, validate
+from aitrain.trainer.evaluation import Validation, answers, evaluating, validate
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.stopping import Stopper
@@ -92,6 +92,7 @@ class StepEdge(pl.Callback):
             pl_module: The task.
         """
         session = self.session
+        self._tell_fused(trainer)
         if session.resume is not None:
             restore(trainer, session.resume, session.group.ranks.rank)
         elif session.validation is not None or session.config.evaluate.prompts:
@@ -104,6 +105,19 @@ class StepEdge(pl.Callback):
             )
             self._event("answers", step=0, answers=session.before) if session.before else None
         self._edge = time.monotonic()
+
+    def _tell_fused(self, trainer: pl.Trainer) -> None:
+        """Let a fused model check itself, and say what is fused and what not."""
+        task = self.session.task
+        if task.fused is None:
+            return
+        with evaluating(trainer):
+            check = task.check_fused()
+        facts = {"replaced": task.fused.replaced, "left": task.fused.left}
+        self._event("fused", **facts, check=None if check is None else asdict(check))
+        kept = check is None or check.agrees
+        told = "; ".join(task.fused.lines()) if kept else "turned off, see the warning above"
+        self.session.display.say(f"fused ops: {told}")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int

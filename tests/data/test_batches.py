@@ -141,6 +141,7 @@ def test_collate_by_hand(tmp_path: Path) -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 7], [-100, -100, -100], [-100, -100, -100]]
     assert batch["predicting"].tolist() == [1]  # what follows the second position is trained, nothing else
+    assert batch.pop("trained_tokens") == 1
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 

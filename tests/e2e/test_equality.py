@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ STEPS = 20
 SGD = ["optim=sgd", "optim.lr=0.1", "optim.max_grad_norm=null"]
 ADAMW = ["optim=adamw", "optim.lr=1e-3", "optim.max_grad_norm=0.5", "optim.weight_decay=0.1"]
 # with SGD: Adam divides the nearly zero gradients of A (while B is zero) by their own size: noise becomes steps
+FUSED = "model.fused_ops=on"
 LORA = ["adapter=lora", "adapter.rank=4", "optim=sgd", "optim.lr=0.05"]
 
 
@@ -33,14 +34,16 @@ class Result:
     losses: list[float]
     norms: list[float]
     weights: dict[str, torch.Tensor]
+    events: list[dict] = field(default_factory=list)
 
 
 def read(directory: RunDirectory) -> Result:
     """Read metrics and the newest checkpoint of a run."""
     records = [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
+    events = [json.loads(line) for line in directory.events_file.read_text().splitlines()]
     checkpoint = store.choose(directory.checkpoints(directory.config()), "newest")
     weights = {name: checkpoint.read("weights", name) for name in checkpoint.names("weights")}
-    return Result([r["loss"] for r in records], [r["grad_norm"] for r in records], weights)
+    return Result([r["loss"] for r in records], [r["grad_norm"] for r in records], weights, events)
 
 
 class Runner:
@@ -103,6 +106,8 @@ def one_rank(runner: Runner) -> dict[str, Result]:
         "adamw-checkpointing": runner.make("adamw-c", *ADAMW, "trainer.activation_checkpointing=true"),
         "epoch": runner.make("epoch", *SGD, "trainer.max_steps=null", "trainer.max_epochs=1"),
         "lora": runner.make("lora-1", *LORA, "optim.max_grad_norm=0.5"),
+        "fused": runner.make("fused-1", *SGD, FUSED),
+        "fused-lora": runner.make("fused-lora-1", *LORA, "optim.max_grad_norm=0.5", FUSED),
     }
     return runner.train(1, runs)
 
@@ -114,6 +119,7 @@ def two_ranks(runner: Runner) -> dict[str, Result]:
     for strategy in STRATEGIES:
         for name, words in (("sgd", SGD), ("adamw", ADAMW), ("lora", [*LORA, "optim.max_grad_norm=0.5"])):
             runs[f"{strategy}-{name}"] = runner.make(f"2-{strategy}-{name}", f"strategy={strategy}", *words)
+        runs[f"{strategy}-fused"] = runner.make(f"2-{strategy}-fused", f"strategy={strategy}", *ADAMW, FUSED)
     epoch = ["trainer.max_steps=null", "trainer.max_epochs=1"]
     runs["ddp-epoch"] = runner.make("2-epoch-ddp", *SGD, *epoch)
     runs["deepspeed_zero3-epoch"] = runner.make("2-epoch-z3", "strategy=deepspeed_zero3", *SGD, *epoch)
@@ -129,6 +135,14 @@ def worst(found: list[float], expected: list[float]) -> float:
     """Return the largest relative difference; the lists must be equally long."""
     assert len(found) == len(expected)
     return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
+
+
+def assert_fused(run: Result) -> None:
+    """Check that the run's ops were fused indeed, and agreed with the unfused ones."""
+    (told,) = [event for event in run.events if event["event"] == "fused"]
+    assert told["left"] == {}
+    assert {"LlamaRMSNorm -> rms_norm", "LlamaMLP -> swiglu"} < told["replaced"].keys()
+    assert told["check"]["difference"] <= told["check"]["allowed"]
 
 
 def assert_same(found: Result, expected: Result, tolerance: float = 1e-5) -> None:
@@ -166,6 +180,18 @@ def test_two_ranks_with_adamw_and_clipping_equal_the_independent_loop(two_ranks,
 def test_lora_on_two_ranks_equals_one_rank(two_ranks, one_rank, strategy):
     assert one_rank["lora"].losses[-1] < one_rank["lora"].losses[0]
     assert_same(two_ranks[f"{strategy}-lora"], one_rank["lora"])
+
+
+def test_fused_ops_change_nothing(one_rank, plain):
+    assert_fused(one_rank["fused"])
+    assert_same(one_rank["fused"], plain["sgd"])
+    assert_same(one_rank["fused-lora"], one_rank["lora"])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_fused_ops_on_two_ranks_equal_the_independent_loop(two_ranks, plain, strategy):
+    assert_fused(two_ranks[f"{strategy}-fused"])
+    assert_same(two_ranks[f"{strategy}-fused"], plain["adamw"])
 
 
 @pytest.mark.parametrize("run", ["zero2-offload", "zero3-offload"])
