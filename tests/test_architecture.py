@@ -59,7 +59,9 @@ OF_THE_HOUSE = {
 }
 LONG_FOR_A_REASON: dict[str, str] = {
     # "aitrain/room/module.py" or "aitrain/room/module.py: function" -> why it is longer than the budget
-    "aitrain/ops/rms_norm/kernel.py: _backward": "one Triton kernel: what is loaded ahead, reduced and kept is one loop",
+    "aitrain/ops/rms_norm/kernel.py: _backward": "one Triton kernel: what is loaded, reduced and kept is one loop",
+    "aitrain/ops/adamw/kernel.py: _step": "one Triton kernel: a block of parameters stays in registers for the step",
+    "aitrain/ops/rope/kernel.py: _rotate": "one Triton kernel: the cosines of a position serve all of its heads",
 }
 HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "transformers", "peft", "accelerate")
 TORCH_FREE = ("aitrain.cli", "aitrain.recipe", "aitrain.preflight", "aitrain.config", "aitrain.errors", "aitrain.io")

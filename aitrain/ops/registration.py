@@ -40,6 +40,16 @@ def register(
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"aitrain::{name}", fake, lib=_LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(f"aitrain::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    if "!" not in schema:  # an op that writes into its arguments has no gradient, which the dispatcher itself says
+        gradients = backward or _refuse(name)
+        torch.library.register_autograd(f"aitrain::{name}", gradients, setup_context=setup_context, lib=_LIBRARY)
     return getattr(torch.ops.aitrain, name).default
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    def backward(*_: Any) -> Any:
+        raise RuntimeError(
+            f"aitrain::{name} has no backward pass: call it under torch.no_grad() or on detached tensors"
+        )
+
+    return backward

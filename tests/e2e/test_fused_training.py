@@ -28,7 +28,7 @@ SIZES = {
 
 
 def losses(kind: str, fused: bool, noise: int | None = None) -> list[float]:
-    """Train on the same sequence again and again, with AdamW and clipping, from weights with or without rounding noise."""
+    """Train on one sequence again and again, with AdamW and clipping, from weights with or without rounding noise."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES))
     if noise is not None:

@@ -81,7 +81,8 @@ def test_micro_batch_is_found_from_memory(tmp_path: Path, reference: Ended) -> N
 
 @ON_GPU
 @pytest.mark.parametrize(
-    ("recipe", "words"), [("sft_full", ("optim=adamw_8bit", "optim.fused=never")), ("sft_qlora", ("trainer.precision=bf16",))]
+    ("recipe", "words"),
+    [("sft_full", ("optim=adamw_8bit", "optim.fused=never")), ("sft_qlora", ("trainer.precision=bf16",))],
 )
 def test_eight_and_four_bits_run_or_name_the_package(tmp_path: Path, recipe: str, words: tuple[str, ...]) -> None:
     run = train(tmp_path / "run", *words, "trainer.max_steps=5", recipe=recipe)

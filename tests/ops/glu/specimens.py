@@ -27,7 +27,7 @@ def specimen(name: str, function: str, features: int, activation: int, wide: boo
         divisible=arguments if wide else tuple(name for name in arguments if name.endswith("_ptr")),
         wide_loads=wide,
         wide_stores=wide,
-        max_registers=64,  # half of the 2,048 threads of a multiprocessor stay resident
+        max_registers=80,  # so that 24 warps of a multiprocessor stay resident
     )
 
 

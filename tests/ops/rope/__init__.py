@@ -1,0 +1,1 @@
+"""Rotary embedding: definition, kernels, op, machine code, planted bugs."""
