@@ -39,6 +39,7 @@ RESUMABLE = (
     "trainer.nodes",
     "trainer.micro_batch_sequences",
     "trainer.activation_checkpointing",
+    "model.fused_ops",
     "data.workers",
     "checkpoint.",
     "evaluate.",

@@ -1,4 +1,4 @@
-"""Puts aitrain's fused ops into a Hugging Face decoder, says what it replaced and what not, and checks itself."""
+"""Puts aitrain's fused ops into a Hugging Face model, says what it replaced and what not, and checks itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from aitrain.models.fused_adapter import adapted_forward, is_adapted, why_not
+from aitrain.models.fused_check import Switch
 from aitrain.models.fused_head import FusedLoss
+from aitrain.models.fused_layer import summed_forward
+from aitrain.models.fused_rope import rotated_forward
 from aitrain.ops.glu.op import geglu, swiglu
 from aitrain.ops.layer_norm.op import layer_norm
 from aitrain.ops.rms_norm.op import rms_norm
@@ -51,13 +54,6 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
 }
 
 
-@dataclass
-class Switch:
-    """Turns every fused op of one model off and on: how the model is compared with itself."""
-
-    on: bool = True
-
-
 @dataclass(frozen=True)
 class FuseReport:
     """What was replaced and what was not.
@@ -79,17 +75,18 @@ class FuseReport:
 def fuse(model: nn.Module) -> FuseReport:
     """Replace what a fused op computes, in place; parameters, names and checkpoints stay as they are.
 
-    The model checks itself when its fused loss is first asked for: its losses on one tiny batch, fused and unfused,
-    must agree, or the fused ops are turned off again with a warning.
+    A causal model checks itself when its fused loss is first asked for: its loss on one tiny batch, fused and unfused,
+    must agree, or the fused ops are turned off again with a warning. For other models `check_outputs` does the same.
 
     Args:
-        model: A causal language model, with or without peft's adapter around it.
+        model: A Hugging Face model, with or without peft's adapter around it.
 
     Returns:
         What was replaced.
     """
     inner = causal_model(model)
     switch, replaced, left = Switch(), Counter[str](), dict[str, str]()
+    inner.fused_switch = switch  # type: ignore[assignment]
     for module in inner.modules():
         kind = type(module).__name__
         forward = _replacement(module, kind, left)
@@ -134,6 +131,8 @@ def _replacement(module: nn.Module, kind: str, left: dict[str, str]) -> tuple[st
         return "rms_norm", _rms_norm("llama", 0.0)
     if kind in WIDE_NORMS:
         return "rms_norm", _rms_norm("gemma", WIDE_NORMS[kind])
+    if kind == "OlmoLayerNorm":
+        return "layer_norm", _bare_layer_norm
     if type(module) is nn.LayerNorm:
         if len(module.normalized_shape) == 1:
             return "layer_norm", _layer_norm
@@ -154,21 +153,34 @@ def _replacement(module: nn.Module, kind: str, left: dict[str, str]) -> tuple[st
         name = "swiglu" if gated is swiglu else "geglu"
         return name, (_gated_mlp if kind in GATED_MLPS else _packed_mlp)(gated)
     if kind.endswith(("RMSNorm", "MLP", "LayerNorm")):
-        left[kind] = "the class is not known here"
-    return None
+        plain = kind.endswith("MLP") and not hasattr(module, "gate_proj")
+        left[kind] = "it has no gate" if plain else "the class is not known here"
+        return None
+    summed = summed_forward(module)
+    if summed is not None:
+        return "rms_norm with the residual sum", summed
+    rotated = rotated_forward(module)
+    if isinstance(rotated, str):
+        left[kind] = rotated
+        return None
+    return rotated and ("rope_qk", rotated)
 
 
-def _rms_norm(cast: Literal["llama", "gemma"], offset: float) -> Callable[..., torch.Tensor]:
-    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+def _rms_norm(cast: Literal["llama", "gemma"], offset: float) -> Callable[..., Any]:
+    def forward(self: Any, hidden: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
         eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
-        out: torch.Tensor = rms_norm(hidden, self.weight, eps, offset=offset, cast=cast)
-        return out
+        return rms_norm(hidden, self.weight, eps, residual, offset, cast)
 
     return forward
 
 
 def _layer_norm(self: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
     out: torch.Tensor = layer_norm(hidden, self.weight, self.bias, self.eps)
+    return out
+
+
+def _bare_layer_norm(self: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = layer_norm(hidden, None, None, 1e-5)
     return out
 
 

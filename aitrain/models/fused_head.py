@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+from aitrain.models.fused_check import FusedCheck, Switch, compared
 from aitrain.ops.cross_entropy.terms import LossTerms
 from aitrain.ops.linear_loss.measure import linear_predictions
 from aitrain.ops.linear_loss.op import linear_cross_entropy
 
-_log = logging.getLogger(__name__)
 IGNORED = -100
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How transformers calls classes with a head behind a decoder."""
 _PROBE_TOKENS = 8
-_ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
-"""Difference of a token's loss, fused and unfused, relative to 1 + its size. 16-bit types: 5e-2, which rounding of the
-logits reaches and a wrong norm, cap or scale exceeds at once."""
-
-
-class OnOff(Protocol):
-    """The switch of all fused ops of one model."""
-
-    on: bool
-
-
-@dataclass(frozen=True)
-class FusedCheck:
-    """What a model said when it was compared with its unfused self.
-
-    Attributes:
-        difference: Of the mean loss per token, relative to 1 + its size.
-        allowed: The most that rounding explains.
-    """
-
-    difference: float
-    allowed: float
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the fused ops may stay on."""
-        return self.difference <= self.allowed
 
 
 @dataclass
@@ -61,11 +35,11 @@ class FusedLoss:
 
     original: Callable[..., Any]
     terms: LossTerms
-    switch: OnOff
+    switch: Switch
     check: FusedCheck | None = None
 
     @classmethod
-    def of(cls, model: Any, switch: OnOff) -> FusedLoss | str:
+    def of(cls, model: Any, switch: Switch) -> FusedLoss | str:
         """Prepare the fused loss of a model.
 
         Args:
@@ -75,10 +49,12 @@ class FusedLoss:
         Returns:
             The new forward, not yet in place, or why there is none.
         """
-        head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if not type(model).__name__.endswith(CAUSAL):
+            return f"{type(model).__name__} is no causal language model"
+        head: Any = model.get_output_embeddings()
         if type(head) is not nn.Linear:
             return f"the head is a {type(head).__name__}, not a plain linear layer"
-        decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+        decoder = model.get_decoder()
         if decoder is None or decoder is model:
             return "the model does not tell its decoder from its head"
         config = model.config.get_text_config()
@@ -151,34 +127,20 @@ class FusedLoss:
 
     @torch.no_grad()
     def _compared(self, model: Any) -> FusedCheck:
-        """Compare the losses of a few tokens, every op fused and every op unfused, with the same dropout in both."""
-        device = model.get_input_embeddings().weight.device
+        """Compare the mean loss of a few tokens, every op fused and every op unfused."""
+        weight = model.get_input_embeddings().weight
         classes = model.config.get_text_config().vocab_size
-        ids = (torch.arange(_PROBE_TOKENS, device=device) * 7 % classes)[None]
+        ids = (torch.arange(_PROBE_TOKENS, device=weight.device) * 7 % classes)[None]
         targets = ids.roll(-1, dims=1)
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(0)
-            self.switch.on = False
-            try:
-                logits = self.original(input_ids=ids, use_cache=False).logits
-            finally:
-                self.switch.on = True
-            torch.manual_seed(0)
-            ours = self._loss(model, {"fused_targets": targets, "terms": self.terms}, 0, input_ids=ids, use_cache=False)
-        expected = counted_loss(logits, targets)
-        difference = float((ours[0] - expected[0]).abs() / (_PROBE_TOKENS + expected[0].abs()))
-        check = FusedCheck(difference, _ALLOWED.get(logits.dtype, 5e-2))
-        if not check.agrees:
-            self.switch.on = False
-            if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-                _log.warning(
-                    "fused ops: the loss of a tiny batch differs by %.1e from the unfused one, more than %.1e: they "
-                    "are turned off for this run; please report the model; model.fused_ops=off silences this",
-                    check.difference,
-                    check.allowed,
-                )
-        return check
+
+        def unfused() -> torch.Tensor:
+            return counted_loss(self.original(input_ids=ids, use_cache=False).logits, targets)[0] / _PROBE_TOKENS
+
+        def fused() -> torch.Tensor:
+            given = {"fused_targets": targets, "terms": self.terms}
+            return self._loss(model, given, 0, input_ids=ids, use_cache=False)[0] / _PROBE_TOKENS
+
+        return compared(self.switch, unfused, fused, weight.dtype, weight.device)
 
 
 def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

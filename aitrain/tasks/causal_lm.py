@@ -13,7 +13,8 @@ from torch import nn
 
 from aitrain.config import RunConfig
 from aitrain.data.batches import IGNORED
-from aitrain.models.fused_head import FusedCheck, counted_loss, summed_loss
+from aitrain.models.fused_check import FusedCheck
+from aitrain.models.fused_head import counted_loss, summed_loss
 from aitrain.optim.build import build_optimizer
 
 if TYPE_CHECKING:

@@ -29,19 +29,83 @@ SIZES = {
 GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
 MODELS: dict[str, tuple[dict[str, Any], set[str]]] = {
     # model type -> its own sizes, and what must be replaced
-    "llama": (GROUPED, {"LlamaRMSNorm -> rms_norm", "LlamaMLP -> swiglu"}),
-    "mistral": (GROUPED, {"MistralRMSNorm -> rms_norm", "MistralMLP -> swiglu"}),
-    "qwen2": ({"num_key_value_heads": 2}, {"Qwen2RMSNorm -> rms_norm", "Qwen2MLP -> swiglu"}),
-    "qwen3": (GROUPED, {"Qwen3RMSNorm -> rms_norm", "Qwen3MLP -> swiglu"}),
-    "gemma": (GROUPED, {"GemmaRMSNorm -> rms_norm", "GemmaMLP -> geglu"}),
-    "gemma2": (GROUPED, {"Gemma2RMSNorm -> rms_norm", "Gemma2MLP -> geglu"}),
-    "gemma3_text": (GROUPED, {"Gemma3RMSNorm -> rms_norm", "Gemma3MLP -> geglu"}),
-    "phi3": ({"num_key_value_heads": 2}, {"Phi3RMSNorm -> rms_norm", "Phi3MLP -> swiglu"}),
-    "olmo2": ({"num_key_value_heads": 2}, {"Olmo2RMSNorm -> rms_norm", "Olmo2MLP -> swiglu"}),
-    "smollm3": ({"num_key_value_heads": 2}, {"SmolLM3RMSNorm -> rms_norm", "SmolLM3MLP -> swiglu"}),
-    "granite": ({"num_key_value_heads": 2, "logits_scaling": 8.0}, {"GraniteRMSNorm -> rms_norm"}),
+    "llama": (
+        GROUPED,
+        {
+            "LlamaRMSNorm -> rms_norm",
+            "LlamaDecoderLayer -> rms_norm with the residual sum",
+            "LlamaAttention -> rope_qk",
+            "LlamaMLP -> swiglu",
+        },
+    ),
+    "mistral": (
+        GROUPED,
+        {
+            "MistralRMSNorm -> rms_norm",
+            "MistralDecoderLayer -> rms_norm with the residual sum",
+            "MistralAttention -> rope_qk",
+            "MistralMLP -> swiglu",
+        },
+    ),
+    "qwen2": (
+        {"num_key_value_heads": 2},
+        {
+            "Qwen2RMSNorm -> rms_norm",
+            "Qwen2DecoderLayer -> rms_norm with the residual sum",
+            "Qwen2Attention -> rope_qk",
+            "Qwen2MLP -> swiglu",
+        },
+    ),
+    "qwen3": (
+        GROUPED,
+        {
+            "Qwen3RMSNorm -> rms_norm",
+            "Qwen3DecoderLayer -> rms_norm with the residual sum",
+            "Qwen3Attention -> rope_qk",
+            "Qwen3MLP -> swiglu",
+        },
+    ),
+    "gemma": (GROUPED, {"GemmaRMSNorm -> rms_norm", "GemmaAttention -> rope_qk", "GemmaMLP -> geglu"}),
+    "gemma2": (
+        GROUPED,
+        {
+            "Gemma2RMSNorm -> rms_norm",
+            "Gemma2DecoderLayer -> rms_norm with the residual sum",
+            "Gemma2Attention -> rope_qk",
+            "Gemma2MLP -> geglu",
+        },
+    ),
+    "gemma3_text": (
+        GROUPED,
+        {
+            "Gemma3RMSNorm -> rms_norm",
+            "Gemma3DecoderLayer -> rms_norm with the residual sum",
+            "Gemma3Attention -> rope_qk",
+            "Gemma3MLP -> geglu",
+        },
+    ),
+    "phi3": ({"num_key_value_heads": 2}, {"Phi3RMSNorm -> rms_norm", "Phi3Attention -> rope_qk", "Phi3MLP -> swiglu"}),
+    "olmo2": (
+        {"num_key_value_heads": 2},
+        {"Olmo2RMSNorm -> rms_norm", "Olmo2Attention -> rope_qk", "Olmo2MLP -> swiglu"},
+    ),
+    "smollm3": (
+        {"num_key_value_heads": 2},
+        {
+            "SmolLM3RMSNorm -> rms_norm",
+            "SmolLM3DecoderLayer -> rms_norm with the residual sum",
+            "SmolLM3Attention -> rope_qk",
+            "SmolLM3MLP -> swiglu",
+        },
+    ),
+    "granite": (
+        {"num_key_value_heads": 2, "logits_scaling": 8.0},
+        {"GraniteRMSNorm -> rms_norm", "GraniteAttention -> rope_qk"},
+    ),
     "cohere": ({"num_key_value_heads": 2, "logit_scale": 0.25}, set()),
-    "gpt_neox": ({}, {"LayerNorm -> layer_norm"}),
+    "gpt_neox": ({}, {"LayerNorm -> layer_norm", "GPTNeoXAttention -> rope_qk"}),
+    "phi": ({}, {"LayerNorm -> layer_norm", "PhiAttention -> rope_qk"}),
+    "olmo": ({}, {"OlmoLayerNorm -> layer_norm", "OlmoAttention -> rope_qk", "OlmoMLP -> swiglu"}),
 }
 
 
@@ -168,7 +232,7 @@ def test_a_head_with_an_adapter_keeps_its_logits() -> None:
 
 
 def test_what_is_left_alone_is_told() -> None:
-    assert "GPTNeoXMLP: not fused, the class is not known here" in fuse(build("gpt_neox")).lines()
+    assert "GPTNeoXMLP: not fused, it has no gate" in fuse(build("gpt_neox")).lines()
     assert fuse(build("llama", hidden_act="relu")).left == {"LlamaMLP": "its activation is ReLU"}
     assert FuseReport({"A -> b": 2}, {}).lines() == ["2 x A -> b"]
 
