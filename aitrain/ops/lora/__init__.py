@@ -1,1 +1,1 @@
-"""A frozen linear layer with a low-rank adapter beside it, as one op."""
+"""Frozen linear layers with low-rank adapters beside them, alone, several of one input, or behind a gate."""

@@ -1,1 +1,1 @@
-"""Tests of the op lora: of its reference, its kernel and its public function."""
+"""Adapted linear layers: definition, products, op, gated MLP, planted bugs."""

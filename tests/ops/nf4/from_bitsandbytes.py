@@ -69,7 +69,7 @@ def write() -> None:
 
 
 def stored() -> Iterator[tuple[Any, torch.Tensor]]:
-    """Yield what `ask` returned when the file was written, the parameter only looking like bitsandbytes', and the answer."""
+    """Yield what `ask` returned when the file was written; the parameter only looks like theirs."""
     from safetensors import safe_open
 
     with safe_open(FILE, "pt") as file:
