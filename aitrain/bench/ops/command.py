@@ -20,7 +20,7 @@ from aitrain.bench.ops.tables import Row, in_a_line, to_csv, to_markdown
 from aitrain.errors import EXIT_DONE, EXIT_GUARD, AitrainError
 from aitrain.io import write_text
 
-PARTS = ("linear_loss", "cross_entropy", "norms", "glu", "rope", "adamw")
+PARTS = ("linear_loss", "cross_entropy", "norms", "glu", "rope", "lora", "nf4", "adamw")
 """Modules of `aitrain.bench.ops.parts`; `ceilings`, which is always measured, can be asked for alone."""
 
 SLACK_S = 10.0

@@ -21,7 +21,8 @@ from aitrain.bench.ops.command import PARTS, main
 from aitrain.bench.ops.measure import run_case
 from aitrain.errors import AitrainError
 
-SMALLER = {"linear_loss": ((24, 16, 40),), "cross_entropy": ((12, 50),)}
+SMALLER = {"linear_loss": ((24, 16, 40),), "cross_entropy": ((12, 50),), "rope": ((10, 2, 1, 8),)}
+SMALLER |= {"lora": ((7, 16, 16, 8, 24, 4),)}
 OPS = {"glu": ("aitrain.ops.glu",), "rope": ("aitrain.ops.rope",)}
 SMALLER_THAN_THAT = ((10, 24),)
 

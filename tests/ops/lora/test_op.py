@@ -65,7 +65,7 @@ def test_float32_adapter_beside_a_bf16_layer_and_under_autocast():
         reference(*(t if t is None else t.double() for t in (x, weight, None, a, b)), 1.5).sum(), (x, a, b)
     )
     narrow = lora_linear(x.bfloat16(), weight.bfloat16(), None, a, b, 1.5)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         cast, plain = lora_linear(x, weight, None, a, b, 1.5), reference(x, weight, None, a, b, 1.5)
     assert narrow.dtype == cast.dtype == torch.bfloat16
     torch.testing.assert_close(narrow, cast)
@@ -188,7 +188,7 @@ def test_types_of_adapters_differ_from_the_layers(cast):
     x = torch.randn(16, 32, requires_grad=True)
     given = [replace(each, weight=half(each.weight), bias=half(each.bias)) for each in mixed(32, torch.float32)[:3]]
     leaves = trained_in(given)
-    with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=cast):
         ours = lora_linears(x if cast else x.bfloat16(), given)
     assert {out.dtype for out in ours} == {torch.bfloat16}
     exact = unfused(x.double(), [exactly(each, keep=True) for each in given])
