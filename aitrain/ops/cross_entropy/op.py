@@ -192,13 +192,13 @@ _summed_op = register(
 )
 _gradient_op = register(
     "row_statistics_backward(Tensor logits, Tensor targets, Tensor lse, Tensor picked, Tensor mean, Tensor entropy, "
-    "Tensor to_lse, Tensor to_picked, Tensor to_mean, Tensor to_entropy, float[] terms, bool mean, bool entropy) "
-    "-> Tensor",
+    "Tensor to_lse, Tensor to_picked, Tensor to_mean, Tensor to_entropy, float[] terms, bool with_mean, "
+    "bool with_entropy) -> Tensor",
     _run_gradient,
     _fake_gradient,
 )
 _statistics_op = register(
-    "row_statistics(Tensor logits, Tensor targets, float[] terms, bool mean, bool entropy) "
+    "row_statistics(Tensor logits, Tensor targets, float[] terms, bool with_mean, bool with_entropy) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _run_statistics,
     _fake_statistics,

@@ -58,7 +58,9 @@ def targets_of(targets: torch.Tensor, ignore_index: int, classes: int) -> torch.
     """
     ignored = targets == ignore_index
     outside = ~ignored & ((targets < 0) | (targets >= classes))
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling() and bool(outside.any()):
+    # compiled code and fake tensors have no values to look at
+    real = type(targets) is torch.Tensor and not torch.compiler.is_compiling()
+    if real and targets.device.type == "cpu" and bool(outside.any()):
         row = int(outside.nonzero()[0, 0])
         raise ShapeError(
             f"targets[{row}]={int(targets[row])} is outside 0..{classes - 1} and not ignore_index={ignore_index}"
@@ -215,3 +217,8 @@ def _finish(
         z.mul_(terms.logit_scale)
     if z is not logits:
         logits.copy_(z)
+    ignored = targets < 0  # 0 times what stood there is no zero where that was not finite
+    if logits.device.type == "cpu":
+        logits.index_fill_(0, ignored.nonzero()[:, 0], 0.0)
+    else:
+        logits.masked_fill_(ignored[:, None], 0.0)
