@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from aitrain.models.fused_adapter import adapted_forward, is_adapted, why_not
+from aitrain.models.fused_adapter import adapted_forward, adapted_mlp, is_adapted, share_input, why_not
 from aitrain.models.fused_check import Switch
 from aitrain.models.fused_head import FusedLoss
 from aitrain.models.fused_layer import summed_forward
@@ -52,6 +52,14 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
     "GELUTanh": lambda gate, up: geglu(gate, up, approximate="tanh"),
     "GELUActivation": lambda gate, up: geglu(gate, up, approximate="none"),
 }
+
+_ADAPTED_GATES = {
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELUTanh": "gelu_tanh",
+    "GELUActivation": "gelu",
+}
+"""The same, as `lora_mlp` calls them."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,9 @@ def fuse(model: nn.Module) -> FuseReport:
         if forward is not None:
             _patch(module, forward[1], switch)
             replaced[f"{kind} -> {forward[0]}"] += 1
+        together = share_input(module)
+        if together:
+            replaced[f"{kind}'s {together} adapted inputs -> lora_linears"] += 1
     loss = FusedLoss.of(inner, switch)
     if isinstance(loss, str):
         left["loss of the head"] = loss
@@ -151,10 +162,13 @@ def _replacement(module: nn.Module, kind: str, left: dict[str, str]) -> tuple[st
             left[kind] = f"its activation is {type(act).__name__}"
             return None
         name = "swiglu" if gated is swiglu else "geglu"
-        return name, (_gated_mlp if kind in GATED_MLPS else _packed_mlp)(gated)
+        plain = (_gated_mlp if kind in GATED_MLPS else _packed_mlp)(gated)
+        if any(is_adapted(layer) for layer in module.children()):
+            return f"{name}, lora_mlp", adapted_mlp(plain, _ADAPTED_GATES[type(act).__name__])
+        return name, plain
     if kind.endswith(("RMSNorm", "MLP", "LayerNorm")):
-        plain = kind.endswith("MLP") and not hasattr(module, "gate_proj")
-        left[kind] = "it has no gate" if plain else "the class is not known here"
+        known_shape = kind.endswith("Norm") or hasattr(module, "gate_proj")
+        left[kind] = "the class is not known here" if known_shape else "it has no gate"
         return None
     summed = summed_forward(module)
     if summed is not None:
