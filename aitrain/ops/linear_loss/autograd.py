@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from aitrain.ops.cross_entropy.rows import Statistics, losses_of
@@ -139,7 +140,7 @@ def _summed(
     grad = torch.is_grad_enabled()  # needs_input_grad is also true without
     wanted = (grad and hidden.requires_grad, grad and weight.requires_grad, False)
     wanted = (*wanted[:2], grad and bias is not None and bias.requires_grad)
-    if not torch.compiler.is_compiling():
+    if not _dispatched(hidden):
         return SummedLoss.apply(hidden, weight, bias, targets, scale, options, wanted)
     out: torch.Tensor = _loss_op(hidden, weight, bias, targets, scale, *_flat(options)[:4], list(wanted))[0]
     return out
@@ -157,9 +158,14 @@ def row_statistics(
         targets: int64 `(M,)`, -1 = ignored.
         options: The rest.
     """
-    if torch.compiler.is_compiling():
+    if _dispatched(hidden):
         return Statistics(*_statistics_op(hidden, weight, bias, targets, *_flat(options)))
     return Statistics(*RowStatistics.apply(hidden, weight, bias, targets, options))
+
+
+def _dispatched(hidden: torch.Tensor) -> bool:
+    """Whether the registered ops are wanted: by the compiler, and by fake tensors, which have shapes alone."""
+    return torch.compiler.is_compiling() or isinstance(hidden, FakeTensor)
 
 
 def _without_autocast(tensor: torch.Tensor) -> torch.autocast:
@@ -222,7 +228,7 @@ def _typed(gradients: Gradients, *inputs: torch.Tensor | None) -> tuple[torch.Te
 # --- the same for the compiler, which keeps neither named tuples nor None among an op's outputs ---
 
 _OPTIONS = "float[] terms, int chunk_bytes, int? valid_rows, ScalarType dtype"
-_MEASURED = f"{_OPTIONS}, bool mean, bool entropy"
+_MEASURED = f"{_OPTIONS}, bool with_mean, bool with_entropy"
 _TENSORS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
 
 
