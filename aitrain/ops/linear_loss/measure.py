@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from aitrain.ops.cross_entropy.rows import targets_of
 from aitrain.ops.cross_entropy.terms import LossTerms
-from aitrain.ops.linear_loss.chunks import CHUNK_BYTES, Head, measured
+from aitrain.ops.linear_loss.chunks import measured
+from aitrain.ops.linear_loss.op import checked
 
 
 @torch.no_grad()
@@ -35,16 +35,12 @@ def linear_predictions(
 
     Returns:
         Losses in nats, 0 where ignored, and classes, -1 where ignored; both of the shape of `targets`.
+
+    Raises:
+        ShapeError: A shape, a type or a number does not fit.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    head = Head(
-        weight.to(dtype),
-        None if bias is None else bias.to(dtype),
-        terms or LossTerms(),
-        chunk_bytes if chunk_bytes is not None else CHUNK_BYTES[device],
-        valid_rows,
+    rows, labels, options = checked(
+        hidden, weight, targets, bias, terms or LossTerms(), ignore_index, chunk_bytes, valid_rows
     )
-    labels = targets_of(targets.reshape(-1), ignore_index, len(weight))
-    losses, best = measured(hidden.reshape(-1, hidden.shape[-1]).to(dtype), head, labels)
+    losses, best = measured(rows.to(options.dtype), options.head(weight, bias), labels)
     return losses.view(targets.shape), best.view(targets.shape)

@@ -75,7 +75,7 @@ def linear_cross_entropy(
     if num_items is not None and reduction != "sum":
         raise ShapeError(f"num_items goes with reduction=sum, not {reduction}")
     terms = terms or LossTerms()
-    rows, labels, options = _checked(hidden, weight, targets, bias, terms, ignore_index, chunk_bytes, valid_rows)
+    rows, labels, options = checked(hidden, weight, targets, bias, terms, ignore_index, chunk_bytes, valid_rows)
     if reduction == "none":
         wants = options._replace(mean=terms.label_smoothing != 0.0, entropy=False)
         return losses_of(row_statistics(rows, weight, bias, labels, wants), terms).view(targets.shape)
@@ -117,7 +117,7 @@ def linear_logprobs(
     terms = terms or LossTerms()
     if terms.label_smoothing or terms.z_loss:
         raise ShapeError("linear_logprobs: label_smoothing and z_loss belong to a loss, not to log-probabilities")
-    rows, labels, options = _checked(hidden, weight, targets, bias, terms, ignore_index, chunk_bytes, valid_rows)
+    rows, labels, options = checked(hidden, weight, targets, bias, terms, ignore_index, chunk_bytes, valid_rows)
     lse, picked, _, entropy = row_statistics(rows, weight, bias, labels, options._replace(mean=False))
     return LogProbs(*(x.view(targets.shape) for x in (picked - lse, entropy, lse)))
 
@@ -165,7 +165,7 @@ def info_nce(
     return (loss + linear_cross_entropy(keys * scale, queries, own, chunk_bytes=chunk_bytes, ignore_index=-1)) / 2
 
 
-def _checked(
+def checked(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
@@ -175,7 +175,21 @@ def _checked(
     chunk_bytes: int | None,
     valid_rows: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, Options]:
-    """Return rows `(M, H)`, targets `(M,)` and options, or refuse what does not fit."""
+    """Return rows `(M, H)`, targets `(M,)` and options, or refuse what does not fit.
+
+    Args:
+        hidden: `(..., H)`.
+        weight: `(V, H)`.
+        targets: int64 `(...)`.
+        bias: `(V,)` or None.
+        terms: What is added to plain cross entropy.
+        ignore_index: Target of a row without loss.
+        chunk_bytes: Logits held at a time; None = what suits the device.
+        valid_rows: Upper bound of the rows that count, or None.
+
+    Raises:
+        ShapeError: A shape, a type or a number does not fit.
+    """
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
         raise ShapeError(
             f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be (..., H) and (V, H); an empty "
