@@ -34,7 +34,7 @@ def cross_entropy(
         terms: Label smoothing, z-loss, soft-cap, logit scale; None = plain cross entropy.
         ignore_index: Target of a row without loss.
         reduction: `sum`, `mean` (over the rows that count; 0 when there are none), or `none`.
-        num_items: With `sum`: what the sum is divided by.
+        num_items: With `sum`: what the sum is divided by; may be 0 when no row counts, and the loss is 0 then.
         inplace: Put the gradient where the logits are, which are lost by that; not with `none`. Autograd raises when
             something else needs them, and on a second backward pass.
 
@@ -45,27 +45,19 @@ def cross_entropy(
     Raises:
         ShapeError: Shapes or types do not fit, or (on the CPU) a target is no class.
     """
-    if reduction not in REDUCTIONS:
-        raise ShapeError(f"reduction={reduction} is unknown: write sum, mean or none")
-    if num_items is not None and reduction != "sum":
-        raise ShapeError(f"num_items goes with reduction=sum, not {reduction}")
-    if inplace and reduction == "none":
-        raise ShapeError("inplace=True goes with a summed loss, not with reduction=none")
-    if targets.shape != logits.shape[:-1] or targets.dtype != torch.int64 or not logits.is_floating_point():
-        raise ShapeError(
-            f"targets must be int64 {tuple(logits.shape[:-1])}, one per row of floating-point logits "
-            f"{tuple(logits.shape)}, not {targets.dtype} {tuple(targets.shape)}"
-        )
-    if not logits.shape[-1]:
-        raise ShapeError(f"logits {tuple(logits.shape)} have no classes")
+    _check(logits, targets, reduction, num_items, inplace)
     terms = terms or LossTerms()
     rows, labels = logits.reshape(-1, logits.shape[-1]), targets_of(targets.reshape(-1), ignore_index, logits.shape[-1])
     if reduction == "none":
         return _each(rows, labels, terms).view(targets.shape)
     wide = torch.promote_types(logits.dtype, torch.float32)
     items = (labels >= 0).sum().clamp(min=1) if reduction == "mean" else 1.0 if num_items is None else num_items
-    scale = torch.as_tensor(items, device=logits.device, dtype=wide).reciprocal()
-    if not torch.is_grad_enabled() or not rows.requires_grad:
+    scale = torch.as_tensor(items, device=logits.device, dtype=wide).reshape(()).reciprocal()
+    differentiable = torch.is_grad_enabled() and rows.requires_grad
+    if num_items is not None and (not differentiable or logits.dtype == torch.float16):
+        # no rows and no items: here the 0 of an ignored row meets 1 / 0, which elsewhere it never does
+        scale = torch.where((labels >= 0).any(), scale, 0.0)
+    if not differentiable:
         return (_each(rows, labels, terms) * scale).sum()
     if logits.dtype == torch.float16:
         # one of many rows has a gradient that vanishes in a half until the loss scale of mixed precision lifts it:
@@ -74,10 +66,34 @@ def cross_entropy(
     return _summed(rows, labels, scale, terms, inplace)
 
 
+def _check(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    reduction: str,
+    num_items: torch.Tensor | float | None,
+    inplace: bool,
+) -> None:
+    if reduction not in REDUCTIONS:
+        raise ShapeError(f"reduction={reduction} is unknown: write sum, mean or none")
+    if num_items is not None and reduction != "sum":
+        raise ShapeError(f"num_items goes with reduction=sum, not {reduction}")
+    if isinstance(num_items, torch.Tensor) and num_items.numel() != 1:
+        raise ShapeError(f"num_items must be one number, not a tensor {tuple(num_items.shape)}")
+    if inplace and reduction == "none":
+        raise ShapeError("inplace=True goes with a summed loss, not with reduction=none")
+    if not logits.dim() or not logits.shape[-1]:
+        raise ShapeError(f"logits {tuple(logits.shape)} have no classes")
+    if targets.shape != logits.shape[:-1] or targets.dtype != torch.int64 or not logits.is_floating_point():
+        raise ShapeError(
+            f"targets must be int64 {tuple(logits.shape[:-1])}, one per row of floating-point logits "
+            f"{tuple(logits.shape)}, not {targets.dtype} {tuple(targets.shape)}"
+        )
+
+
 def _summed(
     rows: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor, terms: LossTerms, inplace: bool
 ) -> torch.Tensor:
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and type(rows) is torch.Tensor:  # fake tensors have nothing to launch on
         return _Summed.apply(rows, labels, scale, terms, inplace)
     numbers = [terms.logit_scale, terms.softcap, terms.label_smoothing, terms.z_loss]
     out: torch.Tensor = _summed_op(rows, labels, scale, numbers)[0]  # the compiler decides itself what shares memory

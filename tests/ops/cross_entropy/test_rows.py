@@ -94,6 +94,18 @@ def test_a_class_of_probability_zero_has_no_gradient() -> None:
     assert losses.isfinite().all() and made[0, 1] == 0 and made.isfinite().all()
 
 
+def test_a_target_outside_the_classes_shows_where_nobody_could_look() -> None:
+    logits, targets = draw()
+    targets[3] = 13
+    scale, wrong = torch.tensor(1.0, dtype=torch.float64), torch.arange(6) == 3
+    found = rows.statistics(logits, targets, LossTerms())
+    assert torch.equal(found.picked.isnan(), wrong)
+    back = logits.clone()
+    rows.gradient_(back, targets, found, Statistics(*torch.ones(4, 6, dtype=torch.float64)), LossTerms())
+    losses = rows.loss_and_gradient_(logits, targets, scale, LossTerms())
+    assert all(torch.equal(x, wrong) for x in (losses.isnan(), logits.isnan().any(1), back.isnan().any(1)))
+
+
 def test_targets() -> None:
     given = torch.tensor([3, 7, 0, 7])
     assert rows.targets_of(given, 7, 7).tolist() == [3, -1, 0, -1]
