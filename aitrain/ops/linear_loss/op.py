@@ -55,7 +55,8 @@ def linear_cross_entropy(
         terms: Label smoothing, z-loss, soft-cap, logit scale; None = plain cross entropy.
         ignore_index: Target of a row without loss.
         reduction: `sum`, `mean` (over the rows that count; 0 when there are none), or `none`.
-        num_items: With `sum`: what the sum is divided by, for instance the trained tokens of the whole global batch.
+        num_items: With `sum`: what the sum is divided by, for instance the trained tokens of the whole global
+            batch; may be 0 when no row counts, and the loss is 0 then.
         chunk_bytes: Bytes of logits held at a time; None = 1 GiB on a GPU, 16 MiB on a CPU.
         valid_rows: On a GPU: how many rows count, or more, as the data loader knows it without asking the GPU; None =
             no row is dropped there. When more rows count than said, the loss is NaN.
@@ -81,7 +82,11 @@ def linear_cross_entropy(
         return losses_of(row_statistics(rows, weight, bias, labels, wants), terms).view(targets.shape)
     wide = torch.promote_types(rows.dtype, torch.float32)
     items = (labels >= 0).sum().clamp(min=1) if reduction == "mean" else 1.0 if num_items is None else num_items
-    scale = torch.as_tensor(items, device=rows.device, dtype=wide).reciprocal()
+    divisor = torch.as_tensor(items, device=rows.device, dtype=wide)
+    if divisor.numel() != 1:
+        raise ShapeError(f"num_items has shape {tuple(divisor.shape)}: it must be one number")
+    # no rows and no items: the 0 of an ignored row must not meet 1 / 0
+    scale = torch.where((labels >= 0).any(), divisor.reshape(()).reciprocal(), 0.0)
     return summed_loss(rows, weight, bias, labels, scale, options)
 
 

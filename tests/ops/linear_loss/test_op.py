@@ -320,3 +320,15 @@ def test_a_target_that_is_no_class(mode: str, wrong: int) -> None:
     for function in (linear_cross_entropy, linear_logprobs):
         with pytest.raises(ShapeError, match=rf"targets\[4\]={wrong} is outside 0\.\.6 and not ignore_index=-100"):
             function(hidden, weight, targets)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_items_and_no_rows_give_0(mode: str, dtype: torch.dtype, grad: bool) -> None:
+    hidden, weight = draw(4, 6, dtype=dtype).requires_grad_(grad), draw(9, 6, dtype=dtype)
+    loss = linear_cross_entropy(hidden, weight, torch.full((4,), -100), reduction="sum", num_items=0)
+    assert loss.item() == 0
+    with pytest.raises(ShapeError, match="it must be one number"):
+        linear_cross_entropy(
+            hidden, weight, torch.zeros(4, dtype=torch.int64), reduction="sum", num_items=torch.ones(2)
+        )
