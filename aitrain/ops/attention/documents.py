@@ -14,21 +14,19 @@ class Documents:
 
     What a backend works out (lengths on the host, a block mask) is kept, so that the second layer finds it ready: build
     one per batch. On a GPU, building one reads nothing back; a wrong boundary is then an assertion of the device.
+
+    Args:
+        cu_seqlens: Where each document begins, and the end of the last one: int32 or int64, shape (documents + 1,),
+            rising from 0 to `total`. Equal neighbours are an empty document.
+        total: Tokens of the pack. All of them belong to some document: padding at the end is a document too.
+        max_seqlen: Tokens of the longest document, or any upper bound; None = `total`.
+
+    Raises:
+        ShapeError: The boundaries are no such tensor, do not rise from 0 to `total`, or a document is longer than
+            `max_seqlen`.
     """
 
     def __init__(self, cu_seqlens: torch.Tensor, total: int, max_seqlen: int | None = None) -> None:
-        """Check the boundaries.
-
-        Args:
-            cu_seqlens: Where each document begins, and the end of the last one: int32 or int64, shape (documents + 1,),
-                rising from 0 to `total`. Equal neighbours are an empty document.
-            total: Tokens of the pack. All of them belong to some document: padding at the end is a document too.
-            max_seqlen: Tokens of the longest document, or any upper bound; None = `total`.
-
-        Raises:
-            ShapeError: The boundaries are no such tensor, do not rise from 0 to `total`, or a document is longer than
-                `max_seqlen`.
-        """
         if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
             raise ShapeError(
                 f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}: give int32 boundaries of shape "
