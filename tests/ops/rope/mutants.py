@@ -58,10 +58,10 @@ MUTANTS = [
         f"{HERE}/test_kernel.py::test_other_features_pass[6-halves]",
     ),
     Mutant(
-        "stored at the strides of the input",
+        "read at the strides of the output",  # the other way round would write outside and end the process
         KERNEL,
-        "q_out_at = batch * q_out_batch + token * q_out_token + q.to(tl.int64) * q_out_head",
-        "q_out_at = q_at",
+        "    q_at = batch * q_batch + token * q_token + q.to(tl.int64) * q_head",
+        "    q_at = batch * q_out_batch + token * q_out_token + q.to(tl.int64) * q_out_head",
         f"{HERE}/test_kernel.py::test_layouts[columns]",
     ),
     Mutant(
