@@ -61,6 +61,9 @@ def flash(
     Returns:
         Shape (T, H, D).
 
+    Raises:
+        ImportError: The package is not there, which `backend_for` finds out beforehand.
+
     Source:
         https://github.com/Dao-AILab/flash-attention: `flash_attn_varlen_func` of flash_attn/flash_attn_interface.py and
         hopper/flash_attn_interface.py.
@@ -98,6 +101,9 @@ def torchs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documen
 
     Returns:
         Shape (T, H, D).
+
+    Raises:
+        ImportError: This PyTorch has no such function, which `backend_for` finds out beforehand.
 
     Source:
         https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
