@@ -140,7 +140,7 @@ def _summed(
     grad = torch.is_grad_enabled()  # needs_input_grad is also true without
     wanted = (grad and hidden.requires_grad, grad and weight.requires_grad, False)
     wanted = (*wanted[:2], grad and bias is not None and bias.requires_grad)
-    if not _dispatched(hidden):
+    if not dispatched(hidden):
         return SummedLoss.apply(hidden, weight, bias, targets, scale, options, wanted)
     out: torch.Tensor = _loss_op(hidden, weight, bias, targets, scale, *_flat(options)[:4], list(wanted))[0]
     return out
@@ -158,13 +158,17 @@ def row_statistics(
         targets: int64 `(M,)`, -1 = ignored.
         options: The rest.
     """
-    if _dispatched(hidden):
+    if dispatched(hidden):
         return Statistics(*_statistics_op(hidden, weight, bias, targets, *_flat(options)))
     return Statistics(*RowStatistics.apply(hidden, weight, bias, targets, options))
 
 
-def _dispatched(hidden: torch.Tensor) -> bool:
-    """Whether the registered ops are wanted: by the compiler, and by fake tensors, which have shapes alone."""
+def dispatched(hidden: torch.Tensor) -> bool:
+    """Tell whether the registered ops are wanted: by the compiler, and by fake tensors, which have shapes alone.
+
+    Args:
+        hidden: An input.
+    """
     return torch.compiler.is_compiling() or isinstance(hidden, FakeTensor)
 
 
@@ -227,9 +231,9 @@ def _typed(gradients: Gradients, *inputs: torch.Tensor | None) -> tuple[torch.Te
 
 # --- the same for the compiler, which keeps neither named tuples nor None among an op's outputs ---
 
-_OPTIONS = "float[] terms, int chunk_bytes, int? valid_rows, ScalarType dtype"
-_MEASURED = f"{_OPTIONS}, bool with_mean, bool with_entropy"
-_TENSORS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
+OPTIONS = "float[] terms, int chunk_bytes, int? valid_rows, ScalarType dtype"
+_MEASURED = f"{OPTIONS}, bool with_mean, bool with_entropy"
+TENSORS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
 
 
 def _flat(options: Options) -> tuple[Any, ...]:
@@ -240,10 +244,9 @@ def _unflat(flat: tuple[Any, ...]) -> Options:
     return Options(tuple(flat[0]), *flat[1:])  # type: ignore[arg-type]
 
 
-def _filled(gradients: Gradients, *inputs: torch.Tensor | None) -> list[torch.Tensor]:
+def _filled(gradients: tuple[torch.Tensor | None, ...], device: torch.device) -> list[torch.Tensor]:
     """Return the gradients, an empty tensor for each that is not there."""
-    given = _typed(gradients, *inputs)
-    return [torch.empty(0, device=inputs[0].device) if g is None else g for g in given]  # type: ignore[union-attr]
+    return [torch.empty(0, device=device) if g is None else g for g in gradients]
 
 
 def _run_loss(
@@ -256,7 +259,8 @@ def _run_loss(
 ) -> tuple[torch.Tensor, ...]:
     *flat, wanted = rest
     losses, gradients = _loss(hidden, weight, bias, targets, scale, _unflat(tuple(flat)), tuple(wanted))
-    return losses.sum(), *_filled(gradients, hidden, weight, bias)
+    # as wide as they were summed: in a half, a sum over the rows may be infinite until the upstream gradient shrinks it
+    return losses.sum(), *_filled(gradients, hidden.device)
 
 
 def _fake_loss(
@@ -268,25 +272,29 @@ def _fake_loss(
     *rest: Any,
 ) -> tuple[torch.Tensor, ...]:
     *flat, wanted = rest
-    return hidden.new_empty((), dtype=_wide(flat[3])), *_fake_gradients((hidden, weight, bias), wanted)
+    wide = _wide(flat[3])
+    like = (hidden, weight, bias), wanted, (flat[3], wide, wide)
+    return hidden.new_empty((), dtype=wide), *_fake_gradients(*like)
 
 
-def _fake_gradients(inputs: tuple[torch.Tensor | None, ...], wanted: Wanted) -> list[torch.Tensor]:
+def _fake_gradients(
+    inputs: tuple[torch.Tensor | None, ...], wanted: Wanted, dtypes: tuple[torch.dtype | None, ...]
+) -> list[torch.Tensor]:
     device = inputs[0].device  # type: ignore[union-attr]
     return [
-        torch.empty(x.shape, dtype=x.dtype, device=device) if x is not None and want else torch.empty(0, device=device)
-        for x, want in zip(inputs, wanted, strict=True)
+        torch.empty(x.shape, dtype=dtype, device=device) if x is not None and want else torch.empty(0, device=device)
+        for x, want, dtype in zip(inputs, wanted, dtypes, strict=True)
     ]
 
 
 def _setup_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    ctx.wanted = inputs[-1]
+    ctx.dtypes = [x.dtype if want else None for x, want in zip(inputs[:3], inputs[-1], strict=True)]
     ctx.save_for_backward(*output[1:])
 
 
 def _backward_loss(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:
-    given = [g * upstream if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
-    return *given, *([None] * 7)
+    pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    return *(None if dtype is None else (g * upstream).to(dtype) for g, dtype in pairs), *([None] * 7)
 
 
 def _run_statistics(
@@ -317,13 +325,14 @@ def _run_statistics_backward(
 ) -> tuple[torch.Tensor, ...]:
     saved, upstream, flat, wanted = Statistics(*rest[:4]), Statistics(*rest[4:8]), rest[8:-1], rest[-1]
     gradients = _measure_backward(hidden, weight, bias, targets, saved, upstream, _unflat(flat), tuple(wanted))
-    return tuple(_filled(gradients, hidden, weight, bias))
+    return tuple(_filled(_typed(gradients, hidden, weight, bias), hidden.device))
 
 
 def _fake_statistics_backward(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    return tuple(_fake_gradients((hidden, weight, bias), rest[-1]))
+    dtypes = tuple(None if x is None else x.dtype for x in (hidden, weight, bias))
+    return tuple(_fake_gradients((hidden, weight, bias), rest[-1], dtypes))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -331,20 +340,20 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 _loss_op = register(
-    f"linear_loss({_TENSORS}, Tensor scale, {_OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"linear_loss({TENSORS}, Tensor scale, {OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_loss,
     _fake_loss,
     _backward_loss,
     _setup_loss,
 )
 _statistics_backward_op = register(
-    f"linear_statistics_backward({_TENSORS}, Tensor lse, Tensor picked, Tensor mean, Tensor entropy, Tensor to_lse, "
+    f"linear_statistics_backward({TENSORS}, Tensor lse, Tensor picked, Tensor mean, Tensor entropy, Tensor to_lse, "
     f"Tensor to_picked, Tensor to_mean, Tensor to_entropy, {_MEASURED}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
     _run_statistics_backward,
     _fake_statistics_backward,
 )
 _statistics_op = register(
-    f"linear_statistics({_TENSORS}, {_MEASURED}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"linear_statistics({TENSORS}, {_MEASURED}) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_statistics,
     _fake_statistics,
     _backward_statistics,

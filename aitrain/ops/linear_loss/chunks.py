@@ -108,7 +108,8 @@ def measured(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[t
         logits = _logits(x, head)
         found = passes.statistics(logits, labels, head.terms, mean=False, entropy=False)
         chunk.put(losses, found.lse - found.picked)
-        chunk.put(best, torch.where(labels >= 0, logits.argmax(dim=1), -1))
+        likeliest = logits.argmax(dim=1) if head.terms.logit_scale >= 0 else logits.argmin(dim=1)
+        chunk.put(best, torch.where(labels >= 0, likeliest, -1))
     return _guarded(losses, head, targets), best
 
 

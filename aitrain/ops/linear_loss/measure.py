@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from aitrain.ops.cross_entropy.terms import LossTerms
+from aitrain.ops.linear_loss.autograd import OPTIONS, TENSORS, Options, dispatched
 from aitrain.ops.linear_loss.chunks import measured
 from aitrain.ops.linear_loss.op import checked
+from aitrain.ops.registration import register
 
 
 @torch.no_grad()
@@ -42,5 +46,23 @@ def linear_predictions(
     rows, labels, options = checked(
         hidden, weight, targets, bias, terms or LossTerms(), ignore_index, chunk_bytes, valid_rows
     )
-    losses, best = measured(rows.to(options.dtype), options.head(weight, bias), labels)
+    run = _op if dispatched(rows) else _run
+    losses, best = run(rows, weight, bias, labels, list(options.terms), *options[1:4])
     return losses.view(targets.shape), best.view(targets.shape)
+
+
+def _run(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *flat: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    options = Options(tuple(flat[0]), *flat[1:])  # type: ignore[arg-type]
+    return measured(hidden.to(options.dtype), options.head(weight, bias), targets)
+
+
+def _fake(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *flat: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(flat[3], torch.float32))
+    return losses, torch.empty_like(targets)
+
+
+_op = register(f"linear_predictions({TENSORS}, {OPTIONS}) -> (Tensor, Tensor)", _run, _fake)

@@ -80,14 +80,22 @@ def linear_cross_entropy(
     if reduction == "none":
         wants = options._replace(mean=terms.label_smoothing != 0.0, entropy=False)
         return losses_of(row_statistics(rows, weight, bias, labels, wants), terms).view(targets.shape)
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    items = (labels >= 0).sum().clamp(min=1) if reduction == "mean" else 1.0 if num_items is None else num_items
-    divisor = torch.as_tensor(items, device=rows.device, dtype=wide)
-    if divisor.numel() != 1:
-        raise ShapeError(f"num_items has shape {tuple(divisor.shape)}: it must be one number")
-    # no rows and no items: the 0 of an ignored row must not meet 1 / 0
-    scale = torch.where((labels >= 0).any(), divisor.reshape(()).reciprocal(), 0.0)
+    if reduction == "mean":
+        num_items = (labels >= 0).sum().clamp(min=1)
+    scale = _scale(labels, num_items, torch.promote_types(rows.dtype, torch.float32))
     return summed_loss(rows, weight, bias, labels, scale, options)
+
+
+def _scale(labels: torch.Tensor, num_items: torch.Tensor | float | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return 1 / num_items on the device of the labels, without keeping the host waiting for it."""
+    if isinstance(num_items, torch.Tensor):
+        if num_items.numel() != 1:
+            raise ShapeError(f"num_items has shape {tuple(num_items.shape)}: it must be one number")
+        items = num_items.reshape(()).to(labels.device, dtype, non_blocking=True)
+    else:  # filled there: a number that is copied to a GPU keeps the host waiting
+        items = torch.full((), 1.0 if num_items is None else num_items, dtype=dtype, device=labels.device)
+    # no rows and no items: the 0 of an ignored row must not meet 1 / 0
+    return torch.where((labels >= 0).any(), items.reciprocal(), 0.0)
 
 
 def linear_logprobs(

@@ -179,6 +179,26 @@ def test_huge_logits(mode: str, dtype: torch.dtype, size: float) -> None:
     assert all(torch.isfinite(x).all() for x in found)
 
 
+@pytest.mark.parametrize("which", ["mean", "none", "logprobs"])
+def test_rows_that_are_ignored_may_hold_anything(mode: str, which: str) -> None:
+    """On the CPU they are counted; on a GPU the caller says how many are not."""
+    targets = some_targets(37, 11)
+    inputs = given(37, 5, 11)
+    hidden, weight, bias = (inputs[name].requires_grad_() for name in ("hidden", "weight", "bias"))  # type: ignore[union-attr]
+    fixed = {"bias": bias, "chunk_bytes": 1, "valid_rows": int((targets >= 0).sum())}
+
+    def run(rows: torch.Tensor) -> list[torch.Tensor]:
+        if which == "logprobs":
+            outputs = list(linear_logprobs(rows, weight, targets, **fixed))
+        else:
+            outputs = [linear_cross_entropy(rows, weight, targets, reduction=which, **fixed)]
+        return [*outputs, *torch.autograd.grad([out.sum() for out in outputs], [rows, weight, bias])]
+
+    right = run(hidden)
+    spoiled = hidden.detach().masked_fill((targets < 0)[:, None], float("nan")).requires_grad_()
+    assert all(torch.equal(a, b) for a, b in zip(run(spoiled), right, strict=True))
+
+
 def test_a_class_that_a_bias_forbids(mode: str) -> None:
     inputs = given(21, 5, 11)
     inputs["bias"][3] = float("-inf")  # type: ignore[index]
