@@ -146,7 +146,9 @@ def test_opcheck(mode: str, dtype: torch.dtype, wanted: list[bool]) -> None:
     labels = torch.where(targets < 0, -1, targets)
     tensors = (hidden, weight, bias, labels)
     flat = [[0.7, 5.0, 0.1, 0.01], 1, None, dtype]
-    near = {"rtol": 2e-3, "atol": 2e-3}
+    near: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-3}
+    if mode == "triton":  # what the compiler makes of the op is the same, and takes seconds in the interpreter
+        near["test_utils"] = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(subject._loss_op, (*tensors, torch.tensor(0.5), *flat, wanted), **near)
     torch.library.opcheck(subject._statistics_op, (*tensors, *flat, True, True), **near)
     fixed = [None if x is None else x.detach() for x in tensors]
@@ -163,9 +165,9 @@ def test_gradients_add_up_where_they_are_kept(mode: str, statistics: bool) -> No
     """Autograd keeps the first gradient it is handed, not a copy: the second must not be the same memory."""
     hidden, weight, targets = draw()
     loss = linear_logprobs(hidden, weight, targets).entropy.sum() if statistics else ours(hidden, weight, targets)
-    loss.backward(retain_graph=True)
+    loss.backward(torch.tensor(3.0), retain_graph=True)
     once = [leaf.grad.clone() for leaf in (hidden, weight)]
-    loss.backward()
+    loss.backward(torch.tensor(3.0))
     assert all(torch.equal(leaf.grad, 2 * first) for leaf, first in zip((hidden, weight), once, strict=True))
 
 
@@ -218,8 +220,13 @@ def losses(kind: str) -> Callable[..., torch.Tensor]:
     return lambda h, w, b, t: linear_cross_entropy(h, w, t, bias=b, reduction=kind, **fixed)
 
 
-@pytest.mark.parametrize("kind", ["mean", "none"])
-@pytest.mark.parametrize("frozen", ["nothing", "hidden", "weight", "bias", "everything"])
+@pytest.mark.parametrize(
+    ("kind", "frozen"),
+    [
+        *(("mean", frozen) for frozen in ("nothing", "hidden", "weight", "bias", "everything")),
+        *(("none", frozen) for frozen in ("nothing", "weight")),
+    ],
+)
 def test_compiled_code_knows_what_is_frozen(kind: str, frozen: str) -> None:
     torch._dynamo.reset()
     hidden, weight, targets = draw()
