@@ -125,11 +125,19 @@ def _recipes(args: argparse.Namespace) -> int:
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", metavar="GROUP[.key]", nargs="?", help="for instance optim, optim=muon or optim.lr")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="with `cluster`: the profile of one cluster")
 
 
 def _show(args: argparse.Namespace) -> int:
     from aitrain.config.manual import manual, overview
 
+    if args.name is not None and args.topic != "cluster":
+        raise AitrainError(f"aitrain show {args.topic} {args.name}: only `cluster` takes a name: leave {args.name} out")
+    if args.topic == "cluster":
+        from aitrain.launch.show import listing, profile_text
+
+        print(profile_text(args.name) if args.name else f"{manual('cluster')}\n\n{listing()}")
+        return EXIT_DONE
     print(manual(args.topic) if args.topic else overview())
     return EXIT_DONE
 
@@ -160,14 +168,21 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="run every combination of lists and ranges in turn"
     )
+    parser.add_argument(
+        "--or-resume",
+        action="store_true",
+        help="continue the run in run.dir if there is one; RECIPE may be its run.yaml",
+    )
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.multirun and args.or_resume:
+        raise AitrainError("--or-resume continues one run, but -m starts many: give one of the two")
     if args.multirun:
         return _train_each(args.recipe, args.overrides)
-    from aitrain.trainer.start import train
+    from aitrain.trainer.start import train, train_or_resume
 
-    return train(args.recipe, args.overrides)
+    return train_or_resume(args.recipe, args.overrides) if args.or_resume else train(args.recipe, args.overrides)
 
 
 def _train_each(recipe: str, overrides: list[str]) -> int:
@@ -206,6 +221,24 @@ def _wait_for(command: list[str]) -> int:
     finally:
         signal.signal(signal.SIGINT, before_int)
         signal.signal(signal.SIGTERM, before_term)
+
+
+def _submit_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_recipe(parser)
+    parser.add_argument("--cluster", metavar="NAME", help="profile, or its path (`aitrain show cluster` lists them)")
+    parser.add_argument("--nodes", metavar="N", type=int, help="nodes; default: trainer.nodes, else 1")
+    parser.add_argument("--time", metavar="H:MM:SS", help="time limit of the job, as Slurm writes it")
+    parser.add_argument("--account", help="account that pays")
+    parser.add_argument("--partition", help="partition, where not that of the profile")
+    parser.add_argument("--qos", help="QoS, where not that of the profile")
+    parser.add_argument("--dry-run", action="store_true", help="print the job script and submit nothing")
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from aitrain.launch.submit import Flags, submit
+
+    flags = Flags(args.cluster, args.nodes, args.time, args.account, args.partition, args.qos)
+    return submit(args.recipe, args.overrides, flags, args.dry_run)
 
 
 def _resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -314,6 +347,7 @@ COMMANDS: dict[str, Command] = {
     "show": Command("explains a group or a key", _show_arguments, _show),
     "check": Command("checks recipe, machine and data, says what will run; trains nothing", _check_arguments, _check),
     "train": Command("trains here: this machine, or as a rank under torchrun or srun", _train_arguments, _train),
+    "submit": Command("submits a recipe as a Slurm job, or shows the job script", _submit_arguments, _submit),
     "resume": Command("continues a run from its newest good checkpoint", _resume_arguments, _resume),
     "export": Command("writes a run's model as a Hugging Face folder", _export_arguments, _export),
     "evaluate": Command("measures a run's model on held-out data", _evaluate_arguments, _evaluate),

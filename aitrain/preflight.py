@@ -36,6 +36,9 @@ class Machine:
     torch_sees_gpus: bool
     """Whether the installed torch was built for GPUs."""
 
+    cores: int | None = None
+    """CPU cores that this process may use; `None` = not known, so they are not checked."""
+
     @property
     def usable_gpus(self) -> int:
         """GPUs that a run can really use."""
@@ -67,7 +70,7 @@ def machine(environment: Mapping[str, str], root: Path = Path("/")) -> Machine:
         built_for_gpus = not importlib.metadata.version("torch").endswith("+cpu")
     except importlib.metadata.PackageNotFoundError:
         built_for_gpus = False
-    return Machine(gpus, built_for_gpus)
+    return Machine(gpus, built_for_gpus, len(os.sched_getaffinity(0)))
 
 
 def _is_gpu_node(properties: Path) -> bool:
@@ -104,25 +107,31 @@ def usable_devices(config: RunConfig, environment: Mapping[str, str] | None = No
 
 
 def machine_faults(
-    config: RunConfig, environment: Mapping[str, str] | None = None, here: Machine | None = None
+    config: RunConfig,
+    environment: Mapping[str, str] | None = None,
+    here: Machine | None = None,
+    ranks: Ranks | None = None,
+    packages: bool = True,
 ) -> list[str]:
-    """Return what this machine and environment do not allow, one sentence each.
+    """Return what a machine and an environment do not allow, one sentence each.
 
     Args:
         config: A checked configuration.
         environment: Variables; `os.environ` when absent.
-        here: What stands on this node; looked at when absent.
+        here: What stands on the node that will train; this node is looked at when absent.
+        ranks: The ranks that will train; read from the environment when absent.
+        packages: Whether the packages of this Python are those that will train.
     """
     env = os.environ if environment is None else environment
     here = machine(env) if here is None else here
     try:
-        ranks = detect(env)
+        ranks = detect(env) if ranks is None else ranks
     except AitrainError as error:
         return [str(error)]
     return [
         *_device_faults(config, here, ranks),
         *_rank_faults(config, here, ranks),
-        *_package_faults(config),
+        *(_package_faults(config) if packages else ()),
         *_wandb_faults(config, env),
     ]
 
@@ -146,9 +155,9 @@ def _device_faults(config: RunConfig, here: Machine, ranks: Ranks) -> Iterator[s
         if config.model.attention.name == "flash_attention_2":
             yield f"model.attention=flash_attention_2 needs a GPU, but {reason}: write model.attention=sdpa"
     on_cpu = accelerator is Accelerator.cpu or not here.usable_gpus
-    cores = len(os.sched_getaffinity(0))
-    if on_cpu and accelerator is not Accelerator.cuda and (devices or 1) > RANKS_PER_CORE * cores:
-        yield f"trainer.devices={devices}, but there are {cores} CPU cores here: use at most {cores}"
+    few = here.cores is not None and (devices or 1) > RANKS_PER_CORE * here.cores
+    if on_cpu and accelerator is not Accelerator.cuda and few:
+        yield f"trainer.devices={devices}, but there are {here.cores} CPU cores here: use at most {here.cores}"
 
 
 def _rank_faults(config: RunConfig, here: Machine, ranks: Ranks) -> Iterator[str]:
@@ -223,7 +232,17 @@ def place_faults(config: RunConfig) -> list[str]:
         faults.append(
             f"run.dir={where} exists already: choose a new one, or continue that run with `aitrain resume {where}`"
         )
-    for key, folder in (("run.dir", where), ("checkpoint.path", config.checkpoint.path)):
+    return faults + room_faults(config)
+
+
+def room_faults(config: RunConfig) -> list[str]:
+    """Return which folders of a run cannot be made, cannot be written or have no space left, one sentence each.
+
+    Args:
+        config: A checked configuration.
+    """
+    faults = []
+    for key, folder in (("run.dir", config.run.dir or "runs"), ("checkpoint.path", config.checkpoint.path)):
         if folder is None:
             continue
         stands = Path(folder).expanduser().absolute()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from aitrain.config.values import Faults, Key, convert, keys, nearest, shown, st
 from aitrain.errors import RecipeError
 from aitrain.io import write_text
 
-__all__ = ["all_keys", "amend", "compose", "describe", "find", "freeze", "load", "manual", "sweep"]
+__all__ = ["all_keys", "amend", "compose", "continuation", "describe", "find", "freeze", "load", "manual", "sweep"]
 
 RESUMABLE = (
     "trainer.max_steps",
@@ -45,6 +45,7 @@ RESUMABLE = (
     "evaluate.",
     "export.",
     "logger",
+    "cluster.",
 )
 """Keys (and beginnings of keys) that a resumed run may change, because losses do not depend on them."""
 
@@ -330,6 +331,39 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     if faults.lines or amended.check():
         raise RecipeError([*faults.lines, *amended.check()])
     return amended
+
+
+def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
+    """Return the configuration with which a run goes on when the whole recipe is given again.
+
+    Args:
+        before: What the run was started with.
+        wanted: What the recipe says now; where the run lives does not count as a difference.
+        run: The run directory, for the message.
+
+    Raises:
+        RecipeError: Keys that losses depend on differ, one sentence each.
+    """
+    faults = []
+    old, new = (dict(_plain_leaves(to_plain(config))) for config in (before, wanted))
+    for name in dict.fromkeys([*old, *new]):
+        if name in ("run.dir", "run.name") or name.startswith(RESUMABLE) or old.get(name) == new.get(name):
+            continue
+        there, here = (shown(values[name]) if name in values else "nothing" for values in (old, new))
+        faults.append(
+            f"{name}={here}, but the run in {run} has {there}: give the same, or choose a new run.dir for a new run"
+        )
+    if faults:
+        raise RecipeError(faults)
+    return replace(wanted, run=before.run)
+
+
+def _plain_leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for word, value in data.items():
+        if isinstance(value, dict):
+            yield from _plain_leaves(value, f"{prefix}{word}.")
+        else:
+            yield f"{prefix}{word}".removesuffix(".option"), value
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import fields
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import get_type_hints
@@ -14,6 +15,7 @@ from omegaconf import MISSING
 from aitrain.config import GROUPS, RunConfig
 from aitrain.config.manual import KeyRow, all_keys, class_doc
 from aitrain.config.source import header
+from aitrain.launch.ready import READY, ready_script
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by docs/generate.py from {source}. Change that, then run `make docs`. -->\n"
@@ -102,7 +104,8 @@ PAGES = {"keys.md": keys_page, "recipes.md": recipes_page}
 def main() -> int:
     """Write the pages that differ from their source and say which."""
     written = []
-    for name, page in PAGES.items():
+    scripts = {f"../launch/{name}.sbatch": partial(ready_script, name) for name in READY}
+    for name, page in {**PAGES, **scripts}.items():
         path, text = ROOT / "docs" / name, page()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")

@@ -47,8 +47,11 @@ TESTED_ELSEWHERE = {
         for path in (ROOT / "configs").iterdir()
         if path.is_dir()
     },
-    **{f"aitrain/config/{group}.py": "tests/test_recipe.py" for group in ("checkpoint", "evaluate", "export", "model")},
-    **{f"aitrain/config/{group}.py": "tests/test_recipe.py" for group in ("root", "run", "trainer")},
+    **{
+        f"aitrain/config/{group}.py": "tests/test_recipe.py"
+        for group in ("checkpoint", "cluster", "evaluate", "export", "model")
+    },
+    **{f"aitrain/config/{group}.py": "tests/test_recipe.py" for group in ("cluster", "root", "run", "trainer")},
 }
 OF_THE_HOUSE = {
     # tests of something that is no module of the package
@@ -65,13 +68,14 @@ LONG_FOR_A_REASON: dict[str, str] = {
 }
 HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "transformers", "peft", "accelerate")
 TORCH_FREE = ("aitrain.cli", "aitrain.recipe", "aitrain.preflight", "aitrain.config", "aitrain.errors", "aitrain.io")
+TORCH_FREE += ("aitrain.launch.submit", "aitrain.launch.show", "aitrain.trainer.run_directory")
 TORCH_FREE += ("aitrain.models.folder", "aitrain.models.assets", "aitrain.report.runs", "aitrain.dist.ranks")
 
 
 def modules() -> list[Path]:
-    """Return every module of the package; the links to configs and recipes are no code of it."""
+    """Return every module of the package; the links to configs, recipes and launch files are no code of it."""
     found = (ROOT / "aitrain").rglob("*.py")
-    return sorted(path for path in found if not {"_configs", "_recipes"} & set(path.parts))
+    return sorted(path for path in found if not {"_configs", "_recipes", "_launch"} & set(path.parts))
 
 
 def name(path: Path) -> str:

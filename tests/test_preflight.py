@@ -12,7 +12,7 @@ from aitrain.errors import DataError, RecipeError
 from aitrain.preflight import Machine, data_faults, machine, machine_faults, place_faults, refuse_faults, usable_devices
 from aitrain.recipe import compose
 
-CPU, FOUR = Machine(0, True), Machine(4, True)
+CPU, FOUR = Machine(0, True, 2), Machine(4, True, 2)
 GIVEN = ["model.path=m", "data.path=d.jsonl"]
 
 

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
 from aitrain.config.checkpoint import Checkpoint
+from aitrain.config.cluster import Cluster
 from aitrain.config.data import Data, Records, Text
 from aitrain.config.evaluate import Evaluate
 from aitrain.config.export import Export
@@ -62,6 +63,7 @@ class RunConfig:
     evaluate: Evaluate = field(default_factory=Evaluate)
     export: Export = field(default_factory=Export)
     logger: Logger = MISSING
+    cluster: Cluster = field(default_factory=Cluster)
 
     def check(self) -> list[str]:
         """Return every broken rule, inside the groups first, then across them; empty when all hold."""

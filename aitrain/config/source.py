@@ -141,15 +141,21 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise RecipeError(f"{path} is empty: {BEGINNING}")
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
         raise RecipeError(f"{path} is not a recipe, because it holds no keys with values: {BEGINNING}")
-    return {str(key): value for key, value in content.items()}, dict(_lines(node, ""))
+    return {str(key): value for key, value in content.items()}, dict(key_lines(node, ""))
 
 
-def _lines(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int]]:
+def key_lines(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int]]:
+    """Yield every dotted key of a YAML mapping with its line, counted from 1.
+
+    Args:
+        node: The mapping.
+        prefix: What stands before its keys, with a dot at its end; empty for the root.
+    """
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         yield name, key.start_mark.line + 1
         if isinstance(value, yaml.MappingNode):
-            yield from _lines(value, name + ".")
+            yield from key_lines(value, name + ".")
 
 
 def header(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from aitrain.errors import AitrainError
 
 TAIL_BYTES = 1 << 20
 STATES = {
+    "submitted": "submitted, not started",
     "started": "running or broken off",
     "resumed": "running or broken off",
     "finished": "finished",

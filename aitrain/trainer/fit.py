@@ -31,7 +31,7 @@ from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.samples import prepare_samples
 from aitrain.trainer.step_edge import Session, StepEdge
 from aitrain.trainer.stopping import Stopper, own_signals
-from aitrain.trainer.story import finish
+from aitrain.trainer.story import finish, finish_interrupted
 from aitrain.trainer.trackers import build_trackers
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None) -> in
     if resume is None and group.ranks.is_first:
         directory.metrics_file.unlink(missing_ok=True)
     plan = deal(config, data, ranks, micro_batch(config, ranks, accelerator, group), progress.step)
+    if group.any_true(ranks.is_first and progress.step >= plan.steps and not directory.is_finished):
+        return finish_interrupted(directory, group, plan.steps)
     steps = learning_length(config, plan, progress)
     task = build_task(config, plan, ranks, accelerator)
     with Stopper(group) as stopper:

@@ -32,11 +32,12 @@ class RunDirectory:
         self.logs = path / "logs"
 
     @classmethod
-    def create(cls, config: RunConfig) -> RunDirectory:
+    def create(cls, config: RunConfig, over_blank: bool = False) -> RunDirectory:
         """Make the directory of a new run and freeze its configuration in it.
 
         Args:
             config: The checked configuration; `run.dir` says where, or null for `runs/<name>-<time>`.
+            over_blank: Take a directory that exists when it is blank (`is_blank`).
 
         Raises:
             RecipeError: The directory exists already, or cannot be made.
@@ -48,7 +49,8 @@ class RunDirectory:
             else Path("runs", f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
         try:
-            path.mkdir(parents=True, exist_ok=False)
+            if not (over_blank and cls.is_blank(path)):
+                path.mkdir(parents=True, exist_ok=False)
         except FileExistsError:
             raise RecipeError(
                 f"run.dir={path} exists already: give another run.dir, "
@@ -61,12 +63,29 @@ class RunDirectory:
         directory = cls(path)
         try:
             with writing(f"run.dir={path}", "free space there, or give another run.dir"):
-                directory.logs.mkdir()
+                directory.logs.mkdir(exist_ok=True)
                 freeze(config, directory.config_file)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
         return directory
+
+    @staticmethod
+    def is_blank(path: Path) -> bool:
+        """Return whether a directory was made for a run that ended before it was frozen: nothing but an empty `logs/`.
+
+        Args:
+            path: The directory; false when there is none.
+        """
+        if path.is_symlink() or not path.is_dir():
+            return False
+        inside = list(path.iterdir())
+        return not inside or ([entry.name for entry in inside] == ["logs"] and not any(inside[0].iterdir()))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is done, export included, and was not resumed since."""
+        return self.last_of("started", "resumed", "finished", "failed").get("event") == "finished"
 
     @property
     def is_untouched(self) -> bool:
@@ -103,6 +122,16 @@ class RunDirectory:
     def events(self) -> int:
         """Return the number of events so far."""
         return len(self.events_file.read_bytes().splitlines()) if self.events_file.is_file() else 0
+
+    def last_of(self, *kinds: str) -> dict[str, Any]:
+        """Return the newest event of some kinds; empty when there is none.
+
+        Args:
+            kinds: What happened.
+        """
+        lines = self.events_file.read_text(encoding="utf-8").splitlines() if self.events_file.is_file() else []
+        whole = [json.loads(line) for line in lines if line.endswith("}")]
+        return next((dict(entry) for entry in reversed(whole) if entry["event"] in kinds), {})
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append one event.

@@ -7,14 +7,33 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from aitrain.config import RunConfig
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, RecipeError
 from aitrain.preflight import refuse_faults, usable_devices
-from aitrain.recipe import amend, compose, freeze
+from aitrain.recipe import amend, compose, continuation, freeze
 from aitrain.trainer.run_directory import RunDirectory
+
+FROZEN = "run.yaml"
+"""Name of the frozen configuration in a run directory."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What rank 0 found out before the others come in."""
+
+    path: Path
+    """Run directory."""
+
+    is_new: bool = False
+    """Whether the directory was made just now."""
+
+    is_finished: bool = False
+    """Whether there is nothing left to do."""
 
 
 def train(recipe: str, overrides: Sequence[str]) -> int:
@@ -31,12 +50,66 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
         AitrainError: Anything the user can mend; nothing has been made then.
     """
 
-    def new_run() -> Path:
+    def new_run() -> Start:
         config = compose(recipe, overrides)
         refuse_faults(config)
-        return RunDirectory.create(config).path
+        return Start(RunDirectory.create(config).path, is_new=True)
 
-    return _start(new_run, is_new=True)
+    return _start(new_run)
+
+
+def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
+    """Start the run in `run.dir`, or continue it when it is there: one command line for a job that may be requeued.
+
+    Args:
+        recipe: Name or path of a recipe with `run.dir` among its keys, or the `run.yaml` of a run.
+        overrides: Words `key=value`.
+
+    Returns:
+        The exit code; a run that is finished already is done.
+
+    Raises:
+        AitrainError: Anything the user can mend; the run is as it was then.
+    """
+
+    def new_or_same() -> Start:
+        frozen = Path(recipe).expanduser()
+        if frozen.name == FROZEN:
+            directory = RunDirectory.open(frozen.parent)
+            return _unless_finished(directory, amend(directory.config(), overrides), overrides)
+        config = compose(recipe, overrides)
+        if config.run.dir is None:
+            raise RecipeError(
+                "--or-resume needs run.dir, else no restart could find the run again: add for instance "
+                f"run.dir=runs/{config.run.name}"
+            )
+        path = Path(config.run.dir)
+        if (path / FROZEN).is_file():
+            directory = RunDirectory.open(path)
+            return _unless_finished(directory, continuation(directory.config(), config, path), overrides)
+        # a start that was killed before it froze anything leaves an empty directory
+        refuse_faults(config, new_run=not RunDirectory.is_blank(path))
+        return Start(RunDirectory.create(config, over_blank=True).path, is_new=True)
+
+    return _start(new_or_same)
+
+
+def _unless_finished(directory: RunDirectory, config: RunConfig, overrides: Sequence[str]) -> Start:
+    """Go on with a run, unless it is finished and is not to become longer."""
+    before = directory.config().trainer
+    same_length = (before.max_steps, before.max_epochs) == (config.trainer.max_steps, config.trainer.max_epochs)
+    if directory.is_finished and same_length:
+        return Start(directory.path, is_finished=True)
+    return _going_on(directory, config, overrides)
+
+
+def _going_on(directory: RunDirectory, config: RunConfig, overrides: Sequence[str]) -> Start:
+    """Check a run that goes on, and freeze what has changed."""
+    refuse_faults(config, new_run=False)
+    if config != directory.config():
+        freeze(config, directory.config_file)
+        directory.event("changed", overrides=list(overrides))
+    return Start(directory.path)
 
 
 def resume(run: Path, overrides: Sequence[str]) -> int:
@@ -53,26 +126,23 @@ def resume(run: Path, overrides: Sequence[str]) -> int:
         AitrainError: Anything the user can mend; the run is as it was then.
     """
 
-    def same_run() -> Path:
+    def same_run() -> Start:
         directory = RunDirectory.open(run)
-        before = directory.config()
-        config = amend(before, overrides)
-        refuse_faults(config, new_run=False)
-        if config != before:
-            freeze(config, directory.config_file)
-            directory.event("changed", overrides=list(overrides))
-        return run
+        return _going_on(directory, amend(directory.config(), overrides), overrides)
 
-    return _start(same_run, is_new=False)
+    return _start(same_run)
 
 
-def _start(prepare: Callable[[], Path], is_new: bool) -> int:
+def _start(prepare: Callable[[], Start]) -> int:
     ranks = detect()
     if ranks.launcher in ("torchrun", "srun") and ranks.world > 1:
-        return _as_rank(ranks, prepare, is_new)
-    directory = RunDirectory.open(prepare())
+        return _as_rank(ranks, prepare)
+    start = prepare()
+    directory = RunDirectory.open(start.path)
+    if start.is_finished:
+        return _done(directory)
     count = usable_devices(directory.config())
-    with _tidied(directory, is_new):
+    with _tidied(directory, start.is_new):
         if count > 1:
             code = run_ranks([sys.executable, "-m", "aitrain.trainer.rank", str(directory.path)], count)
             if code not in (EXIT_DONE, EXIT_REQUEUE):
@@ -113,27 +183,35 @@ def _is_told(error: BaseException) -> bool:
     return isinstance(error, (AitrainError, KeyboardInterrupt))
 
 
-def _as_rank(ranks: Ranks, prepare: Callable[[], Path], is_new: bool) -> int:
+def _done(directory: RunDirectory) -> int:
+    """Say that there is nothing left to do."""
+    print(f"{directory.path} is finished already: nothing is left to do", file=sys.stderr)
+    return EXIT_DONE
+
+
+def _as_rank(ranks: Ranks, prepare: Callable[[], Start]) -> int:
     """Run as one of many that torchrun or srun started: rank 0 checks and freezes, the others read what it froze."""
     from aitrain.dist.group import Group
     from aitrain.trainer.fit import fit
 
-    path: Path | None = None
+    start = Start(Path())
     fault: tuple[int, str] | None = None
     if ranks.is_first:
         try:
-            path = prepare()
+            start = prepare()
         except AitrainError as error:
             fault = (error.exit_code, str(error))
     group = Group(ranks, _accelerator_of(ranks))
     try:
-        fault, answer = group.from_first((fault, str(path)))
+        fault, answer, is_finished = group.from_first((fault, str(start.path), start.is_finished))
         if fault is not None:
             # every rank leaves with the same code; only the first one speaks
             raise _fault(fault) if ranks.is_first else SystemExit(fault[0])
         directory = RunDirectory.open(Path(answer))
+        if is_finished:
+            return _done(directory) if ranks.is_first else EXIT_DONE
         if ranks.is_first:
-            with _tidied(directory, is_new):
+            with _tidied(directory, start.is_new):
                 return fit(directory, ranks, group)
         return fit(directory, ranks, group)
     except AitrainError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from aitrain.dist.group import Group
 from aitrain.errors import EXIT_DONE, AitrainError
-from aitrain.trainer.display import duration
+from aitrain.trainer.display import Display, duration
 from aitrain.trainer.export import export
+from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.step_edge import Session
 from aitrain.trainer.trackers import close_trackers
 
@@ -35,6 +37,33 @@ def finish(session: Session, code: int) -> int:
         session.display.say("\n".join(account(session, code)))
     session.group.barrier()
     return code
+
+
+def finish_interrupted(directory: RunDirectory, group: Group, steps: int) -> int:
+    """Export a run that had done its last step, and was killed before it was exported.
+
+    Args:
+        directory: The run.
+        group: The ranks.
+        steps: Its optimizer steps.
+
+    Returns:
+        The exit code: done.
+
+    Raises:
+        AitrainError: The export could not be written.
+    """
+    if group.ranks.is_first:
+        config = directory.config()
+        display = Display(True, steps)
+        display.say(f"all {steps} steps of {directory.path} are done; only its end was interrupted")
+        if config.export.at_end and not directory.export.exists():
+            display.say("exporting ...")
+            export(directory.path, directory.export, config.export.merge, "newest")
+            display.say(f"model   {directory.export / 'model'}")
+        directory.event("finished", step=steps)
+    group.barrier()
+    return EXIT_DONE
 
 
 def account(session: Session, code: int) -> list[str]:

@@ -1,0 +1,79 @@
+"""A cluster profile as text for people: every value with its source, and how far it can be trusted."""
+
+from __future__ import annotations
+
+from aitrain.config.values import shown
+from aitrain.launch.choices import Confidence
+from aitrain.launch.clusters import Cluster, load, names, warning
+
+UNVERIFIED = "?"
+"""Mark before a value that is not verified."""
+
+
+def profile_text(name: str) -> str:
+    """Return a profile: every value with its confidence and the number of its source, and the sources.
+
+    Args:
+        name: Name or path of a profile.
+
+    Raises:
+        RecipeError: There is no such profile, or it has faults.
+    """
+    cluster = load(name)
+    profile = cluster.profile
+    lines = [f"{cluster.name}: {profile.where}"]
+    lines += [f"  {text}" for text in (profile.docs, warning(profile), profile.note) if text]
+    rows, sources = _rows(cluster)
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines += ["", *(f"{mark} {key:<{widths[1]}}  {value}  [{of}]" for mark, key, value, of in rows)]
+    lines += ["", "sources"]
+    lines += [f"  {number:>2}  {text}" for text, number in sources.items()]
+    doubtful = sum(row[0] == UNVERIFIED for row in rows)
+    if doubtful:
+        lines += ["", f"{doubtful} values are unverified (marked {UNVERIFIED}): check them at the site."]
+    lines += ["", f"Change any of them in a file of your own: docs/add-your-site.md. Read from: {_files(cluster)}"]
+    return "\n".join(lines)
+
+
+def _rows(cluster: Cluster) -> tuple[list[tuple[str, str, str, str]], dict[str, int]]:
+    """Return mark, key, value and confidence with source number of every value, and the sources by number."""
+    rows, sources = [], dict[str, int]()
+    for keys, evidence in cluster.origins.items():
+        value = _value(cluster, keys)
+        if keys[0] in ("title", "docs", "note") or value is None:
+            continue
+        text = evidence.source + (f" ({evidence.note})" if evidence.note else "")
+        number = sources.setdefault(text, len(sources) + 1)
+        mark = UNVERIFIED if evidence.confidence is Confidence.unverified else " "
+        rows.append((mark, ".".join(keys), value, f"{evidence.confidence.name} {number}"))
+    return rows, sources
+
+
+def _value(cluster: Cluster, keys: tuple[str, ...]) -> str | None:
+    """Return a value as text; `None` for an entry whose values stand below it."""
+    value: object = cluster.profile
+    for word in keys:
+        value = value[word] if isinstance(value, dict) else getattr(value, word)
+    if hasattr(value, "__dataclass_fields__"):
+        return None if any(len(other) > len(keys) and other[: len(keys)] == keys for other in cluster.origins) else "{}"
+    return shown(value)
+
+
+def _files(cluster: Cluster) -> str:
+    return ", ".join(map(str, cluster.files))
+
+
+def listing() -> str:
+    """Return the profiles that there are, a line each."""
+    known = [load(name) for name in names()]
+    width = max(len(cluster.name) for cluster in known)
+    rows = [f"  {cluster.name:<{width}}  {cluster.profile.where}: {_hardware(cluster)}" for cluster in known]
+    return "\n".join(["clusters, for --cluster NAME (`aitrain show cluster NAME` tells more)", *rows])
+
+
+def _hardware(cluster: Cluster) -> str:
+    profile = cluster.profile
+    if profile.kind.name == "placeholder":
+        return "not built yet"
+    memory = f" {profile.device.memory_gb:g} GB" if profile.device.memory_gb else ""
+    return f"{profile.device.per_node} x {profile.device.model or profile.device_word}{memory} per node"
