@@ -349,6 +349,9 @@ def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
     for name in dict.fromkeys([*old, *new]):
         if name in ("run.dir", "run.name") or name.startswith(RESUMABLE) or old.get(name) == new.get(name):
             continue
+        group = name.split(".", 1)[0]
+        if group != name and old.get(group) != new.get(group):
+            continue  # another option has other keys, and that is told already
         there, here = (shown(values[name]) if name in values else "nothing" for values in (old, new))
         faults.append(
             f"{name}={here}, but the run in {run} has {there}: give the same, or choose a new run.dir for a new run"

@@ -58,6 +58,7 @@ OF_THE_HOUSE = {
     "tests/test_architecture.py": "this file",
     "tests/ops/test_aot.py": "what compilers make of all kernels",
     "tests/ops/test_mutants.py": "the tests of all ops: they find planted bugs",
+    "tests/launch/test_wheel.py": "what an installed wheel carries",
     "tests/config/test_recipes.py": "the shipped recipes and options, which are YAML",
 }
 LONG_FOR_A_REASON: dict[str, str] = {

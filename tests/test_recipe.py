@@ -11,7 +11,7 @@ from aitrain.config.adapter import Qlora
 from aitrain.config.optim import AdamW, Muon
 from aitrain.config.trainer import Precision
 from aitrain.errors import RecipeError
-from aitrain.recipe import amend, compose, freeze, load, sweep
+from aitrain.recipe import amend, compose, continuation, freeze, load, sweep
 
 GIVEN = ["model.path=m", "data.path=d.jsonl"]
 
@@ -122,6 +122,8 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
             "trainer.devices=3",
             "trainer.global_batch_sequences=32 does not divide over 3 devices x 1 per device: write 30 or 33",
         ),
+        ("cluster.time_min=0", "cluster.time_min=0 must be at least 1"),
+        ("cluster.signal_s=0", "cluster.signal_s=0 must be at least 1"),
         ("checkpoint.keep=0", "checkpoint.keep=0 must be at least 1"),
         ("checkpoint.every_steps=0", "checkpoint.every_steps=0 must be at least 1"),
         ("evaluate.max_new_tokens=0", "evaluate.max_new_tokens=0 must be at least 1"),
@@ -157,6 +159,7 @@ def test_each_kind_of_mistake_has_one_sentence_that_names_its_key(word: str, say
         (["optim=muon", "optim.orthogonalise_steps=0"], "optim.orthogonalise_steps=0 must be"),
         (["optim=muon", "optim.adamw_lr=0"], "optim.adamw_lr=0.0 must be"),
         (["optim=sgd", "optim.momentum=1"], "optim.momentum=1.0 must be"),
+        (["cluster.time_min=5", "cluster.signal_s=300"], "is not less than cluster.time_min=5: write less than 300"),
         (["schedule=wsd", "schedule.decay_steps=-1"], "schedule.decay_steps=-1 must be"),
     ],
 )
@@ -309,6 +312,21 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
         with pytest.raises(RecipeError) as caught:
             amend(config, [word])
         assert says in str(caught.value)
+
+
+def test_a_recipe_given_again_may_differ_only_where_losses_do_not_depend_on_it() -> None:
+    before = compose("sft_lora", ["model.path=m", "data.path=d", "run.dir=/a/run"])
+    words = ["model.path=m", "data.path=d", "run.dir=run"]
+    same = continuation(
+        before, compose("sft_lora", [*words, "trainer.max_steps=9", "trainer.max_epochs=null"]), Path("r")
+    )
+    assert same.trainer.max_steps == 9 and same.run.dir == "/a/run"
+    with pytest.raises(RecipeError) as caught:
+        continuation(before, compose("sft_lora", [*words, "optim=sgd", "seed=4", "cluster.account=a"]), Path("r"))
+    faults = caught.value.faults
+    assert "seed=4, but the run in r has 0: give the same, or choose a new run.dir for a new run" in faults
+    assert "optim=sgd, but the run in r has adamw" in "\n".join(faults)
+    assert len(faults) == 2, "neither the cluster nor the keys that only one optimizer has"
 
 
 def test_a_sweep_is_every_combination() -> None:

@@ -344,6 +344,7 @@ def quiet() -> None:
     """Silence Lightning's advice about features that aitrain does itself; errors and warnings of others stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning.pytorch.*")
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used.*")
     warnings.filterwarnings("ignore", message=".*barrier\\(\\).*device.*")
     # deprecations between Lightning, torch and transformers that no user of ours can act on
     for pattern in (".*isinstance\\(treespec, LeafSpec\\).*", ".*is_gradient_checkpointing.*"):

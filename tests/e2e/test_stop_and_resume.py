@@ -143,6 +143,73 @@ def test_one_rank_goes_on_bit_for_bit(runs: Runs, one_rank: list[float], number:
     assert "resumed" in events(runs[number.name]) and events(runs[number.name])[-1] == "finished"
 
 
+def test_one_command_line_starts_continues_and_finishes(runs: Runs, one_rank: list[float]) -> None:
+    words = [*runs.words("one", "requeued"), "--or-resume"]
+    process = runs.start(words)
+    runs.after(process, "requeued")
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert runs.end(words)[0] == 0
+    assert losses(runs["requeued"]) == one_rank
+    told = events(runs["requeued"])
+    assert told[-1] == "finished" and told.count("started") == told.count("resumed") == 1
+    # once more, as when a node is lost after the end: nothing is done again, and nothing is written
+    code, err = runs.end(words)
+    assert code == 0 and "is finished already: nothing is left to do" in err
+    assert events(runs["requeued"]) == told
+
+
+def test_two_ranks_continue_from_the_frozen_file(runs: Runs, full: list[float]) -> None:
+    """What a submitted job runs: the recipe is frozen when it is submitted, and the command names only that file."""
+    from aitrain.recipe import compose, freeze
+
+    run = runs["submitted"]
+    (run / "logs").mkdir(parents=True)
+    _, recipe, *words = runs.words("ddp", "submitted")
+    freeze(compose(recipe, words), run / "run.yaml")
+    line = ["train", "--or-resume", str(run / "run.yaml")]
+    process = runs.start(line)
+    runs.after(process, "submitted")
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate()
+    assert process.returncode == 75, err
+    code, err = runs.end(line)
+    assert code == 0, err
+    assert losses(run) == pytest.approx(full, rel=1e-6)
+    assert runs.end(line)[0] == 0, "finished: done"
+
+
+def test_a_run_killed_between_its_last_step_and_its_end_is_finished(runs: Runs, one_rank: list[float]) -> None:
+    """Its checkpoint is whole and all steps are done, so only the export is left; no step is done again."""
+    shutil.copytree(runs["whole"], runs["cut"])
+    lines = (runs["cut"] / "events.jsonl").read_text().splitlines(keepends=True)
+    (runs["cut"] / "events.jsonl").write_text("".join(line for line in lines if '"finished"' not in line))
+    text = (runs["cut"] / "run.yaml").read_text().replace(str(runs["whole"]), str(runs["cut"]))
+    (runs["cut"] / "run.yaml").write_text(text.replace("at_end: false", "at_end: true"))
+    before = losses(runs["cut"])
+    code, err = runs.end(["train", "--or-resume", str(runs["cut"] / "run.yaml")])
+    assert code == 0, err
+    assert "only its end was interrupted" in err and (runs["cut"] / "export/model/config.json").is_file()
+    assert losses(runs["cut"]) == before == one_rank and events(runs["cut"])[-1] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("optim.lr=2e-3", "optim.lr=0.002, but the run in {run} has 0.001: give the same, or choose a new run.dir"),
+        ("seed=1", "seed=1, but the run in {run} has 0"),
+        ("optim=sgd", "optim=sgd, but the run in {run} has adamw"),
+    ],
+)
+def test_or_resume_never_guesses(runs: Runs, one_rank: list[float], change: str, says: str) -> None:
+    before = (runs["whole"] / "run.yaml").read_bytes(), events(runs["whole"])
+    code, err = runs.end([*runs.words("one", "whole", change), "--or-resume"])
+    assert code == 2 and "Traceback" not in err
+    assert any(says.format(run=runs["whole"]) in line for line in err.splitlines()), err
+    assert ((runs["whole"] / "run.yaml").read_bytes(), events(runs["whole"])) == before
+
+
 def test_two_ranks_go_on(runs: Runs, full: list[float]) -> None:
     stopped(runs, "ddp", "ddp", signal.SIGTERM)
     code, err = runs.end(["resume", str(runs["ddp"])])

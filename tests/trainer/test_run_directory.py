@@ -42,6 +42,45 @@ def test_a_place_that_is_taken_is_refused(small: Compose, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 
 
+def test_a_directory_of_a_start_that_was_killed_may_be_taken(small: Compose, tmp_path: Path) -> None:
+    config, place = small(f"run.dir={tmp_path}/run"), tmp_path / "run"
+    (place / "logs").mkdir(parents=True)
+    assert RunDirectory.is_blank(place)
+    with pytest.raises(RecipeError, match="exists already"):
+        RunDirectory.create(config)
+    assert RunDirectory.create(config, over_blank=True).config() == config
+    assert not RunDirectory.is_blank(place) and not RunDirectory.is_blank(tmp_path / "none")
+    with pytest.raises(RecipeError, match="exists already"):
+        RunDirectory.create(config, over_blank=True)
+
+
+def test_a_log_makes_a_directory_worth_keeping(tmp_path: Path) -> None:
+    (tmp_path / "run/logs").mkdir(parents=True)
+    (tmp_path / "run/logs/slurm-1.out").touch()
+    assert not RunDirectory.is_blank(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert not RunDirectory.is_blank(tmp_path / "link")
+
+
+def test_whether_a_run_is_finished(made: RunDirectory) -> None:
+    assert not made.is_finished and made.last_of("submitted") == {}
+    for kind, finished in (
+        ("submitted", False),
+        ("started", False),
+        ("finished", True),
+        ("evaluated", True),
+        ("resumed", False),
+        ("finished", True),
+        ("failed", False),
+    ):
+        made.event(kind, job=kind)
+        assert made.is_finished is finished
+    assert made.last_of("submitted", "started")["job"] == "started"
+    with open(made.events_file, "a") as file:
+        file.write('{"time": "cut o')  # what a crash leaves
+    assert made.last_of("failed")["job"] == "failed"
+
+
 def test_a_place_below_a_file_is_refused(small: Compose, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match="cannot be made .* give a folder you may write to"):

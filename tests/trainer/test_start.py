@@ -111,3 +111,35 @@ def test_a_refused_resume_changes_nothing(trained: Ended) -> None:
     with pytest.raises(RecipeError, match="seed"):
         start.resume(trained.directory.path, ["seed=9"])
     assert (trained.directory.config_file.read_bytes(), trained.directory.events()) == before
+
+
+@pytest.mark.usefixtures("nobody")
+def test_or_resume_needs_a_place_that_a_restart_can_find(verses: Path, tmp_path: Path) -> None:
+    given = [word for word in words(verses, tmp_path / "run") if not word.startswith("run.dir")]
+    with pytest.raises(RecipeError, match="--or-resume needs run.dir"):
+        start.train_or_resume("sft_full", given)
+    with pytest.raises(RecipeError, match=r"none is not a run: it holds no run\.yaml"):
+        start.train_or_resume(str(tmp_path / "none/run.yaml"), [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("nobody")
+def test_or_resume_does_not_take_over_what_is_no_run(verses: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine").write_text("kept")
+    with pytest.raises(RecipeError, match="exists already"):
+        start.train_or_resume("sft_full", words(verses, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
+
+
+@pytest.mark.usefixtures("nobody")
+def test_or_resume_after_a_start_that_was_killed_and_then_longer(verses: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    assert start.train_or_resume("sft_full", words(verses, run)) == 0
+    assert start.train_or_resume("sft_full", [*words(verses, run), "trainer.max_steps=3"]) == 0
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    before = RunDirectory(run).events()
+    assert start.train_or_resume(str(run / "run.yaml"), []) == 0, "finished: done"
+    assert RunDirectory(run).events() == before
