@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,31 +23,14 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from aitrain import __version__
 from aitrain.config import GROUPS, OPTION_OF, RunConfig
 from aitrain.config.describe import describe
-from aitrain.config.frozen import from_plain, to_plain
+from aitrain.config.frozen import RESUMABLE, from_plain, to_plain
 from aitrain.config.manual import all_keys, field_docs, manual
 from aitrain.config.source import CONFIGS, find, layers
 from aitrain.config.values import Faults, Key, convert, keys, nearest, shown, stand_in
 from aitrain.errors import RecipeError
 from aitrain.io import write_text
 
-__all__ = ["all_keys", "amend", "compose", "continuation", "describe", "find", "freeze", "load", "manual", "sweep"]
-
-RESUMABLE = (
-    "trainer.max_steps",
-    "trainer.max_epochs",
-    "trainer.devices",
-    "trainer.nodes",
-    "trainer.micro_batch_sequences",
-    "trainer.activation_checkpointing",
-    "model.fused_ops",
-    "data.workers",
-    "checkpoint.",
-    "evaluate.",
-    "export.",
-    "logger",
-    "cluster.",
-)
-"""Keys (and beginnings of keys) that a resumed run may change, because losses do not depend on them."""
+__all__ = ["all_keys", "amend", "compose", "describe", "find", "freeze", "load", "manual", "sweep"]
 
 
 def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -331,42 +314,6 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     if faults.lines or amended.check():
         raise RecipeError([*faults.lines, *amended.check()])
     return amended
-
-
-def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
-    """Return the configuration with which a run goes on when the whole recipe is given again.
-
-    Args:
-        before: What the run was started with.
-        wanted: What the recipe says now; where the run lives does not count as a difference.
-        run: The run directory, for the message.
-
-    Raises:
-        RecipeError: Keys that losses depend on differ, one sentence each.
-    """
-    faults = []
-    old, new = (dict(_plain_leaves(to_plain(config))) for config in (before, wanted))
-    for name in dict.fromkeys([*old, *new]):
-        if name in ("run.dir", "run.name") or name.startswith(RESUMABLE) or old.get(name) == new.get(name):
-            continue
-        group = name.split(".", 1)[0]
-        if group != name and old.get(group) != new.get(group):
-            continue  # another option has other keys, and that is told already
-        there, here = (shown(values[name]) if name in values else "nothing" for values in (old, new))
-        faults.append(
-            f"{name}={here}, but the run in {run} has {there}: give the same, or choose a new run.dir for a new run"
-        )
-    if faults:
-        raise RecipeError(faults)
-    return replace(wanted, run=before.run)
-
-
-def _plain_leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for word, value in data.items():
-        if isinstance(value, dict):
-            yield from _plain_leaves(value, f"{prefix}{word}.")
-        else:
-            yield f"{prefix}{word}".removesuffix(".option"), value
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -11,7 +11,7 @@ from aitrain.config.adapter import Qlora
 from aitrain.config.optim import AdamW, Muon
 from aitrain.config.trainer import Precision
 from aitrain.errors import RecipeError
-from aitrain.recipe import amend, compose, continuation, freeze, load, sweep
+from aitrain.recipe import amend, compose, freeze, load, sweep
 
 GIVEN = ["model.path=m", "data.path=d.jsonl"]
 
@@ -312,21 +312,6 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
         with pytest.raises(RecipeError) as caught:
             amend(config, [word])
         assert says in str(caught.value)
-
-
-def test_a_recipe_given_again_may_differ_only_where_losses_do_not_depend_on_it() -> None:
-    before = compose("sft_lora", ["model.path=m", "data.path=d", "run.dir=/a/run"])
-    words = ["model.path=m", "data.path=d", "run.dir=run"]
-    same = continuation(
-        before, compose("sft_lora", [*words, "trainer.max_steps=9", "trainer.max_epochs=null"]), Path("r")
-    )
-    assert same.trainer.max_steps == 9 and same.run.dir == "/a/run"
-    with pytest.raises(RecipeError) as caught:
-        continuation(before, compose("sft_lora", [*words, "optim=sgd", "seed=4", "cluster.account=a"]), Path("r"))
-    faults = caught.value.faults
-    assert "seed=4, but the run in r has 0: give the same, or choose a new run.dir for a new run" in faults
-    assert "optim=sgd, but the run in r has adamw" in "\n".join(faults)
-    assert len(faults) == 2, "neither the cluster nor the keys that only one optimizer has"
 
 
 def test_a_sweep_is_every_combination() -> None:

@@ -1,14 +1,33 @@
-"""A `RunConfig` as plain data for `run.yaml`, and back, exactly."""
+"""A `RunConfig` as plain data for `run.yaml`, and back, exactly; and what of it a run that goes on may change."""
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from aitrain.config.root import GROUPS, OPTION_OF, RunConfig
-from aitrain.config.values import Faults, convert, keys, nearest
+from aitrain.config.values import Faults, convert, keys, nearest, shown
 from aitrain.errors import RecipeError
+
+RESUMABLE = (
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.devices",
+    "trainer.nodes",
+    "trainer.micro_batch_sequences",
+    "trainer.activation_checkpointing",
+    "model.fused_ops",
+    "data.workers",
+    "checkpoint.",
+    "evaluate.",
+    "export.",
+    "logger",
+    "cluster.",
+)
+"""Keys (and beginnings of keys) that a resumed run may change, because losses do not depend on them."""
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
@@ -69,3 +88,39 @@ def from_plain(data: dict[str, Any]) -> RunConfig:
             inner = {name.removeprefix(start): value for name, value in given.items() if name.startswith(start)}
             parts[field.name] = cls(**inner)
     return RunConfig(**parts)
+
+
+def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
+    """Return the configuration with which a run goes on when the whole recipe is given again.
+
+    Args:
+        before: What the run was started with.
+        wanted: What the recipe says now; where the run lives does not count as a difference.
+        run: The run directory, for the message.
+
+    Raises:
+        RecipeError: Keys that losses depend on differ, one sentence each.
+    """
+    faults = []
+    old, new = (dict(_plain_leaves(to_plain(config))) for config in (before, wanted))
+    for name in dict.fromkeys([*old, *new]):
+        if name in ("run.dir", "run.name") or name.startswith(RESUMABLE) or old.get(name) == new.get(name):
+            continue
+        group = name.split(".", 1)[0]
+        if group != name and old.get(group) != new.get(group):
+            continue  # another option has other keys, and that is told already
+        there, here = (shown(values[name]) if name in values else "nothing" for values in (old, new))
+        faults.append(
+            f"{name}={here}, but the run in {run} has {there}: give the same, or choose a new run.dir for a new run"
+        )
+    if faults:
+        raise RecipeError(faults)
+    return replace(wanted, run=before.run)
+
+
+def _plain_leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for word, value in data.items():
+        if isinstance(value, dict):
+            yield from _plain_leaves(value, f"{prefix}{word}.")
+        else:
+            yield f"{prefix}{word}".removesuffix(".option"), value

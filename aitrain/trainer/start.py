@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aitrain.config import RunConfig
+from aitrain.config.frozen import continuation
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, RecipeError
 from aitrain.preflight import refuse_faults, usable_devices
-from aitrain.recipe import amend, compose, continuation, freeze
+from aitrain.recipe import amend, compose, freeze
 from aitrain.trainer.run_directory import RunDirectory
 
 FROZEN = "run.yaml"

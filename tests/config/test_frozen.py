@@ -1,8 +1,10 @@
 """A configuration as plain data and back."""
 
+from pathlib import Path
+
 import pytest
 
-from aitrain.config.frozen import from_plain, to_plain
+from aitrain.config.frozen import continuation, from_plain, to_plain
 from aitrain.errors import RecipeError
 from aitrain.recipe import compose
 
@@ -31,3 +33,18 @@ def test_every_fault_is_told_at_once() -> None:
         from_plain(plain)
     found = "\n".join(caught.value.faults)
     assert "optim.option=adam" in found and "trainer.max_epochs=many" in found and "did you mean seed?" in found
+
+
+def test_a_recipe_given_again_may_differ_only_where_losses_do_not_depend_on_it() -> None:
+    before = compose("sft_lora", ["model.path=m", "data.path=d", "run.dir=/a/run"])
+    words = ["model.path=m", "data.path=d", "run.dir=run"]
+    same = continuation(
+        before, compose("sft_lora", [*words, "trainer.max_steps=9", "trainer.max_epochs=null"]), Path("r")
+    )
+    assert same.trainer.max_steps == 9 and same.run.dir == "/a/run"
+    with pytest.raises(RecipeError) as caught:
+        continuation(before, compose("sft_lora", [*words, "optim=sgd", "seed=4", "cluster.account=a"]), Path("r"))
+    faults = caught.value.faults
+    assert "seed=4, but the run in r has 0: give the same, or choose a new run.dir for a new run" in faults
+    assert "optim=sgd, but the run in r has adamw" in "\n".join(faults)
+    assert len(faults) == 2, "neither the cluster nor the keys that only one optimizer has"
