@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import fields
+from dataclasses import MISSING as DATACLASS_MISSING
+from dataclasses import fields, is_dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
 from aitrain.config import GROUPS, RunConfig
-from aitrain.config.manual import KeyRow, all_keys, class_doc
+from aitrain.config.manual import KeyRow, all_keys, class_doc, field_docs
 from aitrain.config.source import header
-from aitrain.launch.ready import READY, ready_script
+from aitrain.config.values import shown, type_name
+from aitrain.launch.choices import Address, Confidence, Container, DeviceFlag, Kind, Network, Runtime, Tasks
+from aitrain.launch.clusters import Cluster, warning
+from aitrain.launch.clusters import load as load_cluster
+from aitrain.launch.clusters import names as cluster_names
+from aitrain.launch.profile import Evidence, Limits, Profile
+from aitrain.launch.ready import READY, ready_job, ready_script
+from aitrain.launch.times import slurm_time
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by docs/generate.py from {source}. Change that, then run `make docs`. -->\n"
@@ -28,6 +36,57 @@ Set a key in a recipe, or behind any command that takes one: `aitrain train sft_
 
 A group with options is chosen by its name alone (`adapter=lora`); the keys of the option follow with a dot
 (`adapter.rank=8`).
+"""
+
+ADD_YOUR_SITE = """# Add your site
+
+A cluster profile is one YAML file of facts. `aitrain show cluster` lists those that come with aitrain, and
+`aitrain show cluster NAME` prints one with the source of each value. Your own files are in
+`~/.config/aitrain/clusters/` (or anywhere: `--cluster ./site.yaml`). Nothing else has to be written for a new site.
+
+## Change a profile
+
+A file with the name of a shipped profile changes that one. Write only what differs; `null` takes a value away.
+
+```yaml
+# ~/.config/aitrain/clusters/lumi_g.yaml
+account: project_465000001             # every job of yours is billed here
+partition: small-g
+fabric:
+  environment: {NCCL_DEBUG: INFO, NCCL_NET_GDR_LEVEL: null}
+```
+
+## Write a profile
+
+A new name is a new profile, on its own or on a `base`; `generic`, `dgx_h200` and `gb200_nvl72` are there for that.
+
+```yaml
+# ~/.config/aitrain/clusters/our_cluster.yaml
+base: dgx_h200
+kind: site
+title: Our cluster
+partition: h200
+partitions: {h200: {max_hours: 48, max_nodes: 16}}
+account_required: true
+internet: {login: open, compute: closed}
+software: {modules: [Python/3.12.3], container: apptainer, container_command: apptainer exec --nv}
+storage: {areas: {scratch: {path: /scratch, purge_days: 30}}}
+evidence:
+  - {keys: [partitions, storage], confidence: documented, source: https://wiki.example.org/slurm}
+```
+
+```bash
+aitrain show cluster our_cluster
+aitrain submit sft_lora --cluster our_cluster --account a model.path=MODEL_FOLDER data.path=chats.jsonl --dry-run
+```
+
+A misspelt key, a wrong type or an unknown base is refused with its line and the nearest right name.
+
+What to look up in your site's documentation, in this order: the partition and its limits, how GPUs are asked for, cores
+per GPU, whether accounts and QoS are mandatory, whether compute nodes reach the internet, which network variables are
+prescribed, and which file systems are purged.
+
+## Every key of a profile
 """
 
 RECIPES_INTRO = """# Recipes
@@ -98,7 +157,201 @@ def recipes_page() -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
-PAGES = {"keys.md": keys_page, "recipes.md": recipes_page}
+def first_job(cluster: Cluster) -> list[str]:
+    """Return the shell lines of a first job.
+
+    Args:
+        cluster: The cluster.
+    """
+    profile = cluster.profile
+    words = [f"--cluster {cluster.name}"]
+    if profile.account_required:
+        words.append("--account ACCOUNT")
+    if profile.qos_required and not profile.qos:
+        words.append("--qos QOS")
+    hours = min(1.0, profile.limits(profile.partition, profile.qos).max_hours or 1.0)
+    words.append(f"--time {slurm_time(int(60 * hours))}")
+    train = "model.path=MODEL_FOLDER data.path=chats.jsonl"
+    if profile.device.runtime is Runtime.rocm:
+        train += " cluster.container=IMAGE.sif"
+    if profile.device.runtime is Runtime.cpu:
+        train += " trainer.precision=fp32"
+    submit = f"aitrain submit sft_lora {' '.join(words)} \\\n  {train}"
+    return [
+        "source .venv/bin/activate   # made by `make venv` in the folder of aitrain",
+        f"{submit} --dry-run   # look at the script",
+        submit,
+        "squeue --me",
+        "aitrain runs",
+    ]
+
+
+def limits_table(title: str, known: dict[str, Limits]) -> list[str]:
+    """Return the limits of partitions or QoS as a table.
+
+    Args:
+        title: What they are.
+        known: Limits by name.
+    """
+    if not known:
+        return []
+    rows = [f"| {title} | hours | nodes | devices | whole nodes | |", "|---|---|---|---|---|---|"]
+    for name, limits in known.items():
+        nodes = "-" if limits.max_nodes is None else str(limits.max_nodes)
+        nodes = f"{limits.min_nodes} to {nodes}" if limits.min_nodes else nodes
+        hours = "-" if limits.max_hours is None else f"{limits.max_hours:g}"
+        devices = "-" if limits.max_devices is None else str(limits.max_devices)
+        whole = {None: "", True: "yes", False: "no"}[limits.whole_nodes]
+        rows.append(f"| `{name}` | {hours} | {nodes} | {devices} | {whole} | {limits.note or ''} |")
+    return [*rows, ""]
+
+
+def site_facts(cluster: Cluster) -> list[str]:
+    """Return what a user should know about a cluster, as a list.
+
+    Args:
+        cluster: The cluster.
+    """
+    profile = cluster.profile
+    device, node, words = profile.device, profile.node, []
+    memory = f" of {device.memory_gb:g} GB" if device.memory_gb else ""
+    words.append(
+        f"A node: {device.per_node} x {device.model or 'GPU'}{memory}, {node.cores_per_device} cores for each, "
+        f"{node.arch.name}."
+    )
+    network = {"open": "yes", "closed": "no", "unknown": "not known, so aitrain takes it for no"}
+    words.append(
+        f"Internet: login nodes {network[profile.internet.login.name]}; compute nodes "
+        f"{network[profile.internet.compute.name]}."
+    )
+    if profile.software.container_images:
+        words.append(f"Images of the centre: `{profile.software.container_images}` (`cluster.container=...`).")
+    elif profile.software.container.name != "none":
+        words.append(f"Containers: {profile.software.container.value} (`cluster.container=...`).")
+    if profile.software.modules:
+        words.append(f"Modules that a job loads: `{' '.join(profile.software.modules)}`.")
+    if profile.account_example:
+        words.append(f"Account: {profile.account_example}.")
+    if profile.qos_example:
+        words.append(f"QoS: {profile.qos_example}.")
+    if profile.billing.unit:
+        rate = profile.billing.per_device_hour
+        price = f"{rate:g} {profile.billing.unit}s for one device and hour" if rate else profile.billing.unit
+        words.append(f"Billing: {price}{f'; {profile.billing.note}' if profile.billing.note else ''}.")
+    if profile.energy.source:
+        words.append(f"Energy of a job: {profile.energy.source}.")
+    if profile.fabric.environment_practice:
+        listed = ", ".join(f"`{name}`" for name in profile.fabric.environment_practice)
+        words.append(f"Projects also set {listed}; `cluster.practice_env=true` does so.")
+    return [f"- {word}" for word in words]
+
+
+def areas_table(profile: Profile) -> list[str]:
+    """Return the file systems as a table.
+
+    Args:
+        profile: The profile.
+    """
+    if not profile.storage.areas:
+        return []
+    rows = ["| folder | quota | files | deleted after | |", "|---|---|---|---|---|"]
+    for area in profile.storage.areas.values():
+        quota = "-" if area.quota_gb is None else f"{area.quota_gb:,.0f} GB"
+        files = "-" if area.quota_files is None else f"{area.quota_files:,}"
+        purge = "-" if area.purge_days is None else f"{area.purge_days} days"
+        rows.append(f"| `{area.path}` | {quota} | {files} | {purge} | {area.note or ''} |")
+    return [*rows, ""]
+
+
+def site_page(name: str) -> str:
+    """Return `docs/sites/NAME.md`: the first job on a cluster, and what is known about it.
+
+    Args:
+        name: Name of a shipped profile.
+    """
+    cluster = load_cluster(name, {})
+    profile = cluster.profile
+    doubtful = [
+        ".".join(keys)
+        for keys, evidence in cluster.origins.items()
+        if evidence.confidence is Confidence.unverified and keys[0] not in ("title", "docs", "note")
+    ]
+    out = [NOTE.format(source=f"launch/cluster/{name}.yaml"), f"# {profile.where}\n"]
+    out += [f"**{text}**\n" for text in (warning(profile),) if text]
+    out += [f"{profile.note[0].upper()}{profile.note[1:]}.\n"] if profile.note else []
+    out += ["## First job\n", "```bash", *first_job(cluster), "```\n"]
+    if name in READY:
+        flags = ready_job(name).usage_flags
+        out += ["Or without any new command, with the script that is ready in `launch/`:\n", "```bash"]
+        out += [f"sbatch {flags}launch/{name}.sbatch sft_lora model.path=MODEL_FOLDER data.path=chats.jsonl", "```\n"]
+    out += ["What `aitrain submit` writes and checks stands under [On a cluster](../on-a-cluster.md).\n"]
+    out += ["## What is known\n", *site_facts(cluster), ""]
+    out += limits_table("partition", profile.partitions) + limits_table("QoS", profile.qos_limits)
+    out += areas_table(profile)
+    if profile.docs:
+        out.append(f"The centre's own documentation: <{profile.docs}>.")
+    out.append(f"`aitrain show cluster {name}` prints every value with its source.\n")
+    if doubtful:
+        out.append(f"Not verified: {', '.join(f'`{key}`' for key in doubtful)}. Tell us when you know better.\n")
+    return "\n".join(out).rstrip() + "\n"
+
+
+def add_your_site_page() -> str:
+    """Return `docs/add-your-site.md`: how a profile is written, and every key of it."""
+    out = [NOTE.format(source="docs/generate.py and aitrain/launch/profile.py"), ADD_YOUR_SITE]
+    out += profile_keys(Profile, "")
+    out += ["### What the words mean\n"]
+    for choice in (Kind, Runtime, DeviceFlag, Tasks, Address, Network, Container):
+        out += [*(f"- `{each.name}`: {each.value}" for each in choice), ""]
+    out += ["### Words of `evidence`\n", HEAD]
+    out += [row_line(row) for row in _profile_rows(Evidence, "evidence[].")]
+    out += ["", "Confidence is one of:\n", *(f"- `{each.name}`: {each.value}" for each in Confidence), ""]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def profile_keys(cls: type, prefix: str) -> list[str]:
+    """Return the tables of the keys of a profile: its own first, then those of each group.
+
+    Args:
+        cls: Dataclass of the profile or of a group.
+        prefix: What stands before its keys, with a dot at its end.
+    """
+    out = [f"### {prefix.rstrip('.') or 'At the top'}\n", class_doc(cls) + "\n", HEAD]
+    out += [row_line(row) for row in _profile_rows(cls, prefix)] + [""]
+    for name, hint in get_type_hints(cls).items():
+        if is_dataclass(hint):
+            out += profile_keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+            out += profile_keys(get_args(hint)[1], f"{prefix}{name}.NAME.")
+    return out
+
+
+def _profile_rows(cls: type, prefix: str) -> list[KeyRow]:
+    rows = []
+    for each in fields(cls):
+        hint = get_type_hints(cls)[each.name]
+        if is_dataclass(hint) or (get_origin(hint) is dict and is_dataclass(get_args(hint)[1])):
+            continue
+        default = each.default_factory() if each.default is DATACLASS_MISSING else each.default  # type: ignore[misc]
+        kind = "table of texts" if get_origin(hint) is dict else type_name(hint)
+        rows.append(
+            KeyRow(
+                prefix + each.name,
+                None,
+                kind,
+                shown(None if default in ("", [], {}) else default),
+                field_docs(cls)[each.name],
+            )
+        )
+    return rows
+
+
+PAGES = {
+    "keys.md": keys_page,
+    "recipes.md": recipes_page,
+    "add-your-site.md": add_your_site_page,
+    **{f"sites/{name}.md": partial(site_page, name) for name in cluster_names({})},
+}
 
 
 def main() -> int:

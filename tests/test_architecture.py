@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.util
 import re
@@ -193,7 +194,7 @@ def test_readme_pointers_hold() -> None:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -208,7 +209,7 @@ def test_every_page_is_in_the_navigation() -> None:
                 yield from files(inner)
 
     listed = list(files(nav))
-    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
@@ -222,7 +223,8 @@ def test_links_resolve(page: Path) -> None:
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
 def test_files_named_in_the_docs_exist(page: Path) -> None:
     for target in re.findall(
-        r"`((?:aitrain|tests|configs|recipes|docs)/[\w/]+\.(?:py|yaml|md))`", page.read_text(encoding="utf-8")
+        r"`((?:aitrain|tests|configs|recipes|docs|launch)/[\w/]+\.(?:py|yaml|md|sbatch|jinja))`",
+        page.read_text(encoding="utf-8"),
     ):
         if target != "tests/a/test_b.py" and target != "aitrain/a/b.py":
             assert (ROOT / target).is_file(), f"{page.name} names {target}, which is not there"
@@ -242,8 +244,12 @@ def shell_lines(page: Path) -> Iterator[list[str]]:
 def test_commands_in_the_docs_are_real(page: Path) -> None:
     for command, *words in shell_lines(page):
         assert command in COMMANDS, f"{page.name}: aitrain {command}"
-        if command in ("train", "check") and "-m" not in words:
-            compose(words[0], [word for word in words[1:] if "=" in word])
+        if command in ("train", "check", "submit") and "-m" not in words:
+            recipe = next(word for word in words if not word.startswith("-"))
+            compose(recipe, [word for word in words if "=" in word and not word.startswith("-")])
+            known = argparse.ArgumentParser()
+            COMMANDS[command].arguments(known)
+            known.parse_intermixed_args(words)
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
@@ -251,7 +257,7 @@ def test_keys_in_the_docs_exist(page: Path) -> None:
     keys, text = {row.key for row in all_keys()}, page.read_text(encoding="utf-8")
     groups = "|".join({key.split(".")[0] for key in keys if "." in key})
     for key in re.findall(rf"(?<![\w/.-])((?:{groups})\.\w+)(?==|`)", text):
-        assert key in keys, f"{page.name} names the key {key}, which does not exist"
+        assert key in keys or key == "run.yaml", f"{page.name} names the key {key}, which does not exist"
     options = {f"{group}={option}" for group, found in GROUPS.items() for option in found}
     for choice in re.findall(rf"(?<![\w.-])((?:{'|'.join(GROUPS)})=\w+)", text):
         assert choice in options, f"{page.name} names {choice}, which does not exist"
@@ -266,10 +272,18 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["keys.md", "recipes.md"])
-def test_generated_pages_are_up_to_date(page: str) -> None:
-    written = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert written == generator().PAGES[page](), f"docs/{page} is behind its source: run `make docs`"
+def test_generated_pages_are_up_to_date() -> None:
+    pages = generator().PAGES
+    assert {"keys.md", "recipes.md", "add-your-site.md", "sites/lumi_g.md"} <= set(pages)
+    for page, text in pages.items():
+        written = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert written == text(), f"docs/{page} is behind its source: run `make docs`"
+
+
+def test_no_page_of_a_site_is_left_over() -> None:
+    assert {f"sites/{path.name}" for path in (ROOT / "docs/sites").iterdir()} == {
+        page for page in generator().PAGES if page.startswith("sites/")
+    }
 
 
 def test_every_direct_dependency_is_locked() -> None:

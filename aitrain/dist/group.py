@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from datetime import timedelta
 from typing import Any
@@ -34,6 +36,7 @@ class Group:
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
         # flags must not wait for the GPU's queue, so they travel over the host
         self._host_group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+        atexit.register(self.close)
 
     def any_true(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; every rank must call this.
@@ -97,6 +100,14 @@ class Group:
         self.largest(0)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, and wait until its threads have ended; a second call does nothing.
+
+        A thread of gloo lets go of the tensors of the last collective a moment after the collective is done, and needs
+        the interpreter for that. If the interpreter is ending by then, the process aborts ("terminate called without an
+        active exception", exit code 134) and a run that ended well looks like one that crashed. The threads end when
+        nobody holds the group any more.
+        """
+        self._host_group = None
         if dist.is_initialized():
             dist.destroy_process_group()
+            gc.collect()

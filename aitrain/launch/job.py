@@ -336,11 +336,13 @@ class Job:
     @property
     def cost(self) -> str:
         """What one run of the job costs at most, in device-hours and in the site's unit."""
-        hours = f"{self.device_hours:g} {self.device_word}-hours"
+        hours = f"{round(self.device_hours, 2):,.10g} {self.device_word}-hours"
         billing = self.profile.billing
         if billing.per_device_hour is None or billing.unit is None:
             return hours
-        return f"{hours} = {self.device_hours * billing.per_device_hour:,.10g} {billing.unit}s".replace("SBUs", "SBU")
+        return f"{hours} = {round(self.device_hours * billing.per_device_hour, 2):,.10g} {billing.unit}s".replace(
+            "SBUs", "SBU"
+        )
 
 
 def counted(number: int, word: str) -> str:
