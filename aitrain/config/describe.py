@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from aitrain.config.cluster import Cluster
 from aitrain.config.root import OPTION_OF, RunConfig
 from aitrain.config.values import shown
 
@@ -32,6 +33,8 @@ def describe(config: RunConfig) -> str:
         ("logging", "metrics.jsonl" + ("" if _option(config.logger) == "jsonl" else f", {_with_keys(config.logger)}")),
         ("export", _export(config)),
     ]
+    if config.cluster != Cluster():
+        rows.append(("cluster", f"{_keys(config.cluster)}; only `aitrain submit` reads this"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
@@ -42,8 +45,13 @@ def _option(group: object) -> str:
 
 def _with_keys(group: object) -> str:
     """Return the option and those of its keys that have a value."""
+    return " ".join(filter(None, [_option(group), _keys(group)]))
+
+
+def _keys(group: object) -> str:
+    """Return the keys of a group that have a value."""
     pairs = [(field.name, getattr(group, field.name)) for field in fields(group)]  # type: ignore[arg-type]
-    return " ".join([_option(group), *(f"{name}={shown(value)}" for name, value in pairs if value is not None)])
+    return " ".join(f"{name}={shown(value)}" for name, value in pairs if value is not None)
 
 
 def _held_out(config: RunConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+from collections import deque
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +27,7 @@ class Group:
     def __init__(self, ranks: Ranks, accelerator: str, timeout_min: float = 30.0) -> None:
         self.ranks = ranks
         self._host_group: Any = None
+        self._kept: deque[torch.Tensor] = deque(maxlen=4)
         if ranks.world == 1:
             return
         os.environ.update(ranks.environment())
@@ -36,7 +38,7 @@ class Group:
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
         # flags must not wait for the GPU's queue, so they travel over the host
         self._host_group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
-        atexit.register(self.close)
+        atexit.register(self._end_gloo)
 
     def any_true(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; every rank must call this.
@@ -55,6 +57,7 @@ class Group:
         if self._host_group is None:
             return value
         tensor = torch.tensor([value], dtype=torch.int64)
+        self._kept.append(tensor)  # see `_end_gloo`
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host_group)
         return int(tensor.item())
 
@@ -100,14 +103,25 @@ class Group:
         self.largest(0)
 
     def close(self) -> None:
-        """Leave the process group, and wait until its threads have ended; a second call does nothing.
-
-        A thread of gloo lets go of the tensors of the last collective a moment after the collective is done, and needs
-        the interpreter for that. If the interpreter is ending by then, the process aborts ("terminate called without an
-        active exception", exit code 134) and a run that ended well looks like one that crashed. The threads end when
-        nobody holds the group any more.
-        """
-        self._host_group = None
+        """Leave the process group; a second call does nothing."""
+        self._end_gloo()
         if dist.is_initialized():
             dist.destroy_process_group()
-            gc.collect()
+
+    def _end_gloo(self) -> None:
+        """Wait until the threads of gloo have ended; also at the exit of a process that does not close the group.
+
+        Such a thread lets go of the tensors of the last collective a moment after the collective is done, and needs the
+        interpreter for that. If the interpreter is ending by then, the process aborts ("terminate called without an
+        active exception", exit code 134), and a run that ended well looks like one that crashed. The threads end when
+        the group is destroyed and nobody holds it any more. Where somebody does (FSDP and DeepSpeed keep it in their own
+        state), the tensors of the last collectives, which are ours, are held here, so that nothing is left to let go of.
+        NCCL's groups are left alone here: destroying them talks to
+        the other ranks, which a rank that leaves with an error must not wait for.
+        """
+        group, self._host_group = self._host_group, None
+        if group is None or not dist.is_initialized():
+            return
+        dist.destroy_process_group(group)
+        del group
+        gc.collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aitrain.config.values import shown
+from aitrain.errors import RecipeError
 from aitrain.launch.choices import Confidence
 from aitrain.launch.clusters import Cluster, load, names, warning
 
@@ -65,10 +66,19 @@ def _files(cluster: Cluster) -> str:
 
 def listing() -> str:
     """Return the profiles that there are, a line each."""
-    known = [load(name) for name in names()]
-    width = max(len(cluster.name) for cluster in known)
-    rows = [f"  {cluster.name:<{width}}  {cluster.profile.where}: {_hardware(cluster)}" for cluster in known]
+    known = names()
+    width = max(map(len, known))
+    rows = [f"  {name:<{width}}  {_line(name)}" for name in known]
     return "\n".join(["clusters, for --cluster NAME (`aitrain show cluster NAME` tells more)", *rows])
+
+
+def _line(name: str) -> str:
+    """Return a profile in one line; a broken file of the user's must not hide the others."""
+    try:
+        cluster = load(name)
+    except RecipeError as error:
+        return f"cannot be used: {error.faults[0]}"
+    return f"{cluster.profile.where}: {_hardware(cluster)}"
 
 
 def _hardware(cluster: Cluster) -> str:

@@ -24,3 +24,11 @@ def test_the_table_says_what_decides_a_run() -> None:
     ):
         assert part in text, text
     assert max(map(len, text.splitlines())) < 120
+
+
+def test_keys_for_submit_are_said_to_be_for_submit_only() -> None:
+    words = ["model.path=m", "data.path=d.jsonl"]
+    assert "cluster" not in describe(compose("sft_lora", words))
+    text = describe(compose("sft_lora", [*words, "cluster.name=lumi_g", "cluster.account=a"]))
+    (line,) = [line for line in text.splitlines() if line.startswith("cluster")]
+    assert "name=lumi_g account=a practice_env=false; only `aitrain submit` reads this" in line

@@ -1,5 +1,7 @@
 """`aitrain show cluster NAME`: every value with its source and confidence, and a mark on what is unverified."""
 
+from pathlib import Path
+
 import pytest
 
 from aitrain import cli
@@ -35,6 +37,16 @@ def test_a_placeholder_says_so_first() -> None:
 def test_all_clusters_are_listed() -> None:
     text = listing()
     assert all(f"  {name} " in text for name in names()) and "8 x MI250X GCD 64 GB per node" in text
+
+
+def test_a_broken_file_of_the_users_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "aitrain/clusters").mkdir(parents=True)
+    (tmp_path / "aitrain/clusters/ours.yaml").write_text("titel: Ours\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    lines = listing().splitlines()
+    (ours,) = [line for line in lines if line.startswith("  ours ")]
+    assert "cannot be used: " in ours and "titel is not a key of a cluster profile: did you mean title?" in ours
+    assert any("LUMI-G (CSC, FI)" in line for line in lines)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
