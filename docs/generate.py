@@ -173,14 +173,13 @@ def first_job(cluster: Cluster) -> list[str]:
     words.append(f"--time {slurm_time(int(60 * hours))}")
     train = "model.path=MODEL_FOLDER data.path=chats.jsonl"
     if profile.device.runtime is Runtime.rocm:
-        train += " cluster.container=IMAGE.sif"
+        train += " \\\n  cluster.container=IMAGE.sif cluster.venv=inside"
     if profile.device.runtime is Runtime.cpu:
         train += " trainer.precision=fp32"
-    submit = f"aitrain submit sft_lora {' '.join(words)} \\\n  {train}"
     return [
         "source .venv/bin/activate   # made by `make venv` in the folder of aitrain",
-        f"{submit} --dry-run   # look at the script",
-        submit,
+        f"aitrain submit sft_lora {' '.join(words)} \\\n  {train} \\",
+        "  --dry-run   # prints the script; without this word, the job is submitted",
         "squeue --me",
         "aitrain runs",
     ]
@@ -280,10 +279,13 @@ def site_page(name: str) -> str:
     out += [f"**{text}**\n" for text in (warning(profile),) if text]
     out += [f"{profile.note[0].upper()}{profile.note[1:]}.\n"] if profile.note else []
     out += ["## First job\n", "```bash", *first_job(cluster), "```\n"]
+    if profile.device.runtime is Runtime.rocm:
+        made = "[Your software](../on-a-cluster.md#your-software) says how the environment `inside` is made."
+        out.append(f"The image brings torch for these GPUs; {made}\n")
     if name in READY:
-        flags = ready_job(name).usage_flags
+        sbatch = f"sbatch {ready_job(name).usage_flags}launch/{name}.sbatch sft_lora"
         out += ["Or without any new command, with the script that is ready in `launch/`:\n", "```bash"]
-        out += [f"sbatch {flags}launch/{name}.sbatch sft_lora model.path=MODEL_FOLDER data.path=chats.jsonl", "```\n"]
+        out += [f"{sbatch} \\\n  model.path=MODEL_FOLDER data.path=chats.jsonl", "```\n"]
     out += ["What `aitrain submit` writes and checks stands under [On a cluster](../on-a-cluster.md).\n"]
     out += ["## What is known\n", *site_facts(cluster), ""]
     out += limits_table("partition", profile.partitions) + limits_table("QoS", profile.qos_limits)

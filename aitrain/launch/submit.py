@@ -17,7 +17,7 @@ from pathlib import Path
 from aitrain.config import RunConfig
 from aitrain.config.adapter import NoAdapter
 from aitrain.dist.ranks import Ranks
-from aitrain.errors import EXIT_DONE, DataError, LaunchError, RecipeError
+from aitrain.errors import EXIT_DONE, AitrainError, DataError, LaunchError, RecipeError
 from aitrain.io import write_text, writing
 from aitrain.launch.choices import Runtime
 from aitrain.launch.clusters import Cluster, load, names, warning
@@ -110,8 +110,9 @@ def _configuration(recipe: str, overrides: Sequence[str], flags: Flags) -> tuple
     keys.time_min = keys.time_min if flags.time is None else minutes(flags.time)
     if keys.name is None:
         raise RecipeError(f"--cluster is missing: add --cluster NAME; there are {', '.join(names())}")
-    cluster = load(keys.name)
-    return config, cluster
+    if "/" in keys.name or keys.name.endswith((".yaml", ".yml")):
+        keys.name = _absolute(keys.name)
+    return config, load(str(keys.name))
 
 
 def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str) -> Job:
@@ -196,7 +197,10 @@ def _binds(config: RunConfig, venv: str | None, cache: str | None) -> tuple[str,
     for given in [*files, cache, None if opens_hub(config) else config.model.path]:
         if given is None:
             continue
-        path = Path(os.path.abspath(local_path(given)))
+        try:
+            path = Path(os.path.abspath(local_path(given)))
+        except AitrainError:  # an asset that is not there: told among the refusals
+            continue
         path = path if path.is_dir() else path.parent
         if path.is_dir():
             folders.append(str(path))
