@@ -303,6 +303,8 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             faults.add(f"{name} is not a key" + (f": did you mean {guess}?" if guess else ""))
         elif not name.startswith(RESUMABLE):
             rule = "cannot change when a run is resumed, because losses depend on it: start a new run with it"
+            if name == "checkpoint.path":
+                rule = "cannot change when a run is resumed, because its checkpoints are there: leave it as it is"
             faults.add(f"{name} {rule}")
         else:
             try:

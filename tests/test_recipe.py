@@ -300,6 +300,7 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
     assert config.trainer.devices is None, "the frozen configuration itself stays"
     for word, says in [
         ("optim.lr=1", "optim.lr cannot change when a run is resumed"),
+        ("checkpoint.path=c", "checkpoint.path cannot change when a run is resumed, because its checkpoints are there"),
         ("seed=1", "seed cannot change"),
         ("strategy=fsdp", "strategy cannot change"),
         ("trainer.global_batch_sequences=64", "cannot change"),

@@ -116,8 +116,8 @@ class Group:
         active exception", exit code 134), and a run that ended well looks like one that crashed. The threads end when
         the group is destroyed and nobody holds it any more. Where somebody does (FSDP and DeepSpeed keep it in their own
         state), the tensors of the last collectives, which are ours, are held here, so that nothing is left to let go of.
-        NCCL's groups are left alone here: destroying them talks to
-        the other ranks, which a rank that leaves with an error must not wait for.
+        NCCL's groups are left alone: destroying them talks to the other ranks, and a rank that leaves with an error must
+        not wait for those.
         """
         group, self._host_group = self._host_group, None
         if group is None or not dist.is_initialized():

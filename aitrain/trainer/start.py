@@ -52,6 +52,12 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
     """
 
     def new_run() -> Start:
+        frozen = Path(recipe).expanduser()
+        if frozen.name == FROZEN and frozen.is_file():
+            raise RecipeError(
+                f"{recipe} is the frozen configuration of a run, not a recipe: continue that run with `aitrain resume "
+                f"{frozen.parent}`, or add --or-resume"
+            )
         config = compose(recipe, overrides)
         refuse_faults(config)
         return Start(RunDirectory.create(config).path, is_new=True)

@@ -124,6 +124,12 @@ def test_or_resume_needs_a_place_that_a_restart_can_find(verses: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("nobody")
+def test_a_frozen_configuration_is_no_recipe(trained: Ended) -> None:
+    with pytest.raises(RecipeError, match="is the frozen configuration of a run, not a recipe: continue that run with"):
+        start.train(str(trained.directory.config_file), [])
+
+
+@pytest.mark.usefixtures("nobody")
 def test_or_resume_does_not_take_over_what_is_no_run(verses: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/mine").write_text("kept")
