@@ -14,7 +14,7 @@ class Cluster:
     """Profile of the cluster (`aitrain show cluster` lists them), or the path of a profile of yours."""
 
     account: str | None = None
-    """Account that the job is billed to; `null` = that of the profile."""
+    """Account that the job is billed to; `null` = that of the profile, else `SBATCH_ACCOUNT` in the environment."""
 
     partition: str | None = None
     """Partition; `null` = that of the profile."""

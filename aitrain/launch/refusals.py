@@ -97,11 +97,12 @@ def _word_faults(cluster: Cluster, ask: Ask, run_dir: Path) -> Iterator[str]:
 def _budget_faults(cluster: Cluster, ask: Ask) -> Iterator[str]:
     profile = cluster.profile
     if profile.account_required and ask.account is None:
-        example = profile.account_example or "ACCOUNT"
-        yield f"cluster.account is missing: {cluster.name} bills every job to one: add --account={example}"
+        example = f" (there: {profile.account_example})" if profile.account_example else ""
+        yield f"cluster.account is missing: {cluster.name} bills every job to one: add --account=ACCOUNT{example}"
     if profile.qos_required and ask.qos is None:
-        hint = profile.qos_example or ", ".join(profile.qos_limits) or "QOS"
-        yield f"cluster.qos is missing: {cluster.name} wants one for every job: add --qos={hint}"
+        example = profile.qos_example or ", ".join(profile.qos_limits)
+        hint = f" (there: {example})" if example else ""
+        yield f"cluster.qos is missing: {cluster.name} wants one for every job: add --qos=QOS{hint}"
 
 
 def _size_faults(cluster: Cluster, ask: Ask) -> Iterator[str]:

@@ -146,7 +146,7 @@ def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str) ->
         devices=config.trainer.devices or profile.device.per_node,
         minutes=keys.time_min or default_minutes(profile.limits(partition, qos).max_hours),
         signal_s=keys.signal_s or notice_s(_trained_weights(config)),
-        account=keys.account or profile.account,
+        account=keys.account or profile.account or os.environ.get("SBATCH_ACCOUNT"),
         partition=partition,
         qos=qos,
         practice_env=keys.practice_env,
@@ -253,6 +253,9 @@ def _remarks(config: RunConfig, cluster: Cluster) -> Iterator[str]:
         )
     if note := warning(cluster.profile):
         yield f"note: {note}"
+    for name in sorted(os.environ):
+        if name.startswith("SBATCH_") and name != "SBATCH_ACCOUNT":
+            yield f"note: {name}={os.environ[name]} is not used: it would win over the job script"
 
 
 def _hand_in(config: RunConfig, cluster: Cluster, job: Job) -> int:
@@ -283,8 +286,15 @@ def _hand_in(config: RunConfig, cluster: Cluster, job: Job) -> int:
 
 
 def _sbatch(script: Path) -> str:
-    """Hand a script to Slurm and return the number of the job."""
-    done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
+    """Hand a script to Slurm and return the number of the job.
+
+    Variables of sbatch would win over the lines of the script, so it sees none of them.
+
+    Source: https://slurm.schedmd.com/sbatch.html, "INPUT ENVIRONMENT VARIABLES".
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
+    command = ["sbatch", "--parsable", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     number = done.stdout.strip().split(";")[0]
     if done.returncode or not number.isdigit():
         said = " ".join(line.removeprefix("sbatch: ").strip() for line in done.stderr.splitlines() if line.strip())

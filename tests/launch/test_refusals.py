@@ -104,13 +104,13 @@ def test_a_job_that_is_right_is_not_refused(desk: Desk) -> None:
             "lumi_g",
             ["cluster.container=AMD"],
             1,
-            "cluster.account is missing: lumi_g bills every job to one: add --account=pro",
+            "cluster.account is missing: lumi_g bills every job to one: add --account=ACCOUNT (there: pro",
         ),
         (
             "discoverer_plus",
             [],
             1,
-            "cluster.qos is missing: discoverer_plus wants one for every job: add --qos=the name",
+            "cluster.qos is missing: discoverer_plus wants one for every job: add --qos=QOS (there: the name",
         ),
         ("snellius_h100", ["trainer.devices=8"], 1, "a node of snellius_h100 has 4 GPUs: use at most 4"),
         (

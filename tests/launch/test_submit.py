@@ -26,7 +26,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("aitrain.launch.refusals.LOST_WITH_THE_JOB", ("/dev/shm",))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("AITRAIN_CACHE", raising=False)
-    for name in ("SLURM_PROCID", "RANK", "WORLD_SIZE"):
+    for name in ("SLURM_PROCID", "RANK", "WORLD_SIZE", *(name for name in os.environ if name.startswith("SBATCH_"))):
         monkeypatch.delenv(name, raising=False)
     place = tmp_path / "shared"
     place.mkdir()
@@ -83,6 +83,7 @@ def test_a_dry_run_loads_neither_torch_nor_slurm(shared: Path) -> None:
 
 FAKE = """#!{python}
 import json, os, sys
+assert not [name for name in os.environ if name.startswith("SBATCH_")], "they would win over the script"
 with open(os.environ["SEEN"], "w") as seen:
     json.dump([sys.argv[1:], open(sys.argv[-1]).read()], seen)
 if os.environ.get("REFUSES"):
@@ -123,6 +124,17 @@ def test_a_job_folder_is_written_and_handed_to_sbatch(
     )
     assert f"log     {run}/logs/slurm-4711.out" in out and "`aitrain check`" in out
     assert summary(run).state == "submitted, not started"
+
+
+def test_variables_of_sbatch_do_not_win_over_the_script(
+    shared: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "budget")
+    monkeypatch.setenv("SBATCH_PARTITION", "rome")
+    assert cli.main(SNELLIUS) == 0
+    _, text = json.loads(sbatch.read_text())
+    assert "#SBATCH --account=budget" in text and "#SBATCH --partition=gpu_h100" in text
+    assert "note: SBATCH_PARTITION=rome is not used: it would win over the job script" in capsys.readouterr().err
 
 
 def test_when_sbatch_refuses_nothing_is_left(
