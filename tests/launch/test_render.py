@@ -230,3 +230,79 @@ def test_the_renderer_is_a_pure_function(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AITRAIN_CACHE", "/elsewhere")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert render(Job(profile(name), JOBS[name].ask, JOBS[name].run)) == first
+
+
+STUB = """#!/bin/bash
+printf '%s\\n' "${0##*/} $(printf '<%s>' "$@")" >> "$SEEN"
+case "${0##*/} $1" in
+  "scontrol show") echo gcn7; echo gcn8 ;;
+  "getent ahostsv4") echo "10.0.0.7 STREAM $2" ;;
+esac
+if [ "${0##*/}" = srun ] && [[ " $* " == *" aitrain "* ]]; then
+  echo "address $MASTER_ADDR:$MASTER_PORT cores $OMP_NUM_THREADS export ${SLURM_EXPORT_ENV-}" >> "$SEEN"
+  exit "$CODE"
+fi
+"""
+
+
+class Node:
+    """A machine where srun, scontrol and the like only note how they are called; bash and its builtins are real."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seen = folder, folder / "seen"
+        (folder / "bin").mkdir()
+        for name in ("srun", "scontrol", "getent", "sleep", "module"):
+            (folder / "bin" / name).write_text(STUB)
+            (folder / "bin" / name).chmod(0o755)
+
+    def run(self, text: str, code: int, *words: str) -> tuple[int, list[str], str]:
+        """Run a job script whose ranks end with a code; return its own code, the calls it made, and what it said."""
+        slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "gcn[7-8]", "SLURM_NNODES": "2", "SLURM_NTASKS": "8"}
+        slurm |= {"SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "16", "SLURM_JOB_NAME": "mine"}
+        slurm |= {"SLURM_SUBMIT_DIR": str(self.folder), "SLURM_EXPORT_ENV": "NONE"}
+        own = {"PATH": f"{self.folder}/bin:/usr/bin:/bin", "SEEN": str(self.seen), "CODE": str(code)}
+        (self.folder / "job.sbatch").write_text(text)
+        done = subprocess.run(
+            ["bash", self.folder / "job.sbatch", *words], env=slurm | own, capture_output=True, text=True
+        )
+        return done.returncode, self.seen.read_text().splitlines() if self.seen.exists() else [], done.stderr
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (1, False), (2, False), (143, False)])
+def test_only_code_75_puts_the_job_back_into_the_queue(tmp_path: Path, code: int, requeued: bool) -> None:
+    ended, calls, _ = Node(tmp_path).run(render(job(profile("generic"))), code)
+    assert ended == code
+    assert ("scontrol <requeue><4711>" in calls) is requeued
+    kinds = [
+        call.split("<")[0] + next((w for w in ("mkdir", "aitrain", "rm") if f"<{w}>" in call), "") for call in calls
+    ]
+    assert [kind for kind in kinds if kind.startswith("srun ")] == ["srun mkdir", "srun aitrain", "srun rm"]
+
+
+def test_what_the_ranks_get(tmp_path: Path) -> None:
+    _, calls, _ = Node(tmp_path).run(render(job(profile("jupiter"))), 0)
+    (line,) = [call for call in calls if call.startswith("address ")]
+    assert line == f"address 10.0.0.7:{10000 + 4711} cores 72 export ", "an address, a port of the job, all variables"
+    assert "getent <ahostsv4><gcn7>" in calls
+    (tmp_path / "other").mkdir()
+    _, calls, _ = Node(tmp_path / "other").run(render(job(profile("juwels_booster"))), 0)
+    assert "getent <ahostsv4><gcn7i>" in calls
+
+
+def test_when_the_nodes_cannot_be_prepared_nothing_is_trained(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    (tmp_path / "bin/srun").write_text('#!/bin/bash\necho "srun $*" >> "$SEEN"\nexit 9\n')
+    ended, calls, _ = node.run(render(job(profile("generic"))), 0)
+    assert ended == 9 and not any("aitrain train" in call for call in calls)
+
+
+def test_a_ready_script_hands_its_words_on_unchanged(tmp_path: Path) -> None:
+    text = (TEMPLATES / "snellius_h100.sbatch").read_text()
+    ended, calls, _ = Node(tmp_path).run(text, 0, "sft_lora", "data.path=my file.jsonl", "evaluate.prompts=['a $HOME']")
+    (ranks,) = [call for call in calls if "<aitrain>" in call]
+    assert ended == 0
+    assert ranks.endswith(
+        f"<{tmp_path}/.venv/bin/python><-m><aitrain><train><--or-resume><sft_lora><run.dir={tmp_path}/runs/mine-4711>"
+        "<data.path=my file.jsonl><evaluate.prompts=['a $HOME']>"
+    )
+    assert "<--ntasks=8><--ntasks-per-node=4><--cpus-per-task=16>" in ranks
