@@ -132,3 +132,14 @@ def test_a_fault_under_torchrun(words: list[str], tmp_path: Path) -> None:
     assert err.count("trainer.devices=3, but torchrun started 2 ranks on this node") == 1
     assert "exitcode  : 2" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_is_requeued_after_its_end_does_nothing(words: list[str], tmp_path: Path) -> None:
+    line = [*words, "--or-resume", f"run.dir={tmp_path}/run"]
+    codes, err = srun(line, tmp_path)
+    assert set(codes) == {0}, err
+    before = (tmp_path / "run/events.jsonl").read_bytes(), losses(tmp_path / "run")
+    codes, err = srun(line, tmp_path)
+    assert set(codes) == {0}, err
+    assert err.count("is finished already: nothing is left to do") == 1, "one rank speaks"
+    assert ((tmp_path / "run/events.jsonl").read_bytes(), losses(tmp_path / "run")) == before
