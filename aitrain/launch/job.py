@@ -336,13 +336,11 @@ class Job:
     @property
     def cost(self) -> str:
         """What one run of the job costs at most, in device-hours and in the site's unit."""
-        hours = f"{round(self.device_hours, 2):,.10g} {self.device_word}-hours"
+        hours = amount(self.device_hours, f"{self.device_word}-hour")
         billing = self.profile.billing
         if billing.per_device_hour is None or billing.unit is None:
             return hours
-        return f"{hours} = {round(self.device_hours * billing.per_device_hour, 2):,.10g} {billing.unit}s".replace(
-            "SBUs", "SBU"
-        )
+        return f"{hours} = {amount(self.device_hours * billing.per_device_hour, billing.unit)}"
 
 
 def counted(number: int, word: str) -> str:
@@ -353,6 +351,17 @@ def counted(number: int, word: str) -> str:
         word: What, in the singular.
     """
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def amount(number: float, unit: str) -> str:
+    """Return an amount with its unit, in the plural where it must; abbreviations have none.
+
+    Args:
+        number: How much; shown with at most two decimals.
+        unit: Of what, in the singular.
+    """
+    shown = f"{round(number, 2):,.10g}"
+    return f"{shown} {unit}{'' if shown == '1' or unit.isupper() else 's'}"
 
 
 def smallest_set(folders: Sequence[str]) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ def cluster_faults(config: RunConfig, cluster: Cluster, ask: Ask, run_dir: Path,
         *_device_faults(config, cluster, ask),
         *_software_faults(config, cluster, place),
         *_network_faults(config, cluster),
+        *_reach_faults(config, cluster, run_dir, place),
         *_purge_faults(config, cluster, ask, run_dir, place.environment),
     ]
 
@@ -288,24 +289,43 @@ def opens_wandb(config: RunConfig) -> bool:
     return isinstance(config.logger, Wandb) and config.logger.mode is WandbMode.online
 
 
+def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, place: Place) -> Iterator[str]:
+    """Yield files and folders on storage that only one node sees, or that is emptied when a job ends."""
+    if cluster.profile.device.runtime is Runtime.cpu:
+        return  # the nodes of `local_slurm` are this machine
+    keys = config.cluster
+    named = {
+        "run.dir": str(run_dir),
+        "checkpoint.path": config.checkpoint.path,
+        "data.path": config.data.path,
+        "data.validation_path": config.data.validation_path,
+        "model.path": config.model.path,
+        "model.chat_template": config.model.chat_template,
+        "cluster.container": keys.container,
+        "cluster.venv": keys.venv,
+        "the Python of this environment": None if keys.venv or keys.container else str(place.python),
+    }
+    local = (*LOST_WITH_THE_JOB, os.path.expandvars(cluster.profile.storage.node_local))
+    for key, path in named.items():
+        if path is None or path.startswith("asset:") or (key == "model.path" and opens_hub(config)):
+            continue
+        if any(_inside(Path(os.path.abspath(Path(path).expanduser())), root) for root in local):
+            yield (
+                f"{key}={path} is on a node's own storage, which other nodes and a requeued job do not see: move it to "
+                "the parallel file system"
+            )
+
+
 def _purge_faults(
     config: RunConfig, cluster: Cluster, ask: Ask, run_dir: Path, environment: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield a run directory that would be deleted before the job can end, or with the node's own storage."""
-    storage = cluster.profile.storage
+    """Yield a run directory that the site would delete before the job can end."""
     folders = [("run.dir", run_dir)]
     if config.checkpoint.path is not None:
-        folders.append(("checkpoint.path", Path(config.checkpoint.path).expanduser().absolute()))
+        folders.append(("checkpoint.path", Path(os.path.abspath(Path(config.checkpoint.path).expanduser()))))
     days = math.ceil(ask.minutes / 60 / 24) + WAIT_DAYS
-    local = (*LOST_WITH_THE_JOB, os.path.expandvars(storage.node_local))
     for key, folder in folders:
-        if cluster.profile.device.runtime is not Runtime.cpu and any(_inside(folder, place) for place in local):
-            yield (
-                f"{key}={folder} is on the node's own storage, which the other nodes and a requeued job do not see: "
-                "choose a folder on the parallel file system"
-            )
-            continue
-        for name, area in storage.areas.items():
+        for name, area in cluster.profile.storage.areas.items():
             root = _expanded(area.path, environment)
             if root and area.purge_days is not None and area.purge_days <= days and _inside(folder, root):
                 yield (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from aitrain.launch.job import Ask, Job, counted, smallest_set
+from aitrain.launch.job import Ask, Job, amount, counted, smallest_set
 
 from .specimens import job, profile
 
@@ -89,6 +89,11 @@ def test_a_ready_script_tells_what_it_needs() -> None:
 def test_folders_inside_others_are_left_out() -> None:
     assert smallest_set(["/a/b", "/a", "/ab/", "/c/d", "/c/d"]) == ("/a", "/ab", "/c/d")
     assert smallest_set(["/a", "/"]) == ("/",)
+
+
+def test_amounts() -> None:
+    assert [amount(1, "GPU-hour"), amount(2 / 3, "GPU-hour")] == ["1 GPU-hour", "0.67 GPU-hours"]
+    assert [amount(1234567, "SBU"), amount(1, "SBU")] == ["1,234,567 SBU", "1 SBU"]
 
 
 def test_plurals() -> None:

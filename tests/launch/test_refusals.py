@@ -50,10 +50,11 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    """Somebody with a CUDA environment for x86."""
-    venv = environment(tmp_path / "venv")
-    return Desk(tmp_path, Place(venv / "bin/python", venv / "lib/python3.12/site-packages", {"SCRATCH": "/p/scratch"}))
+def desk(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """Somebody with a CUDA environment for x86, in a folder of the parallel file system."""
+    monkeypatch.chdir(outside)
+    venv = environment(outside / "venv")
+    return Desk(outside, Place(venv / "bin/python", venv / "lib/python3.12/site-packages", {"SCRATCH": "/p/scratch"}))
 
 
 def test_a_job_that_is_right_is_not_refused(desk: Desk) -> None:
@@ -229,15 +230,15 @@ def test_each_refusal_is_one_line(desk: Desk, cluster: str, words: list[str], no
             "snellius_h100",
             "/dev/shm/x",
             [],
-            "is on the node's own storage, which the other nodes and a requeued job do not see",
+            "is on a node's own storage, which other nodes and a requeued job do not see",
         ),
-        ("snellius_h100", "/tmp/x", [], "choose a folder on the parallel file system"),
-        ("discoverer_plus", "/raid/x", ["cluster.qos=q"], "is on the node's own storage"),
+        ("snellius_h100", "/tmp/x", [], "move it to the parallel file system"),
+        ("discoverer_plus", "/raid/x", ["cluster.qos=q"], "is on a node's own storage"),
         (
             "snellius_h100",
             "/shared/x",
             ["checkpoint.path=/tmp/c"],
-            "checkpoint.path=/tmp/c is on the node's own storage",
+            "checkpoint.path=/tmp/c is on a node's own storage",
         ),
     ],
 )
@@ -246,6 +247,36 @@ def test_a_run_directory_that_would_be_lost_is_refused(
 ) -> None:
     (fault,) = desk.faults(cluster, *words, run_dir=run_dir)
     assert says in fault
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.path=/tmp/d.jsonl",
+        "data.validation_path=/dev/shm/v.jsonl",
+        "model.path=/tmp/model",
+        "model.chat_template=/var/tmp/t.jinja",
+    ],
+)
+def test_a_file_that_the_nodes_cannot_see_is_refused(desk: Desk, word: str) -> None:
+    (fault,) = desk.faults("snellius_h100", word)
+    assert fault.startswith(f"{word} is on a node's own storage") and "parallel file system" in fault
+
+
+def test_a_relative_path_counts_from_here(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert desk.faults("snellius_h100", "data.path=here.jsonl") == []
+    monkeypatch.chdir(tmp_path)
+    (fault,) = desk.faults("snellius_h100", "data.path=here.jsonl")
+    assert fault.startswith("data.path=here.jsonl is on a node's own storage")
+
+
+def test_an_environment_that_the_nodes_cannot_see_is_refused(desk: Desk, tmp_path: Path) -> None:
+    venv = environment(tmp_path / "venv")
+    (fault,) = desk.faults("snellius_h100", f"cluster.venv={venv}")
+    assert fault.startswith(f"cluster.venv={venv} is on a node's own storage")
+    there = Desk(desk.folder, Place(venv / "bin/python", venv / "lib/python3.12/site-packages", {}))
+    (fault,) = there.faults("snellius_h100")
+    assert fault.startswith(f"the Python of this environment={venv}/bin/python is on a node's own storage")
 
 
 def test_a_purge_after_the_end_of_the_job_is_no_fault(desk: Desk) -> None:
@@ -275,10 +306,10 @@ def test_a_container_speaks_for_itself(desk: Desk) -> None:
     assert desk.faults("clariden", f"cluster.container={desk.folder}/train.toml") == []
 
 
-def test_a_site_with_a_network_may_use_it(desk: Desk, tmp_path: Path) -> None:
+def test_a_site_with_a_network_may_use_it(desk: Desk) -> None:
     words = ["cluster.account=a", "logger=wandb", "logger.mode=online", "model.path=org/m", "model.allow_network=true"]
-    (tmp_path / "rocm.sif").write_bytes(sif(b"02"))
-    assert desk.faults("lumi_g", *words, f"cluster.container={tmp_path}/rocm.sif") == []
+    (desk.folder / "rocm.sif").write_bytes(sif(b"02"))
+    assert desk.faults("lumi_g", *words, f"cluster.container={desk.folder}/rocm.sif") == []
 
 
 @pytest.mark.parametrize(

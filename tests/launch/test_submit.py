@@ -21,14 +21,13 @@ HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "transformers",
 
 
 @pytest.fixture
-def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory that stands for the parallel file system: nothing of it counts as a node's own."""
-    monkeypatch.setattr("aitrain.launch.refusals.LOST_WITH_THE_JOB", ("/dev/shm",))
+def shared(outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory on the parallel file system, as far as the rules can tell."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("AITRAIN_CACHE", raising=False)
     for name in ("SLURM_PROCID", "RANK", "WORLD_SIZE", *(name for name in os.environ if name.startswith("SBATCH_"))):
         monkeypatch.delenv(name, raising=False)
-    place = tmp_path / "shared"
+    place = outside / "shared"
     place.mkdir()
     monkeypatch.chdir(place)
     environment(place / "venv")
@@ -66,8 +65,7 @@ def test_a_dry_run_prints_the_script_alone(shared: Path, capsys: pytest.CaptureF
 
 def test_a_dry_run_loads_neither_torch_nor_slurm(shared: Path) -> None:
     script = (
-        "import json, sys; import aitrain.launch.refusals as refusals; refusals.LOST_WITH_THE_JOB = (); "
-        "from aitrain.cli import main; code = main(sys.argv[1:]); "
+        "import json, sys; from aitrain.cli import main; code = main(sys.argv[1:]); "
         "print('\\n' + json.dumps([code, sorted({name.split('.')[0] for name in sys.modules})]))"
     )
     done = subprocess.run(
