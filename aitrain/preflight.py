@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Qlora
@@ -20,6 +21,9 @@ from aitrain.config.trainer import Accelerator
 from aitrain.config.values import nearest
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import AitrainError, DataError, RecipeError
+
+if TYPE_CHECKING:
+    from aitrain.models.folder import ModelFacts
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
 SMALLEST_DISK_GB = 1.0
@@ -312,11 +316,12 @@ def local_path(reference: str) -> Path:
     return Path(reference).expanduser()
 
 
-def model_faults(config: RunConfig) -> list[str]:
+def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str]:
     """Return why the model cannot be used as asked, one sentence each.
 
     Args:
         config: A checked configuration.
+        found: What is known about the model; looked at when absent.
     """
     from aitrain.models.folder import inspect
 
@@ -324,7 +329,7 @@ def model_faults(config: RunConfig) -> list[str]:
     if config.model.chat_template is not None and not Path(config.model.chat_template).expanduser().is_file():
         faults.append(f"model.chat_template={config.model.chat_template} does not exist: name a Jinja file")
     try:
-        found = inspect(config.model)
+        found = inspect(config.model) if found is None else found
     except AitrainError as error:
         return [*faults, *str(error).splitlines()]
     faults += found.faults

@@ -139,7 +139,8 @@ def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, An
 
 
 def _not_written(final: Path, reason: str) -> str:
-    return f"the checkpoint {final} could not be written ({reason}): free space, or set checkpoint.path to another disk"
+    advice = "free space there; only a new run can have checkpoint.path elsewhere"
+    return f"the checkpoint {final} could not be written ({reason}): {advice}"
 
 
 def _write(

@@ -44,8 +44,10 @@ def container_architecture(path: Path) -> str | None:
         path: The image or folder.
     """
     if path.is_dir():
-        found = (program_architecture(path / name) for name in ("bin/sh", "usr/bin/env", "bin/busybox"))
-        return next((architecture for architecture in found if architecture), None)
+        programs = [path / name for name in ("bin/sh", "usr/bin/env", "bin/busybox")]
+        # an absolute link leads out of the folder, to a program of this machine
+        inside = [program for program in programs if not (program.is_symlink() and program.readlink().is_absolute())]
+        return next(filter(None, map(program_architecture, inside)), None)
     head = _head(path, 48)
     if head[_SIF_MAGIC_AT : _SIF_MAGIC_AT + len(_SIF_MAGIC)] != _SIF_MAGIC:
         return None

@@ -23,9 +23,6 @@ SHIPPED = Path(__file__).parents[1] / "_launch" / "cluster"
 Keys = tuple[str, ...]
 """Words of a key, for instance `("fabric", "environment", "NCCL_NET")`."""
 
-NOT_A_KEY = ("base", "evidence")
-"""Words of a profile file that are no value of the profile."""
-
 
 @dataclass
 class Layer:
@@ -172,10 +169,9 @@ def _read(path: Path, faults: Faults) -> Layer:
     reader = _Reader(path, dict(key_lines(node, "")), faults)
     base = content.pop("base", None)
     layer.base = None if base is None else str(base)
-    for entry in content.pop("evidence", None) or []:
-        values = reader.read(Evidence, entry if isinstance(entry, dict) else {"source": entry}, ("evidence",))
-        layer.evidence.append(_build(Evidence, {keys[1:]: value for keys, value in values.items()}, ()))
+    layer.evidence = reader.evidence(content.pop("evidence", None))
     layer.values = reader.read(Profile, content, ())
+    reader.refuse_stray(layer)
     return layer
 
 
@@ -207,6 +203,26 @@ class _Reader:
             else:
                 self._scalar(found, Key(".".join(keys), hints[word], defaults[word], cls), value, keys)
         return found
+
+    def evidence(self, entries: Any) -> list[Evidence]:
+        """Return the sources that a file names; faults are noted."""
+        if entries is None:
+            return []
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            example = "- {keys: [account], confidence: documented, source: ADDRESS}"
+            self._note(("evidence",), f"evidence must be a list of sources: write for instance `{example}` below it")
+            return []
+        found = [self.read(Evidence, entry, ("evidence",)) for entry in entries]
+        return [_build(Evidence, {keys[1:]: value for keys, value in values.items()}, ()) for values in found]
+
+    def refuse_stray(self, layer: Layer) -> None:
+        """Note every source of a value that the file does not set: it would be ignored without a word."""
+        there = [".".join(keys) for keys in layer.values]
+        for key in [key for evidence in layer.evidence for key in evidence.keys]:
+            if not any(_covers(key, name) for name in there):
+                guess = nearest(key, {name for each in there for name in (each, each.split(".")[0])})
+                hint = f"did you mean {guess}?" if guess else "remove it, or set the value"
+                self._note(("evidence",), f"evidence speaks of {key}, which this file does not set: {hint}")
 
     def _entries(self, kind: Any, content: dict[Any, Any], above: Keys, owner: type) -> dict[Keys, Any]:
         """Return the values of a table whose words the user chooses; null removes what the base has."""
@@ -282,9 +298,14 @@ def _origin(layer: Layer, keys: Keys) -> Evidence:
     name, best, length = ".".join(keys), Evidence(source=str(layer.path)), -1
     for evidence in layer.evidence:
         for key in evidence.keys:
-            if (name == key or name.startswith(f"{key}.")) and len(key) > length:
+            if _covers(key, name) and len(key) > length:
                 best, length = evidence, len(key)
     return best
+
+
+def _covers(key: str, name: str) -> bool:
+    """Return whether a value is the one that a key of `evidence` names, or lies below it."""
+    return name == key or name.startswith(f"{key}.")
 
 
 def unsourced(cluster: Cluster) -> list[str]:

@@ -303,6 +303,7 @@ def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, place: Pla
         "model.chat_template": config.model.chat_template,
         "cluster.container": keys.container,
         "cluster.venv": keys.venv,
+        "AITRAIN_CACHE": place.environment.get("AITRAIN_CACHE"),
         "the Python of this environment": None if keys.venv or keys.container else str(place.python),
     }
     local = (*LOST_WITH_THE_JOB, os.path.expandvars(cluster.profile.storage.node_local))

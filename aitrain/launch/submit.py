@@ -25,13 +25,13 @@ from aitrain.launch.job import Ask, Job, Run, counted, smallest_set
 from aitrain.launch.refusals import Place, cluster_faults, opens_hub, opens_wandb, placeholder_fault, purged_area
 from aitrain.launch.render import render
 from aitrain.launch.times import default_minutes, minutes, notice_s, slurm_time
-from aitrain.models.folder import inspect
+from aitrain.models.folder import ModelFacts, inspect
 from aitrain.preflight import Machine, data_faults, local_path, machine_faults, model_faults, room_faults
 from aitrain.recipe import compose
 from aitrain.trainer.run_directory import RunDirectory
 
 ADAPTER_SHARE = 0.02
-"""Trained weights beside a model's own with an adapter, at most, for the size of a checkpoint."""
+"""Share of a model's weights that an adapter is assumed to train; `cluster.signal_s` overrules what follows from it."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def submit(recipe: str, overrides: Sequence[str], flags: Flags, dry_run: bool) -
     config, cluster = _configuration(recipe, overrides, flags)
     if not dry_run and (fault := placeholder_fault(cluster)):
         raise RecipeError(fault)
-    job = plan(config, cluster, flags.nodes, shlex.join([recipe, *overrides]))
-    _refuse(config, cluster, job.ask)
+    model = inspect(config.model)
+    job = plan(config, cluster, flags.nodes, shlex.join([recipe, *overrides]), model)
+    _refuse(config, cluster, job.ask, model)
     for note in _remarks(config, cluster):
         print(note, file=sys.stderr)
     if dry_run:
@@ -115,7 +116,7 @@ def _configuration(recipe: str, overrides: Sequence[str], flags: Flags) -> tuple
     return config, load(str(keys.name))
 
 
-def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str) -> Job:
+def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str, model: ModelFacts) -> Job:
     """Return the job of a recipe on a cluster; the configuration gets its run directory, an absolute path.
 
     Args:
@@ -123,6 +124,7 @@ def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str) ->
         cluster: The cluster.
         nodes: Nodes; `None` = `trainer.nodes`, else 1.
         recipe: Recipe and overrides as the user wrote them.
+        model: What is known about the model.
 
     Raises:
         RecipeError: The nodes contradict the recipe.
@@ -145,7 +147,7 @@ def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str) ->
         nodes=nodes or config.trainer.nodes or 1,
         devices=config.trainer.devices or profile.device.per_node,
         minutes=keys.time_min or default_minutes(profile.limits(partition, qos).max_hours),
-        signal_s=keys.signal_s or notice_s(_trained_weights(config)),
+        signal_s=keys.signal_s or notice_s(_trained_weights(config, model)),
         account=keys.account or profile.account or os.environ.get("SBATCH_ACCOUNT"),
         partition=partition,
         qos=qos,
@@ -155,11 +157,10 @@ def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str) ->
     return Job(profile, ask, _run(config, recipe), tuple(notes))
 
 
-def _trained_weights(config: RunConfig) -> int | None:
-    facts = inspect(config.model)
-    if facts.parameters is None:
+def _trained_weights(config: RunConfig, model: ModelFacts) -> int | None:
+    if model.parameters is None:
         return None
-    return facts.parameters if isinstance(config.adapter, NoAdapter) else int(ADAPTER_SHARE * facts.parameters)
+    return model.parameters if isinstance(config.adapter, NoAdapter) else int(ADAPTER_SHARE * model.parameters)
 
 
 def _run(config: RunConfig, recipe: str) -> Run:
@@ -207,7 +208,7 @@ def _binds(config: RunConfig, venv: str | None, cache: str | None) -> tuple[str,
     return smallest_set(folders)
 
 
-def _refuse(config: RunConfig, cluster: Cluster, ask: Ask) -> None:
+def _refuse(config: RunConfig, cluster: Cluster, ask: Ask, model: ModelFacts) -> None:
     """Refuse what cannot work there, with every reason at once; data faults alone have their own exit code."""
     place = Place(Path(sys.executable), Path(sysconfig.get_path("purelib")), os.environ)
     run_dir = Path(str(config.run.dir))
@@ -219,7 +220,7 @@ def _refuse(config: RunConfig, cluster: Cluster, ask: Ask) -> None:
     own = config.cluster.container is None and config.cluster.venv is None
     faults += machine_faults(config, here=node, ranks=ranks, packages=own)
     # a hub name without network is the cluster's fault, and told there
-    faults += model_faults(config) + room_faults(config)
+    faults += model_faults(config, model) + room_faults(config)
     data = data_faults(config)
     if faults:
         raise RecipeError(list(dict.fromkeys([*faults, *data])))
@@ -270,7 +271,7 @@ def _hand_in(config: RunConfig, cluster: Cluster, job: Job) -> int:
         with writing(str(script), "free space there, or choose another run.dir"):
             write_text(script, render(job))
         number = _sbatch(script)
-    except BaseException:
+    except AitrainError:  # not after Ctrl-C: the job may be in the queue by then, and its folder must be there
         shutil.rmtree(directory.path, ignore_errors=True)
         raise
     directory.event("submitted", job=number, cluster=cluster.name, nodes=job.ask.nodes, devices=job.devices)

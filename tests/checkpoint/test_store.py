@@ -258,7 +258,7 @@ def test_full_disk_keeps_the_checkpoint_before_and_leaves_nothing(tmp_path: Path
     done = run(saving(before=FULL), tmp_path)
     assert done.returncode == 2, done.stderr
     assert f"the checkpoint {tmp_path}/step-00000020 could not be written" in done.stdout
-    assert "free space, or set checkpoint.path to another disk" in done.stdout
+    assert "free space there; only a new run can have checkpoint.path elsewhere" in done.stdout
     assert names(tmp_path) == ["step-00000010"]
     assert_whole(choose(tmp_path, "newest"))
 

@@ -62,6 +62,9 @@ def test_unpacked_containers_and_other_files(tmp_path: Path) -> None:
     assert container_architecture(tmp_path / "sandbox") is None
     (tmp_path / "sandbox/usr/bin/env").write_bytes(elf(183))
     assert container_architecture(tmp_path / "sandbox") == "aarch64"
+    (tmp_path / "sandbox/bin").mkdir()
+    (tmp_path / "sandbox/bin/sh").symlink_to(sys.executable)  # absolute: a program of this machine, not of the image
+    assert container_architecture(tmp_path / "sandbox") == "aarch64"
     (tmp_path / "train.toml").write_text('image = "train"\n')
     assert container_architecture(tmp_path / "train.toml") is None
 

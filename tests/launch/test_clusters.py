@@ -157,6 +157,13 @@ def test_a_users_file_may_bring_its_own_sources(home: dict[str, str]) -> None:
         ("a: [b\n", "mine.yaml:2: broken YAML"),
         ("", "mine.yaml is not a cluster profile, because it holds no keys with values: begin with `base: NAME`"),
         ("- a\n", "mine.yaml is not a cluster profile"),
+        (LUMI + "evidence: {keys: [account]}\n", "mine.yaml:2: evidence must be a list of sources: write for instance"),
+        (LUMI + "evidence: [our wiki]\n", "mine.yaml:2: evidence must be a list of sources"),
+        (
+            LUMI + "account: a\nevidence: [{keys: [acount], source: x}]\n",
+            "mine.yaml:3: evidence speaks of acount, which this file does not set: did you mean account?",
+        ),
+        (LUMI + "account: a\nevidence: [{keys: [zzz], source: x}]\n", "remove it, or set the value"),
         (LUMI + "evidence:\n  - {keys: [account], confidence: sure}\n", "evidence.confidence=sure is not one of"),
     ],
 )

@@ -12,6 +12,7 @@ from aitrain.config import RunConfig
 from aitrain.launch.clusters import Cluster, load
 from aitrain.launch.refusals import Place, cluster_faults, opens_hub, placeholder_fault, purged_area
 from aitrain.launch.submit import plan
+from aitrain.models.folder import inspect
 from aitrain.recipe import compose
 
 from .specimens import NOBODY
@@ -41,7 +42,7 @@ class Desk:
         """Return every fault."""
         where = load(cluster, NOBODY) if isinstance(cluster, str) else cluster
         config = self.config(f"run.dir={run_dir}", *words)
-        job = plan(config, where, nodes, "sft_lora")
+        job = plan(config, where, nodes, "sft_lora", inspect(config.model))
         return cluster_faults(config, where, job.ask, Path(run_dir), self.place)
 
     def config(self, *words: str) -> RunConfig:
@@ -268,6 +269,12 @@ def test_a_relative_path_counts_from_here(desk: Desk, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (fault,) = desk.faults("snellius_h100", "data.path=here.jsonl")
     assert fault.startswith("data.path=here.jsonl is on a node's own storage")
+
+
+def test_prepared_data_that_the_nodes_cannot_see_is_refused(desk: Desk) -> None:
+    there = Desk(desk.folder, Place(desk.place.python, desk.place.packages, {"AITRAIN_CACHE": "/tmp/cache"}))
+    (fault,) = there.faults("snellius_h100")
+    assert fault.startswith("AITRAIN_CACHE=/tmp/cache is on a node's own storage")
 
 
 def test_an_environment_that_the_nodes_cannot_see_is_refused(desk: Desk, tmp_path: Path) -> None:

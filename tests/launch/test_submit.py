@@ -12,6 +12,7 @@ import pytest
 
 from aitrain import cli
 from aitrain.launch.submit import plan
+from aitrain.models.folder import Kind, ModelFacts
 from aitrain.recipe import compose, load
 from aitrain.report.runs import summary
 
@@ -145,6 +146,17 @@ def test_when_sbatch_refuses_nothing_is_left(
     assert sbatch.is_file() and not (shared / "runs/x").exists()
 
 
+def test_after_an_interrupt_the_folder_stays_because_the_job_may_be_queued(
+    shared: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aitrain.launch.submit._sbatch", interrupted)
+    assert cli.main([*SNELLIUS, "run.dir=runs/x"]) == 130
+    assert (shared / "runs/x/job.sbatch").is_file() and (shared / "runs/x/run.yaml").is_file()
+
+
 def test_without_sbatch_nothing_is_written(
     shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +269,11 @@ def test_the_notice_follows_from_the_weights_that_are_trained(shared: Path) -> N
     from aitrain.launch.clusters import load as load_cluster
 
     cluster = load_cluster("snellius_h100", {})
-    config = compose("sft_full", WORDS)
-    assert plan(config, cluster, 1, "sft_full").ask.signal_s == 300
-    assert plan(compose("sft_full", [*WORDS, "cluster.signal_s=900"]), cluster, 1, "sft_full").ask.signal_s == 900
+    eight = ModelFacts("m", Kind.folder, parameters=8_000_000_000)
+
+    def notice(recipe: str, *words: str) -> int:
+        return plan(compose(recipe, [*WORDS, *words]), cluster, 1, recipe, eight).ask.signal_s
+
+    # 8e9 x 16 bytes at 1 GB/s and 180 s are 308 s, rounded up to minutes; an adapter is small, so five minutes do
+    assert notice("sft_full") == 360 and notice("sft_lora") == 300
+    assert notice("sft_full", "cluster.signal_s=900") == 900
