@@ -294,7 +294,7 @@ def site_page(name: str) -> str:
         out.append(f"The centre's own documentation: <{profile.docs}>.")
     out.append(f"`aitrain show cluster {name}` prints every value with its source.\n")
     if doubtful:
-        out.append(f"Not verified: {', '.join(f'`{key}`' for key in doubtful)}. Tell us when you know better.\n")
+        out.append(f"Not verified: {', '.join(f'`{key}`' for key in doubtful)}. Check these with the site.\n")
     return "\n".join(out).rstrip() + "\n"
 
 

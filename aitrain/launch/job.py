@@ -143,15 +143,15 @@ class Job:
             "",
             f"  sbatch {self.usage_flags}{self.ask.name}.sbatch sft_lora model.path=MODEL_FOLDER data.path=chats.jsonl",
             "",
-            "What stands before the script's name goes to Slurm and wins over the lines below, for instance --nodes=2",
-            "or --time=12:00:00. What stands behind it is a recipe and its keys, as for `aitrain train`.",
+            "Options before the script's name go to Slurm and override the lines below, for instance --nodes=2",
+            "or --time=12:00:00. Behind it come a recipe and its keys, as for `aitrain train`.",
             *self.notes,
         ]
 
     @property
     def signal_comment(self) -> str:
         """What the signal is for."""
-        return f"{self.ask.signal_s} s before the limit, Slurm tells every rank to finish its step, save and leave."
+        return f"{self.ask.signal_s} s before the limit, Slurm tells every rank to finish its step, save and exit."
 
     @property
     def resource_flags(self) -> list[str]:

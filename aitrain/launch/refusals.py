@@ -81,10 +81,10 @@ def _word_faults(cluster: Cluster, ask: Ask, run_dir: Path) -> Iterator[str]:
     profile = cluster.profile
     for key, word in (("account", ask.account), ("partition", ask.partition), ("qos", ask.qos)):
         if word is not None and not SLURM_WORD.fullmatch(word):
-            yield f"cluster.{key}={word!r} cannot stand in a job script: use letters, digits and . _ - @ + ="
+            yield f"cluster.{key}={word!r} cannot be used in a job script: use letters, digits and . _ - @ + ="
     for key, path in (("run.dir", run_dir), ("the current directory", Path.cwd())):
         if not SLURM_PATH.fullmatch(str(path)):
-            yield f"{key}={path} cannot stand in a job script: use a path of letters, digits and . / _ - @ + = : , ~"
+            yield f"{key}={path} cannot be used in a job script: use a path of letters, digits and . / _ - @ + = : , ~"
     for key, word, known in (
         ("partition", ask.partition, profile.partitions),
         ("qos", ask.qos, profile.qos_limits),
@@ -92,18 +92,19 @@ def _word_faults(cluster: Cluster, ask: Ask, run_dir: Path) -> Iterator[str]:
         if word is not None and known and word not in known:
             guess = nearest(word, known)
             hint = f"did you mean {guess}?" if guess else f"there are {', '.join(known)}"
-            yield f"cluster.{key}={word} is not known at {cluster.name}: {hint}"
+            yield f"cluster.{key}={word} does not exist on {cluster.name}: {hint}"
 
 
 def _budget_faults(cluster: Cluster, ask: Ask) -> Iterator[str]:
     profile = cluster.profile
     if profile.account_required and ask.account is None:
-        example = f" (there: {profile.account_example})" if profile.account_example else ""
-        yield f"cluster.account is missing: {cluster.name} bills every job to one: add --account=ACCOUNT{example}"
+        example = f" (for example {profile.account_example})" if profile.account_example else ""
+        rule = f"{cluster.name} bills every job to an account"
+        yield f"cluster.account is missing: {rule}: add --account=ACCOUNT{example}"
     if profile.qos_required and ask.qos is None:
         example = profile.qos_example or ", ".join(profile.qos_limits)
-        hint = f" (there: {example})" if example else ""
-        yield f"cluster.qos is missing: {cluster.name} wants one for every job: add --qos=QOS{hint}"
+        hint = f" (for example {example})" if example else ""
+        yield f"cluster.qos is missing: every job on {cluster.name} needs a QoS: add --qos=QOS{hint}"
 
 
 def _size_faults(cluster: Cluster, ask: Ask) -> Iterator[str]:
@@ -188,7 +189,7 @@ def _device_faults(config: RunConfig, cluster: Cluster, ask: Ask) -> Iterator[st
     on_cpu = config.trainer.accelerator is Accelerator.cpu
     if on_cpu and profile.device.runtime is not Runtime.cpu:
         yield (
-            f"trainer.accelerator=cpu would leave the {word}s of {cluster.name} idle and pay for them: write "
+            f"trainer.accelerator=cpu would leave the {word}s of {cluster.name} idle while you pay for them: write "
             "trainer.accelerator=auto trainer.precision=bf16"
         )
 

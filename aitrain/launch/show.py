@@ -6,6 +6,7 @@ from aitrain.config.values import shown
 from aitrain.errors import RecipeError
 from aitrain.launch.choices import Confidence
 from aitrain.launch.clusters import Cluster, load, names, warning
+from aitrain.launch.job import counted
 
 UNVERIFIED = "?"
 """Mark before a value that is not verified."""
@@ -25,14 +26,15 @@ def profile_text(name: str) -> str:
     lines = [f"{cluster.name}: {profile.where}"]
     lines += [f"  {text}" for text in (profile.docs, warning(profile), profile.note) if text]
     rows, sources = _rows(cluster)
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines += ["", *(f"{mark} {key:<{widths[1]}}  {value}  [{of}]" for mark, key, value, of in rows)]
+    files = ", ".join(map(str, cluster.files))
+    width = max(len(key) for _, key, _, _ in rows)
+    lines += ["", *(f"{mark} {key:<{width}}  {value}  [{of}]" for mark, key, value, of in rows)]
     lines += ["", "sources"]
     lines += [f"  {number:>2}  {text}" for text, number in sources.items()]
     doubtful = sum(row[0] == UNVERIFIED for row in rows)
     if doubtful:
-        lines += ["", f"{doubtful} values are unverified (marked {UNVERIFIED}): check them at the site."]
-    lines += ["", f"Change any of them in a file of your own: docs/add-your-site.md. Read from: {_files(cluster)}"]
+        lines += ["", f"Unverified: {counted(doubtful, 'value')}, marked {UNVERIFIED}. Check with the site."]
+    lines += ["", f"Change any of them in a file of your own: docs/add-your-site.md. Read from: {files}"]
     return "\n".join(lines)
 
 
@@ -58,10 +60,6 @@ def _value(cluster: Cluster, keys: tuple[str, ...]) -> str | None:
     if hasattr(value, "__dataclass_fields__"):
         return None if any(len(other) > len(keys) and other[: len(keys)] == keys for other in cluster.origins) else "{}"
     return shown(value)
-
-
-def _files(cluster: Cluster) -> str:
-    return ", ".join(map(str, cluster.files))
 
 
 def listing() -> str:

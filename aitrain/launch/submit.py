@@ -90,7 +90,7 @@ def _configuration(recipe: str, overrides: Sequence[str], flags: Flags) -> tuple
     """Return the recipe with the flags in its group `cluster`, and the cluster."""
     config = compose(recipe, overrides)
     twice = [
-        f"--{flag} and {key}=... are the same: give one of them"
+        f"--{flag} and {key}=... set the same thing: give one of them"
         for flag, key in (
             ("cluster", "cluster.name"),
             ("time", "cluster.time_min"),
@@ -240,7 +240,7 @@ def _taken(run_dir: Path) -> Iterator[str]:
             f"{run_dir}/job.sbatch`"
         )
     elif (run_dir / "run.yaml").is_file():
-        yield f"run.dir={run_dir} is in use by another run: choose a new one"
+        yield f"run.dir={run_dir} belongs to another run: choose a new one"
     else:
         yield f"run.dir={run_dir} exists already: choose a new one"
 
@@ -256,7 +256,7 @@ def _remarks(config: RunConfig, cluster: Cluster) -> Iterator[str]:
         yield f"note: {note}"
     for name in sorted(os.environ):
         if name.startswith("SBATCH_") and name != "SBATCH_ACCOUNT":
-            yield f"note: {name}={os.environ[name]} is not used: it would win over the job script"
+            yield f"note: {name}={os.environ[name]} is ignored: it would override the job script"
 
 
 def _hand_in(config: RunConfig, cluster: Cluster, job: Job) -> int:

@@ -17,10 +17,10 @@ STEP_S = 180
 """Seconds of the notice that are for the end of a step and for Slurm's own delay."""
 
 BYTES_PER_WEIGHT = 16
-"""Weight, gradient's master and the two moments of AdamW in fp32: the largest checkpoint per trained weight."""
+"""Assumed size of a checkpoint per trained weight: 12 for it and AdamW's two moments in fp32, 4 in reserve."""
 
 WRITE_BYTES_PER_S = 1e9
-"""Rate at which a checkpoint is assumed to be written; a slow parallel file system still reaches it."""
+"""Rate at which a checkpoint is assumed to be written: not measured, so `cluster.signal_s` overrules what follows."""
 
 _SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
@@ -50,7 +50,7 @@ def minutes(text: str) -> int:
     else:
         seconds = first * 60 + (second or 0)
     if seconds < 1:
-        raise RecipeError(f"--time={text} is no time at all: write hours:minutes:seconds, for instance 04:00:00")
+        raise RecipeError(f"--time={text} is not above 0: write hours:minutes:seconds, for instance 04:00:00")
     return -(-seconds // 60)
 
 

@@ -192,7 +192,7 @@ def _is_told(error: BaseException) -> bool:
 
 def _done(directory: RunDirectory) -> int:
     """Say that there is nothing left to do."""
-    print(f"{directory.path} is finished already: nothing is left to do", file=sys.stderr)
+    print(f"{directory.path} is already finished: nothing left to do", file=sys.stderr)
     return EXIT_DONE
 
 

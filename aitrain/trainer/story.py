@@ -56,7 +56,7 @@ def finish_interrupted(directory: RunDirectory, group: Group, steps: int) -> int
     if group.ranks.is_first:
         config = directory.config()
         display = Display(True, steps)
-        display.say(f"all {steps} steps of {directory.path} are done; only its end was interrupted")
+        display.say(f"all {steps} steps are done; finishing the interrupted end of {directory.path}")
         if config.export.at_end and not directory.export.exists():
             display.say("exporting ...")
             export(directory.path, directory.export, config.export.merge, "newest")

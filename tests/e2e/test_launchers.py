@@ -141,5 +141,5 @@ def test_a_job_that_is_requeued_after_its_end_does_nothing(words: list[str], tmp
     before = (tmp_path / "run/events.jsonl").read_bytes(), losses(tmp_path / "run")
     codes, err = srun(line, tmp_path)
     assert set(codes) == {0}, err
-    assert err.count("is finished already: nothing is left to do") == 1, "one rank speaks"
+    assert err.count("is already finished: nothing left to do") == 1, "one rank speaks"
     assert ((tmp_path / "run/events.jsonl").read_bytes(), losses(tmp_path / "run")) == before

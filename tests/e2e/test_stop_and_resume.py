@@ -156,7 +156,7 @@ def test_one_command_line_starts_continues_and_finishes(runs: Runs, one_rank: li
     assert told[-1] == "finished" and told.count("started") == told.count("resumed") == 1
     # once more, as when a node is lost after the end: nothing is done again, and nothing is written
     code, err = runs.end(words)
-    assert code == 0 and "is finished already: nothing is left to do" in err
+    assert code == 0 and "is already finished: nothing left to do" in err
     assert events(runs["requeued"]) == told
 
 
@@ -190,7 +190,7 @@ def test_a_run_killed_between_its_last_step_and_its_end_is_finished(runs: Runs, 
     before = losses(runs["cut"])
     code, err = runs.end(["train", "--or-resume", str(runs["cut"] / "run.yaml")])
     assert code == 0, err
-    assert "only its end was interrupted" in err and (runs["cut"] / "export/model/config.json").is_file()
+    assert "finishing the interrupted end of" in err and (runs["cut"] / "export/model/config.json").is_file()
     assert losses(runs["cut"]) == before == one_rank and events(runs["cut"])[-1] == "finished"
 
 

@@ -106,13 +106,13 @@ def test_a_job_that_is_right_is_not_refused(desk: Desk) -> None:
             "lumi_g",
             ["cluster.container=AMD"],
             1,
-            "cluster.account is missing: lumi_g bills every job to one: add --account=ACCOUNT (there: pro",
+            "cluster.account is missing: lumi_g bills every job to an account: add --account=ACCOUNT (for example pro",
         ),
         (
             "discoverer_plus",
             [],
             1,
-            "cluster.qos is missing: discoverer_plus wants one for every job: add --qos=QOS (there: the name",
+            "cluster.qos is missing: every job on discoverer_plus needs a QoS: add --qos=QOS (for example the name",
         ),
         ("snellius_h100", ["trainer.devices=8"], 1, "a node of snellius_h100 has 4 GPUs: use at most 4"),
         (
@@ -127,10 +127,10 @@ def test_a_job_that_is_right_is_not_refused(desk: Desk) -> None:
             "snellius_h100",
             ["cluster.partition=gpu_h10"],
             1,
-            "cluster.partition=gpu_h10 is not known at snellius_h100: did you mean gpu_h100?",
+            "cluster.partition=gpu_h10 does not exist on snellius_h100: did you mean gpu_h100?",
         ),
         ("leonardo", ["cluster.account=a", "cluster.qos=lprod"], 1, "did you mean boost_qos_lprod?"),
-        ("snellius_h100", ["cluster.account='a b'"], 1, "cluster.account='a b' cannot stand in a job script"),
+        ("snellius_h100", ["cluster.account='a b'"], 1, "cluster.account='a b' cannot be used in a job script"),
         (
             "snellius_h100",
             ["trainer.accelerator=cpu", "trainer.precision=fp32"],
@@ -339,7 +339,7 @@ def test_nothing_is_handed_in_to_a_machine_that_does_not_exist() -> None:
 
 def test_paths_that_slurm_would_split_are_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     (fault,) = desk.faults("snellius_h100", run_dir="/shared/my run")
-    assert "run.dir=/shared/my run cannot stand in a job script" in fault
+    assert "run.dir=/shared/my run cannot be used in a job script" in fault
     (desk.folder / "50%").mkdir()
     monkeypatch.chdir(desk.folder / "50%")
     (fault,) = desk.faults("snellius_h100")

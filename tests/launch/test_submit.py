@@ -133,7 +133,7 @@ def test_variables_of_sbatch_do_not_win_over_the_script(
     assert cli.main(SNELLIUS) == 0
     _, text = json.loads(sbatch.read_text())
     assert "#SBATCH --account=budget" in text and "#SBATCH --partition=gpu_h100" in text
-    assert "note: SBATCH_PARTITION=rome is not used: it would win over the job script" in capsys.readouterr().err
+    assert "note: SBATCH_PARTITION=rome is ignored: it would override the job script" in capsys.readouterr().err
 
 
 def test_when_sbatch_refuses_nothing_is_left(
@@ -171,10 +171,14 @@ def test_without_sbatch_nothing_is_written(
     [
         ([], 2, "--cluster is missing: add --cluster NAME; there are clariden"),
         (["--cluster", "snelius_h100"], 2, "cluster snelius_h100 is not known: did you mean snellius_h100?"),
-        (["--cluster", "snellius_h100", "cluster.name=lumi_g"], 2, "--cluster and cluster.name=... are the same"),
+        (["--cluster", "snellius_h100", "cluster.name=lumi_g"], 2, "--cluster and cluster.name=... set the same thing"),
         (["--cluster", "snellius_h100", "--time", "4h"], 2, "--time=4h is not a time limit"),
         (["--cluster", "snellius_h100", "--nodes", "0"], 2, "--nodes=0 must be at least 1"),
-        (["--cluster", "snellius_h100", "--nodes", "2", "trainer.nodes=2"], 2, "--nodes and trainer.nodes=... are the"),
+        (
+            ["--cluster", "snellius_h100", "--nodes", "2", "trainer.nodes=2"],
+            2,
+            "--nodes and trainer.nodes=... set the same",
+        ),
         (["--cluster", "snellius_h100", "--nodes", "89", "trainer.global_batch_sequences=356"], 2, "use at most 88"),
         (
             ["--cluster", "snellius_h100", "--nodes", "3"],
@@ -182,7 +186,7 @@ def test_without_sbatch_nothing_is_written(
             "does not divide over 12 devices x 1 per device: write 24 or 36",
         ),
         (["--cluster", "snellius_h100", "--time", "6-0"], 2, "allows 120 h: write --time=120:00:00 or less"),
-        (["--cluster", "marenostrum5"], 2, "cluster.account is missing: marenostrum5 bills every job to one"),
+        (["--cluster", "marenostrum5"], 2, "cluster.account is missing: marenostrum5 bills every job to an account"),
         (["--cluster", "snellius_h100", "model.path=org/m"], 2, "model.path=org/m is no folder here"),
         (
             ["--cluster", "snellius_h100", "model.path=asset:smollm2-135m-instruct"],
@@ -192,7 +196,7 @@ def test_without_sbatch_nothing_is_written(
         (["--cluster", "snellius_h100", "data.path=none.jsonl"], 3, "data.path=none.jsonl does not exist"),
         (["--cluster", "snellius_h100", "optim.lrr=1"], 2, "optim.lrr is not a key: did you mean optim.lr?"),
         (["--cluster", "snellius_h100", "run.dir=venv"], 2, "venv exists already: choose a new one"),
-        (["--cluster", "snellius_h100", "run.dir=taken"], 2, "is in use by another run: choose a new one"),
+        (["--cluster", "snellius_h100", "run.dir=taken"], 2, "belongs to another run: choose a new one"),
         (
             ["--cluster", "snellius_h100", "run.dir=job"],
             2,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -33,17 +34,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment of its own, with the wheel in it; what aitrain needs is lent from this one."""
     folder = tmp_path_factory.mktemp("wheel")
     # a copy, because setuptools writes build/ and *.egg-info beside what it builds
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
-    if tracked.returncode:
-        pytest.skip("not a git checkout: what belongs into a wheel is not known")
     source = folder / "source"
-    for name in filter(None, tracked.stdout.decode().split("\0")):
-        if not name.startswith(("tests/", "docs/")) and os.path.lexists(ROOT / name):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / name).is_symlink():
-                (source / name).symlink_to(os.readlink(ROOT / name))
-            else:
-                (source / name).write_bytes((ROOT / name).read_bytes())
+    stale = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("aitrain", "configs", "recipes", "launch"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=stale)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     built = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(source)]
     subprocess.run(built, check=True, capture_output=True, text=True)
