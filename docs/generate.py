@@ -21,6 +21,7 @@ from aitrain.launch.choices import Address, Confidence, Container, DeviceFlag, K
 from aitrain.launch.clusters import Cluster, warning
 from aitrain.launch.clusters import load as load_cluster
 from aitrain.launch.clusters import names as cluster_names
+from aitrain.launch.job import amount
 from aitrain.launch.profile import Evidence, Limits, Profile
 from aitrain.launch.ready import READY, ready_job, ready_script
 from aitrain.launch.times import slurm_time
@@ -176,10 +177,13 @@ def first_job(cluster: Cluster) -> list[str]:
         train += " \\\n  cluster.container=IMAGE.sif cluster.venv=inside"
     if profile.device.runtime is Runtime.cpu:
         train += " trainer.precision=fp32"
+    effect = "without this word, the job is submitted"
+    if profile.kind is Kind.placeholder:
+        effect = "nothing can be submitted yet"
     return [
         "source .venv/bin/activate   # made by `make venv` in the folder of aitrain",
         f"aitrain submit sft_lora {' '.join(words)} \\\n  {train} \\",
-        "  --dry-run   # prints the script; without this word, the job is submitted",
+        f"  --dry-run   # prints the script; {effect}",
         "squeue --me",
         "aitrain runs",
     ]
@@ -235,7 +239,7 @@ def site_facts(cluster: Cluster) -> list[str]:
         words.append(f"QoS: {profile.qos_example}.")
     if profile.billing.unit:
         rate = profile.billing.per_device_hour
-        price = f"{rate:g} {profile.billing.unit}s for one device and hour" if rate else profile.billing.unit
+        price = f"{amount(rate, profile.billing.unit)} for one device and hour" if rate else profile.billing.unit
         words.append(f"Billing: {price}{f'; {profile.billing.note}' if profile.billing.note else ''}.")
     if profile.energy.source:
         words.append(f"Energy of a job: {profile.energy.source}.")
