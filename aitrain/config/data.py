@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
@@ -24,6 +24,13 @@ class OnFault(Enum):
 
     refuse = "refuse"
     drop = "drop"
+
+
+class OnOmission(Enum):
+    """What happens with a record of which the chat template leaves something out."""
+
+    refuse = "refuse"
+    accept = "accept"
 
 
 class OnTooLong(Enum):
@@ -50,6 +57,9 @@ class Data:
     sequence_tokens: int = 1024
     """Longest sequence in tokens. Memory grows with it."""
 
+    max_overlap: float = 0.1
+    """Largest share of the held-out samples that may be training samples too; above it the data is refused."""
+
     shuffle: bool = True
     """Whether the order is a permutation drawn from `seed` anew each epoch; off = file order."""
 
@@ -61,6 +71,8 @@ class Data:
         if self.sequence_tokens < 2:
             rule = "must be at least 2 (one token to read, one to predict): try 1024"
             yield f"data.sequence_tokens={self.sequence_tokens} {rule}"
+        if not 0 <= self.max_overlap <= 1:
+            yield f"data.max_overlap={self.max_overlap} must be between 0 (no held-out sample is trained on) and 1"
         if self.workers < 0:
             yield f"data.workers={self.workers} must be 0 or more"
         if self.validation_samples is not None and self.validation_samples < 1:
@@ -84,6 +96,13 @@ class Records(Data):
 
     too_long: OnTooLong = OnTooLong.refuse
     """A sample longer than `data.sequence_tokens`: `refuse`, `drop` or `truncate` at the end (counted and reported)."""
+
+    template_omissions: OnOmission = OnOmission.refuse
+    """A record of which the model's chat template leaves something out (a thought, a system message, a call): `refuse`
+    the data, or `accept` that it is not learned (counted and reported)."""
+
+    ignore_fields: list[str] = field(default_factory=list)
+    """Fields of the records that are knowingly not used although other tools train on them, for instance `[images]`."""
 
 
 @dataclass

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from aitrain.config.data import RecordFormat
+from aitrain.data.fields import MARKS, TRAIN, UNREAD_MARKS, is_given, training_mark, unused_fields
+from aitrain.data.tool_calls import read_calls, read_tools
 from aitrain.errors import DataError
 
 Message = dict[str, Any]
 Record = dict[str, Any]
 
-TRAIN = "train"
-"""Key of an assistant's message: `false` takes it out of the loss."""
+
+@dataclass(frozen=True)
+class Conversation:
+    """What one record says."""
+
+    messages: list[Message]
+    """Messages with `role` (system, user, assistant or tool) and `content`, in an order every dialogue has. `"train":
+    False` takes one of the assistant's out of the loss; `tool_calls` holds what it calls."""
+
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """JSON schemas of the tools that the conversation declares, for the chat template."""
+
+    unused: list[str] = field(default_factory=list)
+    """Fields of the record that nothing reads."""
+
 
 SHAPES = {
     RecordFormat.messages: (
@@ -39,6 +56,16 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
 }
 _ROLES = ("system", "user", "assistant", "tool")
+_READ = {
+    RecordFormat.messages: ("messages", "system", "tools"),
+    RecordFormat.prompt_completion: ("prompt", "completion", "system", "history", "tools"),
+    RecordFormat.alpaca: ("instruction", "input", "output", "system", "history", "tools"),
+    RecordFormat.sharegpt: ("conversations", "system", "tools"),
+}
+"""Fields that are read, by shape."""
+
+_ONE_ANSWER = (RecordFormat.prompt_completion, RecordFormat.alpaca)
+"""Shapes whose record is one answer, so that a training mark may stand beside it."""
 _AFTER = {
     "start": ("system", "user"),
     "system": ("user",),
@@ -49,7 +76,13 @@ _AFTER = {
 """Which role may follow which."""
 
 
-def to_messages(record: Record, format: RecordFormat, where: str, system_prompt: str | None) -> list[Message]:
+def to_conversation(
+    record: Record,
+    format: RecordFormat,
+    where: str,
+    system_prompt: str | None = None,
+    ignored: Iterable[str] = (),
+) -> Conversation:
     """Turn one record into a conversation.
 
     Args:
@@ -57,25 +90,58 @@ def to_messages(record: Record, format: RecordFormat, where: str, system_prompt:
         format: Its shape; `auto` looks at the keys.
         where: Place of the record, for messages ("train.jsonl:17").
         system_prompt: System message for a conversation that has none, or None.
+        ignored: Fields that the user leaves out knowingly (`data.ignore_fields`).
 
     Returns:
-        Messages with `role` (system, user, assistant or tool) and `content`, in an order every dialogue has. The
-        assistant's messages inside a prompt carry `"train": False`: only the completion is learned.
+        The conversation. In prompt/completion records the assistant's messages inside the prompt carry `"train": False`
+        unless they are marked: only the completion is learned.
 
     Raises:
-        DataError: The record has another shape, a role is unknown or out of order, or an answer is empty.
+        DataError: The record has another shape, a role is unknown or out of order, an answer is empty, a training mark
+            is not understood, or other tools would train on a field that is not read.
     """
+    ignored = frozenset(ignored)
     shape = _detect(record, where) if format is RecordFormat.auto else format
     missing = [key for key in _NEEDED[shape] if record.get(key) is None]
     if missing:
         raise DataError(f"{where}: {_keys(record)}, but data.format={shape.name} is written as {SHAPES[shape]}")
-    if record.get("tools"):
-        raise DataError(f"{where}: 'tools' cannot be given to the chat template: write them into the system message")
-    messages = _CONVERT[shape](record, where)
+    read = {key: value for key, value in record.items() if key not in ignored}
+    mark = _mark_of_record(read, shape, where)
+    read = {key: record[key] for key in _READ[shape] if key in read or key in _NEEDED[shape]}
+    turn_fields: dict[str, None] = {}
+    messages = [_checked_marks(message, where, ignored, turn_fields) for message in _CONVERT[shape](read, where, mark)]
+    messages = [*_system(read, messages, where), *messages]
     if system_prompt is not None and (not messages or messages[0]["role"] != "system"):
         messages = [{"role": "system", "content": system_prompt}, *messages]
     _check_order(messages, where)
-    return messages
+    unused = unused_fields(record, (*_READ[shape], *(MARKS if mark is not None else ())), ignored, where)
+    tools = read_tools(read.get("tools"), where)
+    return Conversation(messages, tools, [*unused, *turn_fields])
+
+
+def _mark_of_record(record: Record, shape: RecordFormat, where: str) -> bool | None:
+    """Return the training mark beside an answer; beside a list of turns it would not say which it means."""
+    if shape in _ONE_ANSWER:
+        return training_mark(record, "assistant", f"{where}: the record")
+    given = [name for name in (*MARKS, *UNREAD_MARKS) if is_given(record.get(name))]
+    if given:
+        raise DataError(
+            f"{where}: the training mark {given[0]!r} stands beside the conversation and does not say which turns it "
+            f"means: put it on the turns, or add data.ignore_fields=[{given[0]}]"
+        )
+    return None
+
+
+def _checked_marks(message: Message, where: str, ignored: Iterable[str], unused: dict[str, None]) -> Message:
+    """Bring a message's training mark under one name, and take out the fields that are left out knowingly."""
+    left = [name for name in message if name in ignored and name not in ("role", "content")]
+    unused.update((f"{name} (of a message)", None) for name in left)
+    message = {name: part for name, part in message.items() if name not in left}
+    mark = training_mark(message, message["role"], f"{where}: a message of the {message['role']}")
+    message = {name: part for name, part in message.items() if name not in (*MARKS, *UNREAD_MARKS)}
+    if mark is None or message["role"] != "assistant":
+        return message
+    return {**message, TRAIN: mark}
 
 
 def _detect(record: Record, where: str) -> RecordFormat:
@@ -93,11 +159,11 @@ def _keys(record: Record) -> str:
     return f"keys here are {', '.join(map(repr, record))}" if record else "the record has no keys"
 
 
-def _from_messages(record: Record, where: str) -> list[Message]:
+def _from_messages(record: Record, where: str, mark: bool | None) -> list[Message]:
     return _message_list(record["messages"], "messages", where)
 
 
-def _from_prompt_completion(record: Record, where: str) -> list[Message]:
+def _from_prompt_completion(record: Record, where: str, mark: bool | None) -> list[Message]:
     if isinstance(record["prompt"], str) and not _is_json_list(record["prompt"]):
         prompt = [_message("user", record["prompt"], where)]
     else:
@@ -106,33 +172,44 @@ def _from_prompt_completion(record: Record, where: str) -> list[Message]:
         completion = [_message("assistant", record["completion"], where)]
     else:
         completion = _message_list(record["completion"], "completion", where)
-    return [{**message, TRAIN: False} if message["role"] == "assistant" else message for message in prompt] + completion
+    prompt = [_with_mark(message, False) for message in prompt]
+    return [*_history(record, where), *prompt, *(_with_mark(message, mark) for message in completion)]
 
 
-def _from_alpaca(record: Record, where: str) -> list[Message]:
+def _with_mark(message: Message, mark: bool | None) -> Message:
+    """Give an assistant's message a training mark unless it has one of its own."""
+    own = any(message.get(name) is not None for name in MARKS)
+    return message if message["role"] != "assistant" or own or mark is None else {**message, TRAIN: mark}
+
+
+def _from_alpaca(record: Record, where: str, mark: bool | None) -> list[Message]:
     for key in ("instruction", "input", "output", "system"):
         if record.get(key) is not None and not isinstance(record[key], str):
             raise DataError(f"{where}: {key!r} is {type(record[key]).__name__}, not text")
     question = record["instruction"]
     if record.get("input"):
         question += "\n\n" + record["input"]
-    return _system(record, where) + [_message("user", question, where), _message("assistant", record["output"], where)]
+    answer = _with_mark(_message("assistant", record["output"], where), mark)
+    return [*_history(record, where), _message("user", question, where), answer]
 
 
-def _from_sharegpt(record: Record, where: str) -> list[Message]:
+def _from_sharegpt(record: Record, where: str, mark: bool | None) -> list[Message]:
     turns = _list(record["conversations"], "conversations", where)
     messages = []
     for number, turn in enumerate(turns):
-        if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+        calls = isinstance(turn, dict) and is_given(turn.get("tool_calls"))
+        if not isinstance(turn, dict) or "from" not in turn or not ("value" in turn or calls):
             hint = ""
             if isinstance(turn, dict) and "role" in turn and "content" in turn:
                 hint = ": this is the shape of `messages`, so rename the key 'conversations' to 'messages'"
             raise DataError(f"{where}: conversations[{number}] has no 'from' and 'value'{hint}")
-        if turn["from"] not in _SHAREGPT_ROLES:
+        if not isinstance(turn["from"], str) or turn["from"] not in _SHAREGPT_ROLES:
             known = ", ".join(_SHAREGPT_ROLES)
             raise DataError(f"{where}: conversations[{number}] is from {turn['from']!r}: use one of {known}")
-        messages.append(_message(_SHAREGPT_ROLES[turn["from"]], turn["value"], where))
-    return (_system(record, where) if not messages or messages[0]["role"] != "system" else []) + messages
+        others = {name: part for name, part in turn.items() if name not in ("from", "value") and part is not None}
+        place = f"{where}: conversations[{number}]"
+        messages.append(_whole_message(_SHAREGPT_ROLES[turn["from"]], turn.get("value"), others, place))
+    return messages
 
 
 _CONVERT = {
@@ -143,8 +220,32 @@ _CONVERT = {
 }
 
 
-def _system(record: Record, where: str) -> list[Message]:
-    return [_message("system", record["system"], where)] if record.get("system") else []
+def _system(record: Record, messages: list[Message], where: str) -> list[Message]:
+    """Return the system turn that stands beside the conversation."""
+    if not is_given(record.get("system")):
+        return []
+    message = _message("system", record["system"], where)
+    if not messages or messages[0]["role"] != "system":
+        return [message]
+    if messages[0]["content"] != message["content"]:
+        raise DataError(f"{where}: 'system' says something else than the conversation's own system message: keep one")
+    return []
+
+
+def _history(record: Record, where: str) -> list[Message]:
+    """Return the earlier turns that stand beside a question: pairs of question and answer, or messages."""
+    value = record.get("history")
+    if not is_given(value):
+        return []
+    turns = _list(value, "history", where)
+    if all(isinstance(turn, dict) for turn in turns):
+        return _message_list(turns, "history", where)
+    messages = []
+    for number, pair in enumerate(turns):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f'{where}: history[{number}] must be a pair: ["question", "answer"]')
+        messages += [_message("user", pair[0], where), _message("assistant", pair[1], where)]
+    return messages
 
 
 def _is_json_list(text: str) -> bool:
@@ -156,7 +257,7 @@ def _list(value: Any, key: str, where: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as fault:
+        except (ValueError, RecursionError) as fault:
             raise DataError(f"{where}: {key!r} is text, but no JSON list of messages ({fault})") from None
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: {key!r} must be a list with at least one message")
@@ -169,24 +270,32 @@ def _message_list(value: Any, key: str, where: str) -> list[Message]:
         place = f"{where}: {key}[{number}]"
         # Parquet gives every struct every field, with null where a row had none.
         item = {name: part for name, part in item.items() if part is not None} if isinstance(item, dict) else item
-        if not isinstance(item, dict) or "role" not in item or "content" not in item:
+        calls = isinstance(item, dict) and is_given(item.get("tool_calls"))
+        if not isinstance(item, dict) or "role" not in item or not ("content" in item or calls):
             hint = ""
             if isinstance(item, dict) and "from" in item:
                 hint = ": this is the shape of `conversations`, so rename the key to 'conversations'"
             raise DataError(f"{place} has no 'role' and 'content'{hint}")
         if item["role"] not in _ROLES:
             raise DataError(f"{place} has the role {item['role']!r}: use one of {', '.join(_ROLES)}")
-        if item.get("tool_calls"):
-            raise DataError(f"{place} has 'tool_calls': write the call into 'content' as the model shall say it")
-        if not isinstance(item.get(TRAIN, True), bool):
-            raise DataError(f"{place} has {TRAIN!r}: {item[TRAIN]!r}: write true or false")
-        messages.append({**item, **_message(item["role"], item["content"], where)})
+        others = {name: part for name, part in item.items() if name not in ("role", "content")}
+        messages.append(_whole_message(item["role"], item.get("content"), others, place))
     return messages
+
+
+def _whole_message(role: str, content: Any, others: dict[str, Any], place: str) -> Message:
+    """Return a message with everything beside its content; a call of a tool may stand in place of words."""
+    calls = read_calls(others.pop("tool_calls", None), place)
+    if calls and role != "assistant":
+        raise DataError(f"{place}: the {role}'s message has 'tool_calls', but only the assistant calls tools")
+    message = _message(role, "" if content is None and calls else content, place)
+    return {**others, **message, **({"tool_calls": calls} if calls else {})}
 
 
 def _message(role: str, content: Any, where: str) -> Message:
     if not isinstance(content, str):
-        raise DataError(f"{where}: the content of the {role}'s message is {type(content).__name__}, not text")
+        kind = "null" if content is None else type(content).__name__
+        raise DataError(f"{where}: the content of the {role}'s message is {kind}, not text")
     return {"role": role, "content": content}
 
 
@@ -200,7 +309,7 @@ def _check_order(messages: list[Message], where: str) -> None:
             raise DataError(
                 f"{where}: the conversation {place} one of the {role} (message {number}); it must be {allowed}"
             )
-        if role == "assistant" and not message["content"].strip():
+        if role == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
             raise DataError(
                 f"{where}: the assistant's message {number} is empty: write an answer or take the record out"
             )

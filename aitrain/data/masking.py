@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aitrain.data.chat_template import ChatTemplate, Rendered, Span
-from aitrain.data.conversation import Message
+from aitrain.data.chat_template import Rendered, Span
 from aitrain.errors import DataError, ModelError
 
 
@@ -20,26 +19,9 @@ class Encoded:
     """Whether the loss is taken on a token; never on the first, which nothing predicts."""
 
 
-def encode_conversation(tokenizer: Any, messages: list[Message], where: str) -> Encoded:
-    """Tokenise one conversation; marked are the assistant's tokens and its end-of-turn, nothing else.
-
-    Args:
-        tokenizer: A fast transformers tokenizer with a chat template.
-        messages: As `to_messages` gives them.
-        where: Place of the record, for messages.
-
-    Returns:
-        Ids and marks; no mark at all where the assistant says nothing.
-
-    Raises:
-        DataError: The tokenizer has no chat template, or what the assistant says cannot be told from the rest.
-    """
-    return encode_conversations(tokenizer, ChatTemplate(tokenizer), [(where, messages)])[0]
-
-
-def encode_conversations(
-    tokenizer: Any, template: ChatTemplate, batch: Sequence[tuple[str, list[Message]]]
-) -> list[Encoded]:
+def encode(
+    tokenizer: Any, batch: Sequence[tuple[str, Rendered]], most_characters: int | None = None
+) -> list[Encoded | DataError]:
     """Tokenise many conversations at once, which a fast tokenizer does on all cores.
 
     The whole text is tokenised once; a token is marked when it overlaps a trained span. So the model sees the very
@@ -47,22 +29,21 @@ def encode_conversations(
 
     Args:
         tokenizer: A fast transformers tokenizer.
-        template: Its chat template.
-        batch: Place and messages of each conversation.
+        batch: Place of each conversation, and what its chat template wrote.
+        most_characters: Characters of a conversation that are looked at; `None` = all.
 
     Returns:
-        One encoded sample per conversation, in order.
+        One encoded sample per conversation, in order, or why it cannot be one: a turn whose end the tokenizer does not
+        read as one token.
 
     Raises:
         ModelError: The tokenizer is a slow one.
-        DataError: See `encode_conversation`.
     """
     require_fast(tokenizer)
     if not batch:
         return []
-    rendered = [template.render(messages, where) for where, messages in batch]
     output = tokenizer(
-        [one.text for one in rendered],
+        [one.text[:most_characters] for _, one in batch],
         add_special_tokens=False,
         padding=False,
         truncation=False,
@@ -70,12 +51,14 @@ def encode_conversations(
         return_attention_mask=False,
         verbose=False,
     )
-    return [
-        _mark(tokenizer, one, ids, offsets, where)
-        for one, ids, offsets, (where, _) in zip(
-            rendered, output["input_ids"], output["offset_mapping"], batch, strict=True
-        )
-    ]
+    encoded: list[Encoded | DataError] = []
+    for (where, one), ids, offsets in zip(batch, output["input_ids"], output["offset_mapping"], strict=True):
+        cut = most_characters is not None and len(one.text) > most_characters
+        try:
+            encoded.append(_mark(tokenizer, one, ids, offsets, where, cut))
+        except DataError as fault:
+            encoded.append(fault)
+    return encoded
 
 
 def require_fast(tokenizer: Any) -> None:
@@ -94,7 +77,9 @@ def require_fast(tokenizer: Any) -> None:
         )
 
 
-def _mark(tokenizer: Any, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]], where: str) -> Encoded:
+def _mark(
+    tokenizer: Any, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]], where: str, cut: bool
+) -> Encoded:
     trained = [False] * len(ids)
     token = 0
     for span in rendered.spans:
@@ -106,6 +91,8 @@ def _mark(tokenizer: Any, rendered: Rendered, ids: list[int], offsets: list[tupl
         while token < len(ids) and offsets[token][0] < span.end:
             trained[token], last = True, token
             token += 1
+        if cut and token == len(ids):
+            break  # the end of this turn lies behind what is kept
         _check_end(tokenizer, ids[last] if last >= 0 else None, span, where)
     if trained:
         trained[0] = False

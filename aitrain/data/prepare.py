@@ -5,38 +5,31 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from aitrain.config.data import Data, OnFault, OnTooLong, Records, Text
+from aitrain.config.data import Data, Records, Text
 from aitrain.config.task import Sft, Task
-from aitrain.data.chat_template import ChatTemplate
-from aitrain.data.conversation import to_messages
-from aitrain.data.masking import Encoded, encode_conversations, require_fast
+from aitrain.data.masking import require_fast
 from aitrain.data.order import sample_indices
-from aitrain.data.records import Placed, check_file, read_records
-from aitrain.data.report import Places, Report, SourceReport
-from aitrain.data.token_set import TokenSet, TokenWriter
-from aitrain.errors import AitrainError, DataError, ModelError
+from aitrain.data.records import check_file
+from aitrain.data.report import Report, SourceReport
+from aitrain.data.token_set import DIGEST_BYTES, TokenSet
+from aitrain.data.tokenisation import DOCUMENTS, Progress, Tokenisation
+from aitrain.errors import AitrainError, DataError
 from aitrain.io import new_directory
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the same input would give other token sets, so that old ones are not used."""
-
-_AT_ONCE = 256
-"""Records tokenised together: enough for a fast tokenizer to use all cores, little enough for memory."""
 
 _HOLD_OUT = 0x5EED_0F_4E1D
 """Keeps the draw of held-out samples apart from the order of training."""
-
-Progress = Callable[[int, int | None], None]
-"""Called with records done and in all, None where that is not known beforehand; at the end the two are equal."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,33 @@ def prepare(
         for path in (files.train, files.validation)
         if path is not None
     ]
-    return open_prepared(folders, data.validation_samples, seed)
+    prepared = open_prepared(folders, data.validation_samples, seed)
+    return _with_overlap(prepared, data)
+
+
+def _with_overlap(prepared: Prepared, data: Data) -> Prepared:
+    """Count the held-out samples that are trained on too, and refuse more than the recipe allows."""
+    if prepared.validation is None:
+        return prepared
+    if isinstance(data, Text) and len(prepared.folders) > 1:
+        trained, held = (_documents(folder) for folder in prepared.folders)
+    else:
+        trained, held = list(prepared.train.digests()), list(prepared.validation.digests())
+    seen, size = set(trained), len(held)
+    overlap = sum(digest in seen for digest in held)
+    if overlap > data.max_overlap * size:
+        held_out = prepared.report.sources[-1].file
+        raise DataError(
+            f"{held_out}: {overlap:,} of {size:,} held-out samples are training samples too, so the held-out loss "
+            f"would not tell what the model has learned: take them out of one of the two, or write "
+            f"data.max_overlap={math.ceil(100 * overlap / size) / 100:g}"
+        )
+    return replace(prepared, report=replace(prepared.report, overlap=overlap))
+
+
+def _documents(folder: Path) -> list[bytes]:
+    content = (folder / DOCUMENTS).read_bytes()
+    return [content[at : at + DIGEST_BYTES] for at in range(0, len(content), DIGEST_BYTES)]
 
 
 def open_prepared(folders: list[Path], validation_samples: int | None, seed: int) -> Prepared:
@@ -136,7 +155,7 @@ def _source(path: Path, data: Data, task: Task, tokenizer: Any, cache: Path, pro
     if folder.exists():
         return folder
     total = lines if path.name.lower().endswith(".jsonl") else None
-    job = _Job(path, data, task, tokenizer, progress, total)
+    job = Tokenisation(path, data, task, tokenizer, progress, total)
     try:
         with new_directory(folder) as unfinished:
             job.write(unfinished)
@@ -180,135 +199,10 @@ def _key(path: Path, digest: str, data: Data, task: Task, tokenizer: Any) -> str
     if isinstance(data, Text):
         content["text"] = data.text_field
     elif isinstance(data, Records) and isinstance(task, Sft):
-        content["records"] = [data.format.name, data.no_trained_tokens.name, data.too_long.name]
+        rules = (data.no_trained_tokens, data.too_long, data.template_omissions)
+        content["records"] = [data.format.name, [rule.name for rule in rules], sorted(data.ignore_fields)]
         content["conversation"] = [tokenizer.chat_template, task.system_prompt]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass
-class _Job:
-    """The preparation of one file."""
-
-    path: Path
-    data: Data
-    task: Task
-    tokenizer: Any
-    progress: Progress | None
-    total: int | None
-    unlearnable: Places = field(default_factory=Places)
-    too_long: Places = field(default_factory=Places)
-
-    def write(self, folder: Path) -> None:
-        report = SourceReport(str(self.path.name))
-        with TokenWriter(folder) as writer:
-            if isinstance(self.data, Text):
-                self._write_text(self.data, writer, report)
-            elif isinstance(self.data, Records) and isinstance(self.task, Sft):
-                self._write_records(self.data, self.task, writer, report)
-            else:
-                raise TypeError(f"no preparation for {type(self.data).__name__} with {type(self.task).__name__}")
-        tokens = TokenSet.open(folder) if len(writer) else None
-        if tokens is None or not tokens.trained_counts.any():
-            reasons = ", ".join(f"{places.count} {reason}" for reason, places in report.dropped.items())
-            raise DataError(
-                f"{self.path.name}: no trained token in {report.records} records{f' ({reasons})' if reasons else ''}: "
-                "there is nothing to learn from this file"
-            )
-        report.measure(tokens.lengths, tokens.trained_counts)
-        report.save(folder / "report.json")
-
-    def _batches(self, placed: Iterable[Placed]) -> Iterator[list[Placed]]:
-        """Group records and tell how far it is, behind each group and at the end."""
-        records, done = iter(placed), 0
-        while batch := list(islice(records, _AT_ONCE)):
-            yield batch
-            done += len(batch)
-            if self.progress:
-                self.progress(done, self.total if self.total is None else max(self.total, done))
-        if self.progress and done != self.total:
-            self.progress(done, done)
-
-    def _write_records(self, data: Records, task: Sft, writer: TokenWriter, report: SourceReport) -> None:
-        template = ChatTemplate(self.tokenizer)
-        for batch in self._batches(read_records(self.path)):
-            talks = [(where, to_messages(record, data.format, where, task.system_prompt)) for where, record in batch]
-            for (where, _), encoded in zip(talks, encode_conversations(self.tokenizer, template, talks), strict=True):
-                self._take(data, encoded, where, writer, report)
-        self._refuse(data, report)
-
-    def _take(self, data: Records, encoded: Encoded, where: str, writer: TokenWriter, report: SourceReport) -> None:
-        ids, trained = encoded.ids, encoded.trained
-        report.see(len(ids), where)
-        reason = "without a trained token"
-        if any(trained) and len(ids) > data.sequence_tokens:
-            if data.too_long is OnTooLong.refuse:
-                self.too_long.add(f"{where} has {len(ids)} tokens")
-                return
-            if data.too_long is OnTooLong.drop:
-                report.drop(f"longer than data.sequence_tokens={data.sequence_tokens}", where)
-                return
-            ids, trained = ids[: data.sequence_tokens], trained[: data.sequence_tokens]
-            reason = f"without a trained token in the first {data.sequence_tokens}"
-            if any(trained):
-                report.truncated.add(where)
-        if any(trained):
-            writer.add(ids, trained)
-        elif data.no_trained_tokens is OnFault.refuse:
-            self.unlearnable.add(where)
-        else:
-            report.drop(reason, where)
-
-    def _refuse(self, data: Records, report: SourceReport) -> None:
-        """Raise for what the recipe does not accept, both kinds at once."""
-        faults = []
-        if self.too_long.count:
-            faults.append(
-                f"{self.too_long.count} of {report.records} samples are longer than "
-                f"data.sequence_tokens={data.sequence_tokens} ({self.too_long}): write "
-                f"data.sequence_tokens={report.longest_tokens}, data.too_long=truncate or data.too_long=drop"
-            )
-        if self.unlearnable.count:
-            cut = " after truncation" if data.too_long is OnTooLong.truncate else ""
-            faults.append(
-                f"{self.unlearnable.count} of {report.records} samples have no trained token{cut}, because the "
-                f"assistant says nothing in them ({self.unlearnable}): mend them, or write data.no_trained_tokens=drop"
-            )
-        if faults:
-            raise DataError("\n".join(faults))
-
-    def _write_text(self, data: Text, writer: TokenWriter, report: SourceReport) -> None:
-        end = self.tokenizer.eos_token_id
-        if end is None:
-            raise ModelError(
-                "the model's tokenizer has no end-of-text token (eos_token) to put between documents: "
-                "add one to tokenizer_config.json in the model folder"
-            )
-        waiting: list[int] = []
-        where = ""
-        for batch in self._batches(read_records(self.path, data.text_field)):
-            texts = [record[data.text_field] for _, record in batch]
-            output = self.tokenizer(
-                texts,
-                add_special_tokens=False,
-                padding=False,
-                truncation=False,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            for (where, _), ids in zip(batch, output["input_ids"], strict=True):
-                report.see(len(ids), where)
-                if not ids:
-                    report.drop("empty documents", where)
-                    continue
-                waiting += [*ids, end]
-                whole = len(waiting) // data.sequence_tokens * data.sequence_tokens
-                for begin in range(0, whole, data.sequence_tokens):
-                    writer.add(waiting[begin : begin + data.sequence_tokens], [True] * data.sequence_tokens)
-                waiting = waiting[whole:]
-        if len(waiting) > 1:
-            writer.add(waiting, [True] * len(waiting))
-        elif waiting:
-            report.drop("last block of a single token, which predicts nothing", where)
 
 
 def sample_text(tokenizer: Any, tokens: Iterable[int], trained: Iterable[bool], coloured: bool = True) -> str:

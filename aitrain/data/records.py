@@ -18,13 +18,35 @@ Record = dict[str, Any]
 Placed = tuple[str, Record]
 """Where a record stands ("train.jsonl:17") and the record."""
 
+PlacedOrFault = tuple[str, Record | DataError]
+"""The same, or why it cannot be read."""
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_records(path: Path, text_field: str | None = None) -> Iterator[Placed]:
-    """Read every record of a data file, in file order.
+    """Read every record of a data file, in file order, up to the first that cannot be read.
+
+    Args:
+        path: As for `read_all`.
+        text_field: As for `read_all`.
+
+    Yields:
+        Place and record.
+
+    Raises:
+        DataError: What `read_all` raises or yields.
+    """
+    for where, record in read_all(path, text_field):
+        if isinstance(record, DataError):
+            raise record
+        yield where, record
+
+
+def read_all(path: Path, text_field: str | None = None) -> Iterator[PlacedOrFault]:
+    """Read every record of a data file, in file order, those that cannot be read included.
 
     Args:
         path: A file with one of the known suffixes.
@@ -32,19 +54,18 @@ def read_records(path: Path, text_field: str | None = None) -> Iterator[Placed]:
             are given ("text" when None).
 
     Yields:
-        Place and record. The place is `name:line` where the format has lines, else `name[index]` counted from 0.
+        Place and record, or why it cannot be used: it is no object, has no text or is not UTF-8. The place is
+        `name:line` where the format has lines, else `name[index]` counted from 0.
 
     Raises:
-        DataError: The file is missing, empty, of an unknown kind, broken or not UTF-8; or a record is no object or has
-            no text.
+        DataError: The file is missing, empty, of an unknown kind or broken as a whole.
     """
     check_file(path)
     count = 0
     for where, record in _reader(path, text_field or "text"):
         count += 1
-        if text_field is not None:
-            _require_text(record, text_field, where)
-        yield where, record
+        fault = None if isinstance(record, DataError) or text_field is None else _text_fault(record, text_field, where)
+        yield where, fault or record
     if not count:
         raise DataError(f"{path} holds no record ({path.stat().st_size} bytes): give a file with data")
 
@@ -68,7 +89,7 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path} may not be read by this user: change its permissions")
 
 
-def _reader(path: Path, text_field: str) -> Iterator[Placed]:
+def _reader(path: Path, text_field: str) -> Iterator[PlacedOrFault]:
     name = path.name.lower()
     if name.endswith((".jsonl", ".jsonl.gz")):
         return _read_jsonl(path)
@@ -81,15 +102,16 @@ def _reader(path: Path, text_field: str) -> Iterator[Placed]:
     return _read_text(path, text_field)
 
 
-def _require_text(record: Record, field: str, where: str) -> None:
+def _text_fault(record: Record, field: str, where: str) -> DataError | None:
     if field not in record:
         keys = ", ".join(map(repr, record)) or "none"
-        raise DataError(f"{where}: no key {field!r} (keys here: {keys}): write data.text_field=KEY")
+        return DataError(f"{where}: no key {field!r} (keys here: {keys}): write data.text_field=KEY")
     if not isinstance(record[field], str):
-        raise DataError(f"{where}: {field!r} is {_kind(record[field])}, not text")
+        return DataError(f"{where}: {field!r} is {_kind(record[field])}, not text")
+    return None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
     """Yield line number (from 1) and text with its line end; lines end at \\n only, as JSON Lines has it."""
     number = 0
     try:
@@ -99,30 +121,42 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 try:
                     yield number, line.decode("utf-8")
                 except UnicodeDecodeError as fault:
-                    raise DataError(
-                        f"{path.name}:{number}: not UTF-8 (byte 0x{line[fault.start]:02x} at {fault.start + 1} of the "
-                        "line): convert the file, for instance with `iconv -t utf-8`"
-                    ) from None
+                    byte = f"byte 0x{line[fault.start]:02x} at {fault.start + 1} of the line"
+                    advice = "convert the file, for instance with `iconv -t utf-8`"
+                    yield number, DataError(f"{path.name}:{number}: not UTF-8 ({byte}): {advice}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as fault:
         raise DataError(f"{path.name}: broken gzip data after line {number} ({fault}): write the file again") from None
 
 
-def _read_jsonl(path: Path) -> Iterator[Placed]:
+def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield lines as `_lines` does, for formats in which one line that cannot be read spoils the rest."""
     for number, line in _lines(path):
-        if not line.strip():
-            continue
+        if isinstance(line, DataError):
+            raise line
+        yield number, line
+
+
+def _read_jsonl(path: Path) -> Iterator[PlacedOrFault]:
+    for number, line in _lines(path):
         where = f"{path.name}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as fault:
-            raise DataError(
-                f"{where}:{fault.pos + 1}: broken JSON ({fault.msg}): every line must be one whole object"
-            ) from None
-        yield where, _checked(record, where, line)
+        if isinstance(line, DataError):
+            yield where, line
+        elif line.strip():
+            try:
+                yield where, _checked(json.loads(line), where, _may_be_half(line))
+            except json.JSONDecodeError as fault:
+                yield (
+                    where,
+                    DataError(
+                        f"{where}:{fault.pos + 1}: broken JSON ({fault.msg}): every line must be one whole object"
+                    ),
+                )
+            except (ValueError, RecursionError) as fault:
+                yield where, DataError(f"{where}: {_unreadable(fault)}")
 
 
-def _read_json(path: Path) -> Iterator[Placed]:
-    text = "".join(line for _, line in _lines(path))
+def _read_json(path: Path) -> Iterator[PlacedOrFault]:
+    text = "".join(line for _, line in _whole_lines(path))
     if not text.strip():
         return
     try:
@@ -130,27 +164,42 @@ def _read_json(path: Path) -> Iterator[Placed]:
     except json.JSONDecodeError as fault:
         hint = ": one object per line? then name the file .jsonl" if fault.msg == "Extra data" else ""
         raise DataError(f"{path.name}:{fault.lineno}:{fault.colno}: broken JSON ({fault.msg}){hint}") from None
+    except (ValueError, RecursionError) as fault:
+        raise DataError(f"{path.name}: {_unreadable(fault)}") from None
     if not isinstance(records, list):
         raise DataError(
             f"{path.name} holds {_kind(records)}, not a list of objects: write [{{...}}, {{...}}] or .jsonl"
         )
+    halves = _may_be_half(text)
     for index, record in enumerate(records):
-        yield f"{path.name}[{index}]", _checked(record, f"{path.name}[{index}]", text)
+        yield f"{path.name}[{index}]", _checked(record, f"{path.name}[{index}]", halves)
 
 
-def _checked(record: Any, where: str, source: str) -> Record:
+def _unreadable(fault: Exception) -> str:
+    """Say why JSON that is well formed cannot be read: Python bounds nesting and the digits of a number."""
+    if isinstance(fault, RecursionError):
+        return "lists and objects are nested too deeply to be read: flatten the record"
+    return "a number has too many digits to be read (more than 4,300): write it as text"
+
+
+def _may_be_half(text: str) -> bool:
+    """Whether escapes of a text may stand for half a character."""
+    return "\\ud" in text or "\\uD" in text
+
+
+def _checked(record: Any, where: str, halves: bool) -> Record | DataError:
     if not isinstance(record, dict):
-        raise DataError(f'{where}: {_kind(record)}, not an object: write {{"key": value, ...}}')
-    if "\\ud" in source or "\\uD" in source:
-        try:
+        return DataError(f'{where}: {_kind(record)}, not an object: write {{"key": value, ...}}')
+    try:
+        if halves:
             json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError as fault:
-            half = f"\\u{ord(fault.object[fault.start]):04x}"
-            raise DataError(f"{where}: {half} is half of a character: write both halves or the character") from None
+    except UnicodeEncodeError as fault:
+        half = f"\\u{ord(fault.object[fault.start]):04x}"
+        return DataError(f"{where}: {half} is half of a character: write both halves or the character")
     return record
 
 
-def _read_parquet(path: Path) -> Iterator[Placed]:
+def _read_parquet(path: Path) -> Iterator[PlacedOrFault]:
     import pyarrow
     import pyarrow.parquet
 
@@ -158,17 +207,34 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
         with pyarrow.parquet.ParquetFile(path) as file:
             index = 0
             for batch in file.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
+                for record in _parquet_rows(batch, f"{path.name}[{{}}]", index):
                     yield f"{path.name}[{index}]", record
                     index += 1
     except (pyarrow.ArrowException, OSError) as fault:
         raise DataError(f"{path.name} is no whole Parquet file: {fault}") from None
 
 
-def _read_csv(path: Path) -> Iterator[Placed]:
+def _parquet_rows(batch: Any, place: str, first: int) -> list[Record | DataError]:
+    try:
+        rows: list[Record | DataError] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError):  # some row cannot be read: find out which
+        return [_parquet_row(batch, row, place.format(first + row)) for row in range(batch.num_rows)]
+
+
+def _parquet_row(batch: Any, row: int, where: str) -> Record | DataError:
+    try:
+        return {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    except UnicodeDecodeError as fault:
+        return DataError(f"{where}: not UTF-8 ({fault.reason}): write the file again with text in UTF-8")
+    except (ValueError, OverflowError) as fault:
+        return DataError(f"{where}: a value cannot be read ({fault})")
+
+
+def _read_csv(path: Path) -> Iterator[PlacedOrFault]:
     # Python stops at 128 KiB per cell; a long document is no fault.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    rows = csv.reader((line for _, line in _lines(path)), strict=True)
+    rows = csv.reader((line for _, line in _whole_lines(path)), strict=True)
     header: list[str] | None = None
     begin = 1
     try:
@@ -182,9 +248,12 @@ def _read_csv(path: Path) -> Iterator[Placed]:
                 if twice or "" in header:
                     raise DataError(f"{where}: the first row must name every column once; found {header}")
             elif len(row) != len(header):
-                raise DataError(
-                    f"{where}: {len(row)} fields, but the first row names {len(header)} columns: "
-                    'put a field with commas, quotes or line ends into "..."'
+                yield (
+                    where,
+                    DataError(
+                        f"{where}: {len(row)} fields, but the first row names {len(header)} columns: "
+                        'put a field with commas, quotes or line ends into "..."'
+                    ),
                 )
             else:
                 yield where, dict(zip(header, row, strict=True))
@@ -192,10 +261,10 @@ def _read_csv(path: Path) -> Iterator[Placed]:
         raise DataError(f"{path.name}:{begin}: broken CSV ({fault})") from None
 
 
-def _read_text(path: Path, field: str) -> Iterator[Placed]:
+def _read_text(path: Path, field: str) -> Iterator[PlacedOrFault]:
     document: list[str] = []
     begin = 1
-    for number, line in _lines(path):
+    for number, line in _whole_lines(path):
         if line.strip():
             if not document:
                 begin = number

@@ -56,8 +56,14 @@ class SourceReport:
     truncated: Places = field(default_factory=Places)
     """Records cut at `data.sequence_tokens`."""
 
+    unused: dict[str, Places] = field(default_factory=dict)
+    """Field -> records that have it, though nothing reads it."""
+
+    left_out: Places = field(default_factory=Places)
+    """Records of which the chat template leaves something out, accepted by the recipe."""
+
     longest_tokens: int = 0
-    """Length of the longest record before anything was cut."""
+    """Length of the longest record before anything was cut; of one that is far too long, the least it can have."""
 
     longest_at: str = ""
     length_quantiles: dict[str, int] = field(default_factory=dict)
@@ -108,7 +114,10 @@ class SourceReport:
         ]
         if self.truncated.count:
             lines.append(f"  truncated: {self.truncated.count:,} ({self.truncated})")
+        if self.left_out.count:
+            lines.append(f"  left out by the chat template: something in {self.left_out.count:,} ({self.left_out})")
         lines += [f"  dropped: {places.count:,} {reason} ({places})" for reason, places in self.dropped.items()]
+        lines += [f"  not used: {name} in {places.count:,} records" for name, places in self.unused.items()]
         return lines
 
     def save(self, path: Path) -> None:
@@ -127,8 +136,10 @@ class SourceReport:
             path: File that `save` wrote.
         """
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        values["truncated"] = Places(**values["truncated"])
-        values["dropped"] = {reason: Places(**places) for reason, places in values["dropped"].items()}
+        for key in ("truncated", "left_out"):
+            values[key] = Places(**values[key])
+        for key in ("dropped", "unused"):
+            values[key] = {name: Places(**places) for name, places in values[key].items()}
         return cls(**values)
 
 
@@ -141,13 +152,16 @@ class Report:
 
     train_sequences: int
     validation_sequences: int
+    overlap: int = 0
+    """Held-out samples that are also training samples."""
 
     def text(self) -> str:
         """Write the account for people."""
         lines = [line for source in self.sources for line in source.lines()]
-        return "\n".join(
-            [*lines, f"training on {self.train_sequences:,} sequences, {self.validation_sequences:,} held out"]
-        )
+        lines.append(f"training on {self.train_sequences:,} sequences, {self.validation_sequences:,} held out")
+        if self.overlap:
+            lines.append(f"  of the held-out samples, {self.overlap:,} are training samples too")
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the account as plain values, for JSON."""

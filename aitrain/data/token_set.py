@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+DIGEST_BYTES = 12
+"""Of a checksum by which equal sequences are found."""
 
 _NAMES = ("tokens", "trained", "offsets")
 
@@ -64,6 +68,11 @@ class TokenSet:
             A set of K sequences over the same arrays.
         """
         return TokenSet(self.tokens, self.trained, self.offsets, self.rows[positions])
+
+    def digests(self) -> Iterator[bytes]:
+        """Yield a checksum of each sequence, by which equal ones are found."""
+        for index in range(len(self)):
+            yield hashlib.blake2b(self[index][0].tobytes(), digest_size=DIGEST_BYTES).digest()
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:

@@ -215,7 +215,7 @@ def evaluate_run(run: Path, data: str | None, lm_eval: str | None, checkpoint: s
 def _measuring(config: RunConfig, data: str | None) -> RunConfig:
     """Return the configuration with the held-out data to measure."""
     if data is not None:
-        kind = replace(config.data, path=data, validation_path=data, validation_samples=None)
+        kind = replace(config.data, path=data, validation_path=data, validation_samples=None, max_overlap=1.0)
         if not Path(data).is_file():
             raise RecipeError(f"--data {data} does not exist: name a file like those of data.path")
         return replace(config, data=kind)

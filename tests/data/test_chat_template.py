@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from aitrain.data.chat_template import ChatTemplate
+from aitrain.data.conversation import Conversation
 from aitrain.errors import DataError
 
 Make = Callable[..., Any]
@@ -19,7 +20,7 @@ def talk(*contents: str, system: str | None = None) -> list[dict[str, Any]]:
 
 
 def learned(tokenizer: Any, messages: list[dict[str, Any]]) -> list[str]:
-    rendered = ChatTemplate(tokenizer).render(messages, "a.jsonl:1")
+    rendered = ChatTemplate(tokenizer).render(Conversation(messages), "a.jsonl:1")
     assert rendered.text == tokenizer.apply_chat_template(messages, tokenize=False)
     return [rendered.text[span.begin : span.end] for span in rendered.spans]
 
@@ -66,7 +67,6 @@ def test_a_prompt_that_opens_a_thought(small_tokenizer: Make) -> None:
     ("family", "template", "messages", "message"),
     [
         ("gemma", None, talk("a", "b", system="s"), "refuses this conversation: System role not supported"),
-        ("mistral_v03", None, talk("a", "b", system="Be brief."), "leaves out message 1, which is the system's"),
         ("chatml", PARTS.replace("BODY", "{{ m['content'] + '\n' }}"), talk("a", "b"), "never learn to stop"),
         ("chatml", PARTS.replace("BODY", "{{ m['content'] + '[END]' }}"), talk("a", "b"), "never learn to stop"),
         ("chatml", PARTS.replace("BODY", "{{ m['content'] + ' !<|im_end|>' }}"), talk("a", "b"), "ends message 2 with"),
@@ -92,7 +92,7 @@ def test_what_cannot_be_told_apart_is_refused(
     small_tokenizer: Make, family: str, template: str | None, messages: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(DataError) as caught:
-        ChatTemplate(small_tokenizer(family, template=template)).render(messages, "a.jsonl:3")
+        ChatTemplate(small_tokenizer(family, template=template)).render(Conversation(messages), "a.jsonl:3")
     assert str(caught.value).startswith("a.jsonl:3: ") and message in str(caught.value)
 
 

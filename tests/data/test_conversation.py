@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from aitrain.config.data import RecordFormat
-from aitrain.data.conversation import to_messages
+from aitrain.data.conversation import Message, to_conversation
 from aitrain.data.records import read_records
 from aitrain.errors import DataError
 
@@ -16,6 +16,10 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}
 AUTO = RecordFormat.auto
+
+
+def to_messages(record: dict[str, Any], format: RecordFormat, where: str, system_prompt: str | None) -> list[Message]:
+    return to_conversation(record, format, where, system_prompt).messages
 
 
 def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
@@ -82,9 +86,9 @@ def test_a_conversation_that_ends_with_the_user_is_kept() -> None:
         ({"messages": [{"role": "human", "content": "a"}]}, "messages[0] has the role 'human'"),
         ({"messages": [{"role": "user", "content": 3}]}, "user's message is int, not text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "is list, not text"),
-        ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "messages[1] has 'tool_calls'"),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "messages[1]: tool_calls[0] has no name"),
         ({"messages": [USER, {**ASSISTANT, "train": "no"}]}, "write true or false"),
-        ({"messages": [USER, ASSISTANT], "tools": [{}]}, "'tools' cannot be given"),
+        ({"messages": [USER, ASSISTANT], "tools": [{}]}, "tools[0] is no JSON schema of a function with a name"),
         ({"messages": [ASSISTANT]}, "begins with one of the assistant (message 1); it must be system or user"),
         ({"messages": [USER, USER]}, "has after the user's message one of the user (message 2); it must be assistant"),
         ({"messages": [USER, ASSISTANT, ASSISTANT]}, "it must be user or tool"),

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from transformers import AddedToken
 
-from aitrain.data.masking import Encoded, encode_conversation
+from aitrain.data.chat_template import ChatTemplate
+from aitrain.data.conversation import Conversation
+from aitrain.data.masking import Encoded, encode
 from aitrain.errors import DataError, ModelError
 
 Make = Callable[..., Any]
@@ -35,6 +37,14 @@ def talk(*contents: str, system: str | None = None) -> list[dict[str, Any]]:
     ]
 
 
+def encoded_one(tokenizer: Any, messages: list[dict[str, Any]], where: str) -> Encoded:
+    rendered = ChatTemplate(tokenizer).render(Conversation(messages), where)
+    [encoded] = encode(tokenizer, [(where, rendered)])
+    if isinstance(encoded, DataError):
+        raise encoded
+    return encoded
+
+
 def trained_runs(tokenizer: Any, encoded: Encoded) -> list[str]:
     assert len(encoded.ids) == len(encoded.trained)
     pairs = groupby(zip(encoded.ids, encoded.trained, strict=True), key=lambda pair: pair[1])
@@ -42,7 +52,7 @@ def trained_runs(tokenizer: Any, encoded: Encoded) -> list[str]:
 
 
 def learned(tokenizer: Any, messages: list[dict[str, Any]]) -> list[str]:
-    encoded = encode_conversation(tokenizer, messages, "a.jsonl:1")
+    encoded = encoded_one(tokenizer, messages, "a.jsonl:1")
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     assert tokenizer.decode(encoded.ids) == whole
     return trained_runs(tokenizer, encoded)
@@ -129,7 +139,7 @@ def test_a_line_end_before_an_answer_is_the_assistants(small_tokenizer: Make, fa
 def test_what_comes_before_an_answer_is_what_the_model_reads_when_used(small_tokenizer: Make, family: str) -> None:
     tokenizer = small_tokenizer(family)
     messages = talk("Hello!", "I am well.", "What?", "Yes.", "Grüße", "No.")
-    encoded = encode_conversation(tokenizer, messages, "a")
+    encoded = encoded_one(tokenizer, messages, "a")
     starts = [i for i in range(1, len(encoded.ids)) if encoded.trained[i] and not encoded.trained[i - 1]]
     assert len(starts) == 3
     for start, k in zip(starts, (1, 3, 5), strict=True):
@@ -194,7 +204,7 @@ def test_the_first_token_is_never_trained(small_tokenizer: Make) -> None:
         "{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
     )
     template = "{% set users = messages %}" + template + "{{ messages[0]['content'] }}"
-    encoded = encode_conversation(small_tokenizer("chatml", template=template), talk("one", "two"), "a")
+    encoded = encoded_one(small_tokenizer("chatml", template=template), talk("one", "two"), "a")
     assert encoded.trained[0] is False and encoded.trained[1] is True
 
 
@@ -214,4 +224,4 @@ def test_an_end_of_turn_that_the_tokenizer_splits_is_refused(small_tokenizer: Ma
     tokenizer.add_tokens([AddedToken("<|end|>", single_word=True)])
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|end|>")
     with pytest.raises(DataError, match="does not read the end of turn '<|end|>' as one token"):
-        encode_conversation(tokenizer, talk("a", "b"), "a")
+        encoded_one(tokenizer, talk("a", "b"), "a")

@@ -167,13 +167,13 @@ def test_a_faster_process_between_look_and_rename(
     done.rename(kept)
     import aitrain.data.prepare as module
 
-    write_slowly = module._Job.write
+    write_slowly = module.Tokenisation.write
 
     def write_while_another_finishes(self: Any, folder: Path) -> None:
         write_slowly(self, folder)
         kept.rename(done)
 
-    monkeypatch.setattr(module._Job, "write", write_while_another_finishes)
+    monkeypatch.setattr(module.Tokenisation, "write", write_while_another_finishes)
     assert len(run(talks).train) == 20
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [done.name]
 

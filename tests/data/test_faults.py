@@ -1,0 +1,25 @@
+"""All faulty records of a file are told at once: the first twenty in full, the others counted."""
+
+import pytest
+
+from aitrain.data.faults import RecordFaults
+from aitrain.errors import DataError
+
+
+def test_twenty_are_shown_and_the_rest_is_counted() -> None:
+    faults = RecordFaults()
+    for number in range(1, 24):
+        faults.add(DataError(f"a.jsonl:{number}: no answer\n  write it as {{...}}"))
+    with pytest.raises(DataError) as caught:
+        faults.refuse("the whole file is too long")
+    lines = str(caught.value).splitlines()
+    assert lines[:20] == [f"a.jsonl:{number}: no answer" for number in range(1, 21)]
+    assert lines[20:] == [
+        "... and 3 more faulty records, 23 in all",
+        "  write it as {...}",
+        "the whole file is too long",
+    ]
+
+
+def test_nothing_is_raised_for_nothing() -> None:
+    RecordFaults().refuse()
