@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aitrain import __version__
+from aitrain.dist import early_signals
 from aitrain.errors import EXIT_DONE, EXIT_USER, AitrainError
 
 OVERRIDES = "group=option or key=value, for instance optim=muon trainer.max_steps=100"
@@ -176,6 +177,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    early_signals.hold()
     if args.multirun and args.or_resume:
         raise AitrainError("--or-resume continues one run, but -m starts many: give one of the two")
     if args.multirun:
@@ -187,7 +189,8 @@ def _train(args: argparse.Namespace) -> int:
 
 def _train_each(recipe: str, overrides: list[str]) -> int:
     """Train every combination in a process of its own; stop at the first that does not end well."""
-    from aitrain.recipe import compose, sweep
+    from aitrain.recipe import compose
+    from aitrain.sweep import sweep
 
     combinations = sweep(overrides)
     for words in combinations:
@@ -244,13 +247,26 @@ def _submit(args: argparse.Namespace) -> int:
 def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     _takes_run(parser)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="length, devices, logging, checkpoints")
+    _takes_checkpoint(parser)
+    _takes_changed_inputs(parser)
+    parser.add_argument(
+        "--changed-rate", action="store_true", help="go on although the new length makes the learning rate jump"
+    )
+
+
+def _takes_changed_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--changed-inputs", action="store_true", help="go on although model or data are not what the run began with"
+    )
 
 
 def _resume(args: argparse.Namespace) -> int:
-    run = _run_directory(args.run)
+    early_signals.hold()
+    run, checkpoint = _run_directory(args.run), _checkpoint(args)
+    from aitrain.trainer.resume_options import ResumeOptions
     from aitrain.trainer.start import resume
 
-    return resume(run, args.overrides)
+    return resume(run, args.overrides, ResumeOptions(checkpoint, args.changed_inputs, args.changed_rate))
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -258,6 +274,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="folder to write; must not exist yet")
     parser.add_argument("--adapter-only", action="store_true", help="write the adapter, not merged into the weights")
     _takes_checkpoint(parser)
+    _takes_changed_inputs(parser)
 
 
 def _takes_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -275,9 +292,9 @@ def _export(args: argparse.Namespace) -> int:
     run, checkpoint = _run_directory(args.run), _checkpoint(args)
     if args.to.exists():
         raise AitrainError(f"--to {args.to} exists already: choose a new folder")
-    from aitrain.trainer.export import export
+    from aitrain.trainer.export import Wanted, export
 
-    export(run, args.to, not args.adapter_only, checkpoint)
+    export(run, args.to, Wanted(not args.adapter_only, checkpoint, changed_inputs=args.changed_inputs))
     return EXIT_DONE
 
 
@@ -286,13 +303,14 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", help="held-out data; default: that of the run")
     parser.add_argument("--lm-eval", metavar="TASKS", help="benchmarks of lm-eval, with commas (extra `lm-eval`)")
     _takes_checkpoint(parser)
+    _takes_changed_inputs(parser)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     run, checkpoint = _run_directory(args.run), _checkpoint(args)
     from aitrain.trainer.evaluation import evaluate_run
 
-    evaluate_run(run, args.data, args.lm_eval, checkpoint)
+    evaluate_run(run, args.data, args.lm_eval, checkpoint, args.changed_inputs)
     return EXIT_DONE
 
 

@@ -53,5 +53,22 @@ class GuardError(AitrainError):
     exit_code = EXIT_GUARD
 
 
+class Interrupted(AitrainError):
+    """The run was asked to stop before it had anything to save; it wants to be started again (exit code 75)."""
+
+    exit_code = EXIT_REQUEUE
+
+
 class MissingExtraError(AitrainError):
     """An optional package is needed; the message names the extra that installs it."""
+
+
+def of_code(exit_code: int, message: str) -> AitrainError:
+    """Return the fault that another rank has told by its exit code and message.
+
+    Args:
+        exit_code: Its exit code.
+        message: What it says.
+    """
+    kinds: dict[int, type[AitrainError]] = {kind.exit_code: kind for kind in (DataError, GuardError, Interrupted)}
+    return kinds.get(exit_code, AitrainError)(message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cache
@@ -15,7 +15,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -30,7 +30,23 @@ from aitrain.config.values import Faults, Key, convert, keys, nearest, shown, st
 from aitrain.errors import RecipeError
 from aitrain.io import write_text
 
-__all__ = ["all_keys", "amend", "compose", "describe", "find", "freeze", "load", "manual", "sweep"]
+__all__ = [
+    "all_keys",
+    "amend",
+    "compose",
+    "describe",
+    "find",
+    "freeze",
+    "load",
+    "load_facts",
+    "manual",
+    "parse_overrides",
+]
+
+FACTS = "facts"
+"""Key of `run.yaml` under which a run keeps what it found out at its start; no key of a recipe."""
+
+_log = logging.getLogger(__name__)
 
 
 def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -49,7 +65,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     path = find(recipe)
     recipes = layers(path, faults)
     changes = []
-    for change in _parse(overrides, faults):
+    for change in parse_overrides(overrides, faults):
         if change.is_sweep_override():
             word = change.input_line
             faults.add(f"{word} lists alternatives: add -m to run each in turn, or put quotes or [] around it")
@@ -63,14 +79,23 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         if _picks_option(change):
             composition.choose(change.key_or_group, shown(change.value()), "")
     composition.build()
+    optimizer = "adamw"
     for layer in recipes:
+        optimizer = layer.choices.get("optim", optimizer)
         for name, value in _leaves(layer.values, composition.table):
+            if name == "optim.lr" and not composition.suits(optimizer):
+                composition.leave_rate(value, optimizer)
+                continue
             composition.set(name, value, None, layer.where(name))
     for change in changes:
         if not _picks_option(change):
             for name, value in _leaves({change.key_or_group: change.value()}, composition.table):
                 composition.set(name, value, _given(change), "")
-    return composition.finish(path.stem)
+    config = composition.finish(path.stem)
+    if not any(change.key_or_group == "optim.lr" for change in changes):
+        for note in composition.notes[-1:]:
+            _log.warning(note)
+    return config
 
 
 class _Composition:
@@ -82,6 +107,7 @@ class _Composition:
         self.guessed: set[str] = set()
         self.config = OmegaConf.create()
         self.table: dict[str, Key] = {}
+        self.notes: list[str] = []
 
     def choose(self, group: str, option: str, where: str) -> None:
         """Choose an option; in place of one that does not exist the nearest is taken, so that keys can be checked."""
@@ -123,6 +149,19 @@ class _Composition:
         except OmegaConfBaseException:
             rule = "${...} refers to another key; write \\${ for the characters themselves"
             self.faults.add(f"{where}{name}={shown(value)}: {rule}", name)
+
+    def suits(self, optimizer: str) -> bool:
+        """Return whether a learning rate that was chosen for an optimizer means the same for the one of this run."""
+        return OPTION_OF[self.chosen("optim")].split("_")[0] == optimizer.split("_")[0]
+
+    def leave_rate(self, value: Any, optimizer: str) -> None:
+        """Say that a recipe's learning rate is not carried over to another optimizer."""
+        now = OPTION_OF[self.chosen("optim")]
+        own = shown(OmegaConf.select(self.config, "optim.lr"))
+        self.notes.append(
+            f"optim.lr={shown(value)} in the recipe is meant for optim={optimizer}: optim={now} starts from its own "
+            f"default, optim.lr={own}; write optim.lr=... to choose another"
+        )
 
     def _refuse(self, name: str, value: Any, where: str) -> None:
         """Note a key that does not exist."""
@@ -179,13 +218,23 @@ def _picks_option(change: Override) -> bool:
     return change.key_or_group in GROUPS and not isinstance(change.value(), dict)
 
 
-def _parse(overrides: Sequence[str], faults: Faults) -> list[Override]:
-    """Parse the words of the command line, each by itself."""
+def parse_overrides(overrides: Sequence[str], faults: Faults) -> list[Override]:
+    """Parse the words of the command line, each by itself.
+
+    Args:
+        overrides: Words `key=value` in Hydra's grammar.
+        faults: Takes what cannot be read or is refused.
+
+    Returns:
+        What could be read, in order.
+    """
     parser, parsed = OverridesParser.create(), []
     for word in overrides:
         plain, _, value = word.lstrip("+~").partition("=")
         try:
-            change = parser.parse_override(word)
+            # a shell leaves ~ alone behind a key with a dot, and Hydra's grammar wants it in quotes
+            home = value.startswith("~") and not any(sign in value for sign in "\"' ,")
+            change = parser.parse_override(f"{word.partition('=')[0]}='{value}'" if home else word)
         except HydraException:
             if "=" in word:
                 quoted = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -240,19 +289,21 @@ def _holders(name: str) -> list[str]:
     return [option for option, cls in GROUPS.get(group, {}).items() if word in {field.name for field in fields(cls)}]
 
 
-def freeze(config: RunConfig, path: Path) -> None:
+def freeze(config: RunConfig, path: Path, facts: dict[str, Any] | None = None) -> None:
     """Write a configuration as `run.yaml` in one step.
 
     Args:
         config: A checked configuration.
         path: File to write; its folder must exist.
+        facts: What the run found out at its start, to stand beside it.
     """
-    text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)
+    content = to_plain(config) | ({FACTS: facts} if facts else {})
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
     write_text(path, f"# Frozen by aitrain {__version__}: every rank and every restart reads this file.\n{text}")
 
 
 def load(path: Path) -> RunConfig:
-    """Read back what `freeze` wrote.
+    """Read back the configuration that `freeze` wrote.
 
     Args:
         path: A `run.yaml`.
@@ -260,16 +311,35 @@ def load(path: Path) -> RunConfig:
     Raises:
         RecipeError: The file is absent, broken, or holds keys or values that do not exist.
     """
+    data = _frozen(path)
+    data.pop(FACTS, None)
+    try:
+        return from_plain(data)
+    except RecipeError as error:
+        raise RecipeError([f"{path}: {fault}" for fault in error.faults]) from error
+
+
+def load_facts(path: Path) -> dict[str, Any]:
+    """Read back the facts that `freeze` wrote; empty when there are none.
+
+    Args:
+        path: A `run.yaml`.
+
+    Raises:
+        RecipeError: The file is absent or broken.
+    """
+    facts = _frozen(path).get(FACTS)
+    return facts if isinstance(facts, dict) else {}
+
+
+def _frozen(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path} is not a frozen configuration: it holds no keys")
-    try:
-        return from_plain(data)
-    except RecipeError as error:
-        raise RecipeError([f"{path}: {fault}" for fault in error.faults]) from error
+    return data
 
 
 def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -285,19 +355,19 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     faults, data = Faults(), to_plain(config)
     choices = {group: type(getattr(config, group)) for group in GROUPS}
     changes: list[tuple[str, Any, str]] = []
-    for change in _parse(overrides, faults):
+    for change in parse_overrides(overrides, faults):
         if change.is_sweep_override():
             faults.add(f"{change.input_line} lists alternatives: give one, or put quotes or [] around it")
         else:
             changes.append((change.key_or_group, change.value(), _given(change)))
     for name, value, _ in changes:
-        if name == "logger" and shown(value) in GROUPS[name]:
+        if name in GROUPS and name in RESUMABLE and shown(value) in GROUPS[name]:
             choices[name], data[name] = GROUPS[name][shown(value)], {"option": value}
     table = keys(RunConfig, choices)
     for name, value, given in changes:
-        if name == "logger":
+        if name in GROUPS and name in RESUMABLE:
             if shown(value) not in GROUPS[name]:
-                faults.add(f"logger={shown(value)} is no option of logger: there are {', '.join(GROUPS[name])}")
+                faults.add(f"{name}={shown(value)} is no option of {name}: there are {', '.join(GROUPS[name])}")
         elif name not in table and name not in GROUPS:
             guess = nearest(name, table)
             faults.add(f"{name} is not a key" + (f": did you mean {guess}?" if guess else ""))
@@ -316,35 +386,6 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     if faults.lines or amended.check():
         raise RecipeError([*faults.lines, *amended.check()])
     return amended
-
-
-def sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of every run that lists and ranges of alternatives ask for.
-
-    Args:
-        overrides: Words `key=a,b`, `key=range(1,4)` or `key=choice(a,b)` in Hydra's grammar, beside plain ones.
-
-    Returns:
-        One list of plain overrides per run, the last word varying fastest.
-
-    Raises:
-        RecipeError: A word cannot be read.
-    """
-    faults, each = Faults(), []
-    for change in _parse(overrides, faults):
-        value: Any = change._value  # Hydra's own sweeper reads a glob here: it has no public name
-        if isinstance(value, Glob):
-            options = list(GROUPS.get(change.key_or_group, {}))
-            each.append([f"{change.key_or_group}={name}" for name in value.filter(options)])
-        elif change.is_sweep_override():
-            each.append([f"{change.key_or_group}={word}" for word in change.sweep_string_iterator()])
-        else:
-            each.append([str(change.input_line)])
-        if not each[-1]:
-            faults.add(f"{change.input_line} matches no option: write the options, for instance optim=adamw,muon")
-    if faults.lines:
-        raise RecipeError(faults.lines)
-    return [list(words) for words in itertools.product(*each)]
 
 
 def _given(change: Override) -> str:

@@ -11,7 +11,7 @@ from aitrain.config.adapter import Qlora
 from aitrain.config.optim import AdamW, Muon
 from aitrain.config.trainer import Precision
 from aitrain.errors import RecipeError
-from aitrain.recipe import amend, compose, freeze, load, sweep
+from aitrain.recipe import amend, compose, freeze, load
 
 GIVEN = ["model.path=m", "data.path=d.jsonl"]
 
@@ -38,7 +38,8 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_option() 
 def test_an_option_brings_its_own_keys_and_values() -> None:
     config = compose("sft_full", [*GIVEN, "optim=muon", "optim.nesterov=false"])
     assert isinstance(config.optim, Muon) and config.optim.nesterov is False
-    assert config.optim.lr == 2e-5, "a value in the recipe wins over the option's"
+    config = compose("continued_pretraining", [*GIVEN, "optim=sgd"])
+    assert config.optim.weight_decay == 0.1, "a value in the recipe wins over the option's"
 
 
 def test_a_run_is_named_after_its_recipe(tmp_path: Path) -> None:
@@ -114,8 +115,8 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("optim.betas=[0.9]", "optim.betas=[0.9] must be two numbers"),
         ("schedule.warmup_steps=-1", "schedule.warmup_steps=-1 must be 0 or more"),
         ("schedule.min_lr_ratio=2", "schedule.min_lr_ratio=2.0 must be between 0 and 1"),
-        ("trainer.max_steps=5", "trainer.max_steps=5 and trainer.max_epochs=3.0: give exactly one of the two"),
-        ("trainer.max_epochs=null", "give exactly one of the two"),
+        ("trainer.max_epochs=null", "trainer.max_steps and trainer.max_epochs are both null"),
+        ("trainer.max_steps=0", "trainer.max_steps=0 must be at least 1"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0.0 must be above 0"),
         ("trainer.devices=0", "trainer.devices=0 must be at least 1"),
         (
@@ -297,12 +298,16 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
     )
     assert (longer.trainer.max_epochs, longer.trainer.devices, longer.checkpoint.keep) == (5.0, 2, 3)
     assert longer.logger == GROUPS["logger"]["wandb"](project="p")
+    other = amend(config, ["strategy=fsdp", "strategy.reshard_after_forward=false", "trainer.accelerator=cpu"])
+    assert other.strategy == GROUPS["strategy"]["fsdp"](reshard_after_forward=False)
     assert config.trainer.devices is None, "the frozen configuration itself stays"
     for word, says in [
         ("optim.lr=1", "optim.lr cannot change when a run is resumed"),
         ("checkpoint.path=c", "checkpoint.path cannot change when a run is resumed, because its checkpoints are there"),
         ("seed=1", "seed cannot change"),
-        ("strategy=fsdp", "strategy cannot change"),
+        ("adapter=dora", "adapter cannot change"),
+        ("strategy=fsdq", "strategy=fsdq is no option of strategy"),
+        ("trainer.precision=fp32", "trainer.precision cannot change"),
         ("trainer.global_batch_sequences=64", "cannot change"),
         ("trainer.max_epoch=4", "did you mean trainer.max_epochs?"),
         ("trainer.max_epochs=x", "is not a float"),
@@ -315,14 +320,31 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
         assert says in str(caught.value)
 
 
-def test_a_sweep_is_every_combination() -> None:
-    assert sweep(["optim.lr=1e-4,2e-4", "seed=range(0,2)", "run.name='a,b'"]) == [
-        ["optim.lr=0.0001", "seed=0", "run.name='a,b'"],
-        ["optim.lr=0.0001", "seed=1", "run.name='a,b'"],
-        ["optim.lr=0.0002", "seed=0", "run.name='a,b'"],
-        ["optim.lr=0.0002", "seed=1", "run.name='a,b'"],
-    ]
-    assert sweep(["strategy=glob(deepspeed*)"])[2] == ["strategy=deepspeed_zero3"]
-    assert sweep([]) == [[]]
-    with pytest.raises(RecipeError, match="is refused"):
-        sweep(["+a=1,2"])
+@pytest.mark.parametrize(
+    ("words", "rate", "told"),
+    [
+        (["optim=muon"], 0.02, True),
+        (["optim=sgd"], 2e-5, True),
+        (["optim=muon", "optim.lr=0.01"], 0.01, False),
+        (["optim=adamw_8bit"], 2e-4, False),  # the same rule of AdamW
+        ([], 2e-4, False),
+    ],
+)
+def test_a_learning_rate_is_not_carried_over_to_another_optimizer(
+    words: list[str], rate: float, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = compose("sft_lora", ["model.path=m", "data.path=d.jsonl", *words])
+    assert config.optim.lr == rate
+    says = (
+        f"optim.lr=2e-4 in the recipe is meant for optim=adamw: {words[0] if words else ''} starts from its own default"
+    )
+    assert any(says in record.message for record in caplog.records) == told
+
+
+def test_a_recipe_that_chooses_optimizer_and_rate_keeps_both(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "defaults: [base, override optim: muon, _self_]\nmodel: {path: m}\ndata: {path: d.jsonl}\n"
+        "optim: {lr: 0.005}\ntrainer: {max_steps: 1}\n"
+    )
+    assert compose(str(path)).optim.lr == 0.005 and not caplog.records

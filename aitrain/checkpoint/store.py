@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from aitrain.dist.group import Group
 from aitrain.errors import CheckpointError
-from aitrain.io import new_directory, write_text
+from aitrain.io import discard, new_directory, write_text
 
 FORMAT = 1
 SHARD_BYTES = 4 << 30
@@ -83,14 +83,11 @@ class Checkpoint:
         for entry in self.manifest["files"]:
             file = self.path / entry["name"]
             if not file.is_file():
-                raise CheckpointError(f"{file} is missing: use an older checkpoint")
+                raise CheckpointError(f"{file} is missing")
             if file.stat().st_size != entry["bytes"]:
-                raise CheckpointError(
-                    f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}: "
-                    "use an older checkpoint"
-                )
+                raise CheckpointError(f"{file} has {file.stat().st_size} bytes, but its manifest says {entry['bytes']}")
             if _sha256(file) != entry["sha256"]:
-                raise CheckpointError(f"{file} does not have the checksum of its manifest: use an older checkpoint")
+                raise CheckpointError(f"{file} does not have the checksum of its manifest")
 
 
 def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, Any], group: Group) -> Path:
@@ -147,7 +144,7 @@ def _write(
     final: Path, step: int, tensors: dict[str, Iterator[tuple[str, torch.Tensor]]], state: dict[str, Any]
 ) -> None:
     if final.exists():  # a run that went back and came here again: the newer one counts
-        shutil.rmtree(final)
+        discard(final)
     with new_directory(final) as folder:
         where = {kind: _write_kind(folder, kind, named) for kind, named in tensors.items()}
         files = [
@@ -193,16 +190,16 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def committed(folder: Path) -> list[Checkpoint]:
-    """Return the checkpoints of a folder, oldest first; what is not committed is not among them.
+def scan(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+    """Look at the checkpoints of a folder; what is not committed is not among them.
 
     Args:
         folder: Where the checkpoints of a run stand; may not exist.
 
-    Raises:
-        CheckpointError: A manifest cannot be read.
+    Returns:
+        The checkpoints, oldest first, and a sentence for each whose manifest cannot be read.
     """
-    found = []
+    found, broken = [], []
     for path in sorted(folder.glob("step-*")):
         manifest = path / "manifest.json"
         if not re.fullmatch(r"step-\d{8}", path.name) or not manifest.is_file():
@@ -211,32 +208,52 @@ def committed(folder: Path) -> list[Checkpoint]:
             content = json.loads(manifest.read_text())
             step, *_ = (content[key] for key in ("step", "files", "tensors", "state"))
             found.append(Checkpoint(path, int(step), content))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{manifest} is damaged ({error}): move {path.name} away and use an older checkpoint"
-            ) from None
-    return found
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            broken.append(f"{manifest} is damaged ({error})")
+    return found, broken
 
 
-def choose(folder: Path, which: str) -> Checkpoint:
+def committed(folder: Path) -> list[Checkpoint]:
+    """Return the checkpoints of a folder, oldest first; those with a damaged manifest are not among them.
+
+    Args:
+        folder: Where the checkpoints of a run stand; may not exist.
+    """
+    return scan(folder)[0]
+
+
+def to_stderr(text: str) -> None:
+    """Tell the user a line.
+
+    Args:
+        text: The line.
+    """
+    print(text, file=sys.stderr)
+
+
+def choose(folder: Path, which: str, say: Callable[[str], None] = to_stderr) -> Checkpoint:
     """Return one committed checkpoint, verified.
 
     Args:
         folder: Where the checkpoints of a run stand.
-        which: `newest`, `best` (by validation loss) or a step.
+        which: `newest` (the newest that is good), `best` (by validation loss) or a step.
+        say: Told of every damaged checkpoint that is passed over.
 
     Raises:
-        CheckpointError: There is no such checkpoint, or it is damaged.
+        CheckpointError: There is no such checkpoint, the one that was asked for is damaged, or all are.
     """
-    found = {checkpoint.step: checkpoint for checkpoint in committed(folder)}
-    if not found:
+    checkpoints, broken = scan(folder)
+    found = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+    if not found and not broken:
         raise CheckpointError(f"{folder} holds no checkpoint: the run was stopped before its first one")
-    newest = max(found)
+    for sentence in broken:
+        say(f"{sentence}: passed over")
+    if which == "newest" or not found:
+        return _newest_good(folder, list(reversed(checkpoints)), broken, say)
     if which == "best":
+        newest = max(found)
         step = found[newest].state.get("best_step")
         step = newest if step is None else step
-    elif which == "newest":
-        step = newest
     elif which.isdigit():
         step = int(which)
     else:
@@ -245,12 +262,55 @@ def choose(folder: Path, which: str) -> Checkpoint:
         )
     if step not in found:
         raise CheckpointError(f"{folder} holds no checkpoint of step {step}: there are {sorted(found)}")
-    found[step].verify()
+    try:
+        found[step].verify()
+    except CheckpointError as error:
+        others = sorted(set(found) - {step})
+        advice = f"choose another one of {others}" if others else "there is no other one"
+        raise CheckpointError(f"{error}: {advice}") from None
     return found[step]
 
 
+def _newest_good(
+    folder: Path, newest_first: list[Checkpoint], broken: list[str], say: Callable[[str], None]
+) -> Checkpoint:
+    told = list(broken)
+    for checkpoint in newest_first:
+        try:
+            checkpoint.verify()
+        except CheckpointError as error:
+            told.append(str(error))
+            say(f"{error}: passed over")
+        else:
+            return checkpoint
+    raise CheckpointError(f"every checkpoint in {folder} is damaged:\n" + "\n".join(told))
+
+
+def set_aside(folder: Path, after: int, why: str) -> list[Path]:
+    """Rename the checkpoints that a run does not go on from, so that no later start takes one for the newest.
+
+    Args:
+        folder: Where the checkpoints of the run stand.
+        after: Step from which the run goes on; later ones are renamed.
+        why: What they are, the first word of their new names.
+
+    Returns:
+        Where they are now.
+    """
+    moved = []
+    for path in sorted(folder.glob("step-*")):
+        if re.fullmatch(r"step-\d{8}", path.name) and int(path.name.removeprefix("step-")) > after:
+            aside = path.with_name(f"{why}-{path.name}")
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = path.with_name(f"{why}-{number}-{path.name}")
+            moved.append(path.rename(aside))
+    return moved
+
+
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete the oldest checkpoints beyond a number; the best one stays besides.
+    """Delete the oldest checkpoints beyond a number; the best one stays besides, and so does what cannot be read.
 
     Args:
         folder: Where the checkpoints of a run stand.
@@ -259,6 +319,4 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """
     for checkpoint in committed(folder)[:-keep]:
         if checkpoint.step != best_step:
-            # the manifest goes first: a crash between leaves a directory that no reader takes for a checkpoint
-            (checkpoint.path / "manifest.json").unlink()
-            shutil.rmtree(checkpoint.path)
+            discard(checkpoint.path)

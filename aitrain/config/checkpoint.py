@@ -10,8 +10,13 @@ from dataclasses import dataclass
 class Checkpoint:
     """When and where checkpoints are written."""
 
+    every_min: float | None = 30.0
+    """Minutes between checkpoints, so that a crash costs no more than that; `null` = not by time. A better validation
+    loss is kept at most this often."""
+
     every_steps: int | None = None
-    """Optimizer steps between checkpoints; `null` = only at the end and when the run is stopped."""
+    """Optimizer steps between checkpoints; `null` = not by steps. At the end, and when the run is stopped, there is one
+    in any case."""
 
     keep: int = 2
     """Newest checkpoints kept; the best one by validation loss is kept besides."""
@@ -22,6 +27,8 @@ class Checkpoint:
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
         if self.every_steps is not None and self.every_steps < 1:
-            yield f"checkpoint.every_steps={self.every_steps} must be at least 1, or null for only at the end"
+            yield f"checkpoint.every_steps={self.every_steps} must be at least 1, or null for none by steps"
+        if self.every_min is not None and self.every_min <= 0:
+            yield f"checkpoint.every_min={self.every_min} must be above 0, or null for none by time"
         if self.keep < 1:
             yield f"checkpoint.keep={self.keep} must be at least 1: the newest checkpoint is never deleted"

@@ -29,7 +29,7 @@ def describe(config: RunConfig) -> str:
         ("devices", _devices(config)),
         ("strategy", _with_keys(config.strategy)),
         ("evaluation", _evaluation(config)),
-        ("checkpoints", f"{_every(config.checkpoint.every_steps, 'at the end')}, newest {config.checkpoint.keep} kept"),
+        ("checkpoints", _checkpoints(config)),
         ("logging", "metrics.jsonl" + ("" if _option(config.logger) == "jsonl" else f", {_with_keys(config.logger)}")),
         ("export", _export(config)),
     ]
@@ -65,8 +65,10 @@ def _held_out(config: RunConfig) -> str:
 
 
 def _length(config: RunConfig) -> str:
-    trainer = config.trainer
-    return f"{trainer.max_steps} steps" if trainer.max_steps is not None else f"{shown(trainer.max_epochs)} epochs"
+    steps, epochs = config.trainer.max_steps, config.trainer.max_epochs
+    limits = [f"{steps} steps"] if steps is not None else []
+    limits += [f"{shown(epochs)} {'epoch' if epochs == 1 else 'epochs'}"] if epochs is not None else []
+    return " or ".join(limits) + (", whichever is reached first" if len(limits) > 1 else "")
 
 
 def _batch(config: RunConfig) -> str:
@@ -93,6 +95,13 @@ def _evaluation(config: RunConfig) -> str:
 
 def _every(steps: int | None, otherwise: str) -> str:
     return otherwise if steps is None else f"every {steps} steps and {otherwise}"
+
+
+def _checkpoints(config: RunConfig) -> str:
+    keys = config.checkpoint
+    times = [] if keys.every_min is None else [f"every {shown(keys.every_min)} minutes"]
+    times += [] if keys.every_steps is None else [f"every {keys.every_steps} steps"]
+    return f"{', '.join([*times, 'at the end'])}; newest {keys.keep} kept"
 
 
 def _export(config: RunConfig) -> str:

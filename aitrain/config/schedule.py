@@ -29,7 +29,7 @@ class Decay(Schedule):
     """What the falling schedules share."""
 
     min_lr_ratio: float = 0.0
-    """Rate at the last step as a share of the peak."""
+    """Share of the peak at which the fall ends, behind the last step: that step itself still learns."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""

@@ -27,10 +27,10 @@ class Trainer:
     """Length, batch and devices of a run."""
 
     max_steps: int | None = None
-    """Optimizer steps; `null` = from `trainer.max_epochs`. Give exactly one of the two."""
+    """Most optimizer steps; `null` = no such limit. With `trainer.max_epochs`, what is reached first ends the run."""
 
     max_epochs: float | None = None
-    """Passes over the training data; the last global batch holds what is left, nothing is dropped or repeated."""
+    """Most passes over the training data; the last global batch holds what is left, nothing is dropped or repeated."""
 
     global_batch_sequences: int = 32
     """Sequences per optimizer step, over all devices. This is the promise: losses do not depend on how it is split."""
@@ -55,10 +55,10 @@ class Trainer:
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
-        if (self.max_steps is None) == (self.max_epochs is None):
+        if self.max_steps is None and self.max_epochs is None:
             yield (
-                f"trainer.max_steps={self.max_steps} and trainer.max_epochs={self.max_epochs}: "
-                "give exactly one of the two, for instance trainer.max_epochs=3"
+                "trainer.max_steps and trainer.max_epochs are both null, so the run would never end: "
+                "give one of the two, for instance trainer.max_epochs=3"
             )
         if self.max_epochs is not None and self.max_epochs <= 0:
             yield f"trainer.max_epochs={self.max_epochs} must be above 0"

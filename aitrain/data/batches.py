@@ -27,21 +27,23 @@ def total_steps(size: int, global_batch: int, max_steps: int | None, max_epochs:
     Args:
         size: Training samples.
         global_batch: Samples per optimizer step over all ranks.
-        max_steps: Optimizer steps, or None.
-        max_epochs: Passes over the data, or None; exactly one of the two is given.
+        max_steps: Most optimizer steps, or None.
+        max_epochs: Most passes over the data, or None; one of the two is given. What is reached first ends the run.
 
     Returns:
-        Optimizer steps, and samples in the whole run. In a run of epochs the last step holds what is left.
+        Optimizer steps, and samples in the whole run. Where epochs end it, the last step holds what is left.
 
     >>> total_steps(size=10, global_batch=4, max_steps=None, max_epochs=1.0)
     (3, 10)
+    >>> total_steps(size=10, global_batch=4, max_steps=2, max_epochs=1.0)
+    (2, 8)
     """
-    if max_steps is not None:
-        return max_steps, max_steps * global_batch
-    assert max_epochs is not None, "one of max_steps and max_epochs must be given"
-    # 0.07 * 100 is 7.000000000000001 in binary: without the allowance a sample too many would be used.
-    samples = max(1, math.ceil(max_epochs * size - 1e-6))
-    return math.ceil(samples / global_batch), samples
+    assert max_steps is not None or max_epochs is not None, "one of max_steps and max_epochs must be given"
+    samples = math.inf if max_steps is None else max_steps * global_batch
+    if max_epochs is not None:
+        # 0.07 * 100 is 7.000000000000001 in binary: without the allowance a sample too many would be used.
+        samples = min(samples, max(1, math.ceil(max_epochs * size - 1e-6)))
+    return math.ceil(samples / global_batch), int(samples)
 
 
 @dataclass(frozen=True)

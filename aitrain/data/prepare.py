@@ -155,7 +155,7 @@ def _source(path: Path, data: Data, task: Task, tokenizer: Any, cache: Path, pro
     if folder.exists():
         return folder
     total = lines if path.name.lower().endswith(".jsonl") else None
-    job = Tokenisation(path, data, task, tokenizer, progress, total)
+    job = Tokenisation(path, digest, data, task, tokenizer, progress, total)
     try:
         with new_directory(folder) as unfinished:
             job.write(unfinished)
@@ -185,15 +185,10 @@ def _digest(path: Path) -> tuple[str, int]:
 
 def _key(path: Path, digest: str, data: Data, task: Task, tokenizer: Any) -> str:
     """Name everything that decides the token set; held-out samples and order are chosen later."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # State of the last call, not of the tokenizer.
-    backend.pop("truncation", None)
-    backend.pop("padding", None)
     content: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "file": [path.name, digest],
-        "tokenizer": backend,
-        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        **tokenizer_content(tokenizer),
         "sequence_tokens": data.sequence_tokens,
     }
     if isinstance(data, Text):
@@ -203,6 +198,20 @@ def _key(path: Path, digest: str, data: Data, task: Task, tokenizer: Any) -> str
         content["records"] = [data.format.name, [rule.name for rule in rules], sorted(data.ignore_fields)]
         content["conversation"] = [tokenizer.chat_template, task.system_prompt]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
+    """Return everything that decides how a tokenizer splits text, as plain values.
+
+    Args:
+        tokenizer: A fast transformers tokenizer.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # state of the last call, not of the tokenizer
+    backend.pop("truncation", None)
+    backend.pop("padding", None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return {"tokenizer": backend, "special_tokens": special}
 
 
 def sample_text(tokenizer: Any, tokens: Iterable[int], trained: Iterable[bool], coloured: bool = True) -> str:

@@ -40,6 +40,9 @@ class SourceReport:
     """The account of one data file."""
 
     file: str
+    sha256: str = ""
+    """Checksum of the file."""
+
     records: int = 0
     """Records (or documents) read."""
 

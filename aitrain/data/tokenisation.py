@@ -37,6 +37,7 @@ class Tokenisation:
 
     Attributes:
         path: The file.
+        sha256: Its checksum, for the account.
         data: `Records` or `Text`.
         task: `Sft` needs records, `Pretrain` needs text.
         tokenizer: A fast transformers tokenizer.
@@ -50,6 +51,7 @@ class Tokenisation:
     """
 
     path: Path
+    sha256: str
     data: Data
     task: Task
     tokenizer: Any
@@ -71,7 +73,7 @@ class Tokenisation:
             DataError: Records are refused, all of them named, or there is nothing to learn.
             ModelError: The tokenizer has no token to put between documents.
         """
-        report = SourceReport(str(self.path.name))
+        report = SourceReport(self.path.name, self.sha256)
         with TokenWriter(folder) as writer:
             if isinstance(self.data, Text):
                 self._write_text(self.data, writer, report, folder)

@@ -54,15 +54,19 @@ def run_ranks(command: Sequence[str], count: int) -> int:
 
     before = {number: signal.signal(number, forward) for number in handled}
     try:
+        # children inherit the block, so that the signal waits until they can answer it; then ours is lifted again
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         for rank in range(count):
             place = Ranks(rank, count, rank, count, "127.0.0.1", port, "aitrain")
             env = {"OMP_NUM_THREADS": threads, **os.environ, **place.environment(), "AITRAIN_LAUNCHED": "1"}
             # a process group of their own: else the terminal's Ctrl-C would reach them twice, and twice means at once
             children.append(subprocess.Popen(list(command), env=env, process_group=0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         code = _wait(children, interrupts)
         # a rank that had to be killed says 137, which would read like a lack of memory
         return 128 + signal.SIGINT if code < 0 and len(interrupts) > 1 else code
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         for child in children:
             if child.poll() is None:
                 child.kill()

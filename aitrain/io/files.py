@@ -6,16 +6,76 @@ import errno
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from aitrain.errors import AitrainError
 
+PART = ".part"
+"""What the name of something half-written ends with."""
+
+ABANDONED_S = 24 * 3600.0
+"""A half-written thing of another machine that nobody has touched for so long has no writer any more."""
+
 
 def _beside(path: Path) -> Path:
     """Name the temporary twin of a path: two nodes, or two containers, may have processes of the same number."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{_process_space()}.{os.getpid()}{PART}")
+
+
+def _process_space() -> str:
+    """Return the number of the space in which process numbers are unique: a container has its own."""
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return "0"
+
+
+def remove_leftovers(folder: Path, exclusive: bool) -> list[Path]:
+    """Remove what writers that were killed have left half-written.
+
+    Args:
+        folder: Folder to look in, not below it; may not exist.
+        exclusive: Whether nobody else can be writing there now, as in a run directory at its start. Else a thing goes
+            only when its process is gone, or, if that was on another machine, when it was not touched for a day.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in sorted(folder.glob(f".*{PART}")) if folder.is_dir() else []:
+        if not exclusive and not _is_abandoned(path):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder in one step, as readers see it: a crash leaves it under a name that `remove_leftovers` knows.
+
+    Args:
+        folder: A folder that exists.
+    """
+    beside = _beside(folder)
+    os.rename(folder, beside)
+    shutil.rmtree(beside)
+
+
+def _is_abandoned(path: Path) -> bool:
+    *_, host, space, process = path.name.removesuffix(PART).rsplit(".", 3)
+    if host == socket.gethostname() and space == _process_space() and process.isdigit():
+        return not Path(f"/proc/{process}").exists()
+    try:
+        newest = max(entry.stat().st_mtime for entry in [path, *(path.iterdir() if path.is_dir() else ())])
+    except FileNotFoundError:  # its writer is finishing it at this moment
+        return False
+    return time.time() - newest > ABANDONED_S
 
 
 def sync_directory(path: Path) -> None:
@@ -53,10 +113,20 @@ def write_text(path: Path, text: str) -> None:
         path: File to write; its folder must exist.
         text: The whole content, written as UTF-8.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content in one step, as `write_text` does.
+
+    Args:
+        path: File to write; its folder must exist.
+        content: The whole content.
+    """
     beside = _beside(path)
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(beside, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,12 @@ class Card:
 
 
 def export_folder(
-    config: RunConfig, weights: Mapping[str, torch.Tensor], to: Path, merge: bool, card: Card | None = None
+    config: RunConfig,
+    weights: Mapping[str, torch.Tensor],
+    to: Path,
+    merge: bool,
+    card: Card | None = None,
+    go_on: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a run's model: `to/model`, and `to/adapter` when the run trained one.
 
@@ -55,13 +60,16 @@ def export_folder(
         to: Folder to make; must not exist.
         merge: Merge the adapter into the model; else only the adapter is written.
         card: Facts for the model card.
+        go_on: Called between the parts of the work; what it raises ends the work, and nothing is left of it.
 
     Raises:
         ModelError: A name is missing, unknown or of another shape, or the base model cannot be rebuilt.
         AitrainError: The folder cannot be written; nothing is left of it then.
     """
     card = card or Card(run=config.run.name or to.name)
+    go_on()
     model = trained_model(config, weights)
+    go_on()
     tokenizer = load_tokenizer(config.model)
     model.config.use_cache = True
     with writing(f"--to {to}", "free space there, or name another folder"), new_directory(to) as folder:
@@ -69,10 +77,12 @@ def export_folder(
             adapter = folder / "adapter"
             _write_adapter(model, config, adapter)
             _write_words(tokenizer, config, card, adapter, "peft")
+            go_on()
             if merge:
                 model = model.merge_and_unload()
         if not isinstance(model, PeftModel):
             _write_model(model, folder / "model")
+            go_on()
             _write_words(tokenizer, config, card, folder / "model", "transformers")
         share_files(folder)
 

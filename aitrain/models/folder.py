@@ -95,7 +95,7 @@ def inspect(model: Model) -> ModelFacts:
         except ModelError as error:
             return ModelFacts(given, Kind.asset, [f"model.path={given}: {error}"])
         return _inspect_gguf(path, Kind.asset) if path.suffix == ".gguf" else _inspect_folder(path, Kind.asset, model)
-    path = Path(given).expanduser()
+    path = exported(Path(given).expanduser())
     if path.is_dir():
         return _inspect_folder(path, Kind.folder, model)
     if path.suffix == ".gguf":
@@ -113,6 +113,16 @@ def inspect(model: Model) -> ModelFacts:
             "or download it to a folder and name that"
         )
     return facts
+
+
+def exported(path: Path) -> Path:
+    """Return the model that a run has exported, when a path is a run directory; else the path.
+
+    Args:
+        path: What the user names.
+    """
+    model = path / "export" / "model"
+    return model if (path / "run.yaml").is_file() and (model / "config.json").is_file() else path
 
 
 def _file_fault(path: Path) -> str:
@@ -197,6 +207,11 @@ def _no_config_fault(path: Path) -> str:
         return (
             f"model.path={path} holds an adapter, not a model: name the base model, or export the run with "
             "export.merge=true"
+        )
+    if (path / "run.yaml").is_file():
+        return (
+            f"model.path={path} is a run without an exported model: run `aitrain export {path} --to DIR` and name "
+            "DIR/model"
         )
     ggufs = sorted(path.glob("*.gguf"))
     if ggufs:

@@ -29,8 +29,8 @@ def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> flo
         total_steps: Optimizer steps of the whole run.
 
     Returns:
-        A number from 0 to 1: rising over the warm-up (the first step is not zero), then as the schedule says; the
-        last step of a falling schedule has `min_lr_ratio` exactly when the run has more than one step after warm-up.
+        A number from 0 to 1: rising over the warm-up (the first step is not zero), then as the schedule says. A fall
+        ends behind the last step, which would do nothing at a rate of 0.
 
     Raises:
         RecipeError: Warm-up and decay are together longer than the run.
@@ -45,10 +45,10 @@ def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> flo
         )
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if isinstance(schedule, Constant) or decay <= 1:
+    if isinstance(schedule, Constant) or decay < 1:
         return 1.0
     assert isinstance(schedule, Decay)
-    done = min(1.0, max(0.0, (step - (total_steps - decay)) / (decay - 1)))
+    done = min(1.0, max(0.0, (step - (total_steps - decay)) / decay))
     share = 0.5 * (1 + math.cos(math.pi * done)) if isinstance(schedule, Cosine) else 1 - done
     return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * share
 

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from aitrain.trainer.logs import note
+
 
 def duration(seconds: float) -> str:
     """Return a length of time as people write it.
@@ -72,6 +74,7 @@ class Display:
         """
         if not self.active:
             return
+        note(text)
         if self._open:
             self.out.write("\n")
             self._open = False

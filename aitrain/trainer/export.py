@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from aitrain.checkpoint import store
 from aitrain.config import RunConfig
-from aitrain.errors import RecipeError
+from aitrain.errors import Interrupted, RecipeError
+from aitrain.io import discard
 from aitrain.trainer.run_directory import RunDirectory
 
 
-def export(run: Path, to: Path, merge: bool, checkpoint: str) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be exported, and how."""
+
+    merge: bool = True
+    """Merge the adapter into the model's weights; else only the adapter is written."""
+
+    checkpoint: str = "newest"
+    """`newest`, `best` or a step."""
+
+    replace: bool = False
+    """Take the place of a folder that is there already; it goes when the new one is whole."""
+
+    changed_inputs: bool = False
+    """Export although the base model is not the one that the run began with."""
+
+
+def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambda: False) -> None:
     """Write a Hugging Face folder of a run's model.
 
     Args:
         run: The run directory.
-        to: Folder to make: `to/model`, and `to/adapter` when the run trained one.
-        merge: Merge the adapter into the model's weights; else only the adapter is written.
-        checkpoint: `newest`, `best` or a step.
+        to: Folder to make.
+        wanted: What and how.
+        stop: Whether to give up, looked at between the parts of the work.
 
     Raises:
-        RecipeError: `to` exists already.
+        RecipeError: `to` exists already, or the base model has changed.
         CheckpointError: There is no such checkpoint.
+        Interrupted: It was to give up; nothing is left of it.
     """
     from aitrain.models.export import Card, export_folder
+    from aitrain.models.load import load_tokenizer
+    from aitrain.trainer.facts import model_facts, refuse_difference
 
     directory = RunDirectory.open(run)
     config: RunConfig = directory.config()
-    if to.exists():
+    if to.exists() and not wanted.replace:
         raise RecipeError(f"--to {to} exists already: name a new folder, nothing is overwritten")
-    chosen = store.choose(directory.checkpoints(config), checkpoint)
-    weights = {name: chosen.read("weights", name) for name in chosen.names("weights")}
+    chosen = store.choose(directory.checkpoints(config), wanted.checkpoint)
     state = chosen.state
+    if not wanted.changed_inputs:
+        then = state.get("facts") or directory.facts()
+        refuse_difference(then, model_facts(config, load_tokenizer(config.model)), config, directory.path)
+    weights = {name: chosen.read("weights", name) for name in chosen.names("weights")}
     losses = list(state.get("validation", {}).values())
     card = Card(
         run=config.run.name or run.name,
@@ -40,4 +66,15 @@ def export(run: Path, to: Path, merge: bool, checkpoint: str) -> None:
         loss_before=losses[0] if losses else None,
         loss_after=losses[-1] if losses else None,
     )
-    export_folder(config, weights, to, merge, card)
+
+    def go_on() -> None:
+        if stop():
+            raise Interrupted(f"the export of {run} was interrupted")
+
+    place = to.with_name(f"{to.name}.new") if to.exists() else to
+    if place != to and place.exists():
+        discard(place)
+    export_folder(config, weights, place, wanted.merge, card, go_on)
+    if place != to:
+        discard(to)
+        place.rename(to)

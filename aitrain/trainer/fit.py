@@ -11,40 +11,50 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from aitrain.checkpoint import store
-from aitrain.checkpoint.store import Checkpoint
 from aitrain.config import RunConfig
 from aitrain.config.adapter import Qlora
+from aitrain.config.frozen import from_plain, to_plain
 from aitrain.config.trainer import Accelerator
+from aitrain.config.values import shown
 from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, pad_token_id, total_steps
 from aitrain.data.prepare import Prepared
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
-from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, RecipeError
+from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted, RecipeError
 from aitrain.models.load import load_tokenizer
 from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.tasks.causal_lm import CausalLM
+from aitrain.trainer.continuation import (
+    by_first,
+    compare_inputs,
+    is_stopped_early,
+    refuse_changed_rate,
+    starting_point,
+)
 from aitrain.trainer.display import Display
+from aitrain.trainer.logs import rank_log
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.resources import flops_per_token, micro_batch, peak_flops
+from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.samples import prepare_samples
 from aitrain.trainer.step_edge import Session, StepEdge
 from aitrain.trainer.stopping import Stopper, own_signals
-from aitrain.trainer.story import finish, finish_interrupted
+from aitrain.trainer.story import finish, finish_interrupted, finish_stopped_early
 from aitrain.trainer.trackers import build_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None) -> int:
-    """Train a run from its frozen configuration, going on from its newest checkpoint when it has one.
+def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, options: ResumeOptions | None = None) -> int:
+    """Train a run from its frozen configuration, going on from its newest good checkpoint when it has one.
 
     Args:
         directory: The run.
         ranks: This process's place.
         group: The process group, when it exists already.
+        options: What the user says about going on.
 
     Returns:
         The exit code: done, or stopped on purpose with a good checkpoint.
@@ -52,35 +62,42 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None) -> in
     Raises:
         AitrainError: Anything the user can mend.
     """
-    config = directory.config()
+    options = options or ResumeOptions()
+    # with ranks of our own launcher the file is on this machine; else rank 0 tells the others below
+    group = group or Group(ranks, choose_accelerator(directory.config()))
+    config = from_plain(by_first(group, lambda: to_plain(directory.config())))
     accelerator = choose_accelerator(config)
-    group = group or Group(ranks, accelerator)
     quiet()
-    tokenizer = load_tokenizer(config.model)
-    data = prepare_samples(config, tokenizer, group)
-    resume = newest_checkpoint(directory, config)
-    progress = Progress.from_state(resume.state) if resume else Progress()
-    if resume is None and group.ranks.is_first:
-        directory.metrics_file.unlink(missing_ok=True)
-    plan = deal(config, data, ranks, micro_batch(config, ranks, accelerator, group), progress.step)
-    if group.any_true(ranks.is_first and progress.step >= plan.steps and not directory.is_finished):
-        return finish_interrupted(directory, group, plan.steps)
-    steps = learning_length(config, plan, progress)
-    task = build_task(config, plan, ranks, accelerator)
-    with Stopper(group) as stopper:
+    with rank_log(directory, ranks), Stopper(group) as stopper:
+        tokenizer = load_tokenizer(config.model)
+        resume = starting_point(directory, config, group, options)
+        progress = Progress.from_state(resume.state) if resume else Progress()
+        if is_stopped_early(config, progress):
+            return finish_stopped_early(directory, group, progress, stopper)
+        data = prepare_samples(config, tokenizer, group, stopper)
+        facts = compare_inputs(directory, config, tokenizer, data, resume, group, options)
+        leave_if_asked(directory, stopper)
+        plan = deal(config, data, ranks, micro_batch(config, ranks, accelerator, group), progress.step)
+        steps = plan.steps
+        if group.any_true(ranks.is_first and progress.step >= steps and not directory.is_finished):
+            return finish_interrupted(directory, group, steps, stopper)
+        refuse_finished(config, steps, progress)
+        refuse_changed_rate(config, progress, steps, options)
+        progress.total_steps = steps
         session = Session(
             config=config,
             directory=directory,
             group=group,
-            task=task,
+            task=build_task(config, plan, ranks, accelerator),
             tokenizer=tokenizer,
             validation=held_out_loader(config, data, ranks, plan.micro_batch, tokenizer),
             progress=progress,
             total_steps=steps,
             display=Display(ranks.is_first, steps),
             stopper=stopper,
-            trackers=build_trackers(config, directory) if ranks.is_first else [],
+            trackers=build_trackers(config, directory, progress.step) if ranks.is_first else [],
             resume=resume,
+            facts=facts,
             flops_per_token=flops_per_token(config),
             peak_flops=peak_flops(accelerator, config.trainer.precision),
         )
@@ -88,8 +105,24 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None) -> in
         seed_everything(config.seed)
         trainer = build_trainer(config, ranks, accelerator, plan.accumulation, StepEdge(session))
         run_trainer(trainer, session, train_loader(config, data, plan, tokenizer))
-        stopped = stopper.reason is not None and progress.step < steps
-    return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
+        stopped = stopper.reason is not None and progress.step < steps and not is_stopped_early(config, progress)
+        return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
+
+
+def leave_if_asked(directory: RunDirectory, stopper: Stopper) -> None:
+    """End here when the run was asked to stop before it did a step; every rank calls this.
+
+    Args:
+        directory: The run.
+        stopper: Whether it was.
+
+    Raises:
+        Interrupted: It was.
+    """
+    if stopper.agreed():
+        raise Interrupted(
+            f"Interrupted by {stopper.reason} before training went on. Resume with: aitrain resume {directory.path}"
+        )
 
 
 def deal(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, first_step: int) -> StepPlan:
@@ -117,24 +150,31 @@ def deal(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, first_step:
     )
 
 
-def learning_length(config: RunConfig, plan: StepPlan, progress: Progress) -> int:
-    """Return the optimizer steps of the whole run.
+def refuse_finished(config: RunConfig, steps: int, progress: Progress) -> None:
+    """Refuse to go on with a run that has done everything.
 
     Args:
         config: The run.
-        plan: How the samples are dealt.
-        progress: How far the run is.
+        steps: Its optimizer steps.
+        progress: How far it is.
 
     Raises:
         RecipeError: The run is finished already.
     """
-    if progress.step >= plan.steps:
-        raise RecipeError(
-            f"trainer.max_steps={config.trainer.max_steps}, trainer.max_epochs={config.trainer.max_epochs}: "
-            f"the run has done all of its {plan.steps} steps; to go on give more, for instance "
-            f"trainer.max_steps={2 * plan.steps}"
+    if progress.step < steps:
+        return
+    limits = [
+        f"{name}={shown(2 * value)}"
+        for name, value in (
+            ("trainer.max_steps", config.trainer.max_steps),
+            ("trainer.max_epochs", config.trainer.max_epochs),
         )
-    return plan.steps
+        if value is not None
+    ]
+    raise RecipeError(
+        f"Training is already complete ({progress.step} of {steps} steps). To continue, set a larger limit, for "
+        f"instance {' '.join(limits)}"
+    )
 
 
 def build_task(config: RunConfig, plan: StepPlan, ranks: Ranks, accelerator: str) -> CausalLM:
@@ -170,7 +210,12 @@ def train_loader(config: RunConfig, data: Prepared, plan: StepPlan, tokenizer: A
     """
     batches = MicroBatches(data.train, plan, pad_token_id(tokenizer))
     return DataLoader(
-        batches, batch_size=None, shuffle=False, num_workers=config.data.workers, pin_memory=torch.cuda.is_available()
+        batches,
+        batch_size=None,
+        shuffle=False,
+        num_workers=config.data.workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each pass would draw from the generator that dropout draws from
     )
 
 
@@ -190,7 +235,7 @@ def held_out_loader(
         return None
     rows = config.evaluate.micro_batch_sequences or rows
     batches = EvaluationBatches(data.validation, rows, ranks.rank, ranks.world, pad_token_id(tokenizer))
-    return DataLoader(batches, batch_size=None, shuffle=False)
+    return DataLoader(batches, batch_size=None, shuffle=False, generator=torch.Generator())
 
 
 def build_trainer(
@@ -268,17 +313,6 @@ def out_of_memory(session: Session, accumulation: int) -> str:
     )
 
 
-def newest_checkpoint(directory: RunDirectory, config: RunConfig) -> Checkpoint | None:
-    """Return the newest good checkpoint of a run, or None when it has none yet.
-
-    Args:
-        directory: The run.
-        config: Its configuration.
-    """
-    folder = directory.checkpoints(config)
-    return store.choose(folder, "newest") if store.committed(folder) else None
-
-
 def choose_accelerator(config: RunConfig) -> str:
     """Return `cuda` (NVIDIA or AMD) or `cpu`.
 
@@ -297,7 +331,8 @@ def choose_accelerator(config: RunConfig) -> str:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python and torch alike on every rank, so that what is made at random is the same everywhere.
+    """Seed Python and torch alike on every rank, so that what is made at random is the same everywhere; dropout is
+    seeded apart by rank when training starts (`step_edge.py`).
 
     Args:
         seed: The recipe's seed.
@@ -333,6 +368,7 @@ def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str)
         session.directory.event("resumed", step=session.resume.step, checkpoint=str(session.resume.path), **facts)
         session.display.say(f"resumed from {session.resume.path} (step {session.resume.step} of {session.total_steps})")
     else:
+        session.directory.metrics_file.unlink(missing_ok=True)
         session.directory.event("started", **facts)
     session.display.say(
         f"{len(data.train):,} samples, {session.total_steps} steps of {plan.global_batch} sequences: "

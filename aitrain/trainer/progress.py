@@ -22,11 +22,14 @@ class Progress:
     seconds: float = 0.0
     """Seconds spent in optimizer steps."""
 
+    total_steps: int | None = None
+    """Optimizer steps that the run was to do when this was written."""
+
     best_loss: float | None = None
     """Lowest validation loss so far."""
 
     best_step: int | None = None
-    """Step of that loss, when a checkpoint of it was kept."""
+    """Step with the lowest validation loss among those whose checkpoint was kept."""
 
     evaluations_without_improvement: int = 0
     validation: dict[str, float] = field(default_factory=dict)
@@ -44,6 +47,13 @@ class Progress:
             state: The checkpoint's plain values.
         """
         return cls(**{key: state[key] for key in cls.__dataclass_fields__ if key in state})
+
+    def note_kept(self) -> None:
+        """Take in that this step's checkpoint is kept."""
+        loss = self.validation.get(str(self.step))
+        best = None if self.best_step is None else self.validation.get(str(self.best_step))
+        if loss is not None and self.step and (best is None or loss < best):
+            self.best_step = self.step
 
     def judge(self, loss: float, min_improvement: float) -> bool:
         """Take in a validation loss.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from aitrain.dist import early_signals
 from aitrain.dist.ranks import detect
 from aitrain.errors import AitrainError
 from aitrain.trainer.run_directory import RunDirectory
@@ -15,22 +18,31 @@ _PR_SET_PDEATHSIG = 1
 """prctl(2): the signal this process gets when its parent dies."""
 
 
-def main(run: str) -> int:
+def main(words: Sequence[str]) -> int:
     """Train as one rank.
 
     Args:
-        run: The run directory, frozen already.
+        words: The run directory, frozen already, and the words of `ResumeOptions`.
 
     Returns:
         The exit code.
     """
+    early_signals.hold()
     # a launcher that was killed must not leave ranks behind
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--checkpoint", default="newest")
+    for flag in ("--changed-inputs", "--changed-rate"):
+        parser.add_argument(flag, action="store_true")
+    args = parser.parse_args(words)
     from aitrain.trainer.fit import fit
+    from aitrain.trainer.resume_options import ResumeOptions
 
     ranks = detect()
     try:
-        return fit(RunDirectory.open(Path(run)), ranks)
+        options = ResumeOptions(args.checkpoint, args.changed_inputs, args.changed_rate)
+        return fit(RunDirectory.open(args.run), ranks, options=options)
     except AitrainError as error:
         if ranks.is_first or "out of memory" in str(error):
             print(error, file=sys.stderr)
@@ -40,4 +52,4 @@ def main(run: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

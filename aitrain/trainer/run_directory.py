@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aitrain.config import RunConfig
 from aitrain.errors import AitrainError, RecipeError
 from aitrain.io import append_line, write_text, writing
-from aitrain.recipe import freeze, load
+from aitrain.recipe import freeze, load, load_facts
 
 _FREE = "free space on that disk, then go on with `aitrain resume {}`"
+
+
+def default_directory(config: RunConfig) -> str:
+    """Return where a run lives whose recipe does not say it, an absolute path.
+
+    Args:
+        config: The run.
+    """
+    return os.path.abspath(f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 class RunDirectory:
@@ -43,11 +54,7 @@ class RunDirectory:
             RecipeError: The directory exists already, or cannot be made.
             AitrainError: The disk is full.
         """
-        path = (
-            Path(config.run.dir)
-            if config.run.dir
-            else Path("runs", f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        )
+        path = Path(config.run.dir or default_directory(config))
         try:
             if not (over_blank and cls.is_blank(path)):
                 path.mkdir(parents=True, exist_ok=False)
@@ -64,7 +71,7 @@ class RunDirectory:
         try:
             with writing(f"run.dir={path}", "free space there, or give another run.dir"):
                 directory.logs.mkdir(exist_ok=True)
-                freeze(config, directory.config_file)
+                freeze(replace(config, run=replace(config.run, dir=os.path.abspath(path))), directory.config_file)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -111,6 +118,20 @@ class RunDirectory:
         """Return the frozen configuration."""
         return load(self.config_file)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the run found out at its start about model and data; empty before that."""
+        return load_facts(self.config_file)
+
+    def freeze(self, config: RunConfig, facts: dict[str, Any] | None = None) -> None:
+        """Write the configuration anew.
+
+        Args:
+            config: What the run goes on with.
+            facts: What it found out; as before when absent.
+        """
+        with writing(str(self.config_file), _FREE.format(self.path)):
+            freeze(config, self.config_file, self.facts() if facts is None else facts)
+
     def checkpoints(self, config: RunConfig) -> Path:
         """Return the folder of the checkpoints.
 
@@ -129,9 +150,18 @@ class RunDirectory:
         Args:
             kinds: What happened.
         """
+        found = self.all_of(*kinds)
+        return found[-1] if found else {}
+
+    def all_of(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return the events of some kinds, oldest first.
+
+        Args:
+            kinds: What happened.
+        """
         lines = self.events_file.read_text(encoding="utf-8").splitlines() if self.events_file.is_file() else []
-        whole = [json.loads(line) for line in lines if line.endswith("}")]
-        return next((dict(entry) for entry in reversed(whole) if entry["event"] in kinds), {})
+        whole: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
+        return [entry for entry in whole if entry["event"] in kinds]
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append one event.
@@ -163,6 +193,18 @@ class RunDirectory:
         """
         with writing(str(self.metrics_file), _FREE.format(self.path)):
             append_line(self.metrics_file, json.dumps(record))
+
+    def amend_last_metrics(self, step: int, more: dict[str, Any]) -> None:
+        """Add values to the record of the last step.
+
+        Args:
+            step: Its number.
+            more: What was measured after it was written.
+        """
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
+        if lines and json.loads(lines[-1])["step"] == step:
+            lines[-1] = json.dumps(json.loads(lines[-1]) | more)
+            write_text(self.metrics_file, "".join(f"{line}\n" for line in lines))
 
     def forget_steps_after(self, step: int) -> None:
         """Drop the records of steps that will be done again, so that each step stands in the file once.

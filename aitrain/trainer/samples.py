@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,16 @@ from typing import Any
 from aitrain.config import RunConfig
 from aitrain.data.prepare import Files, Prepared, open_prepared, prepare
 from aitrain.dist.group import Group
-from aitrain.errors import AitrainError, DataError
+from aitrain.errors import AitrainError, DataError, Interrupted, of_code
+from aitrain.io import remove_leftovers
+from aitrain.models.assets import cache
 from aitrain.preflight import local_path
+from aitrain.trainer.stopping import Stopper
 
 
 def cache_folder() -> Path:
-    """Return the folder of prepared data: `prepared/` in `AITRAIN_CACHE`, or in `~/.cache/aitrain`."""
-    return Path(os.environ.get("AITRAIN_CACHE") or Path.home() / ".cache" / "aitrain") / "prepared"
+    """Return the folder of prepared data: `prepared/` in the cache."""
+    return cache() / "prepared"
 
 
 def data_files(config: RunConfig) -> Files:
@@ -29,33 +31,66 @@ def data_files(config: RunConfig) -> Files:
     return Files(local_path(config.data.path), local_path(held_out) if held_out else None)
 
 
-def prepare_samples(config: RunConfig, tokenizer: Any, group: Group) -> Prepared:
+def prepare_samples(config: RunConfig, tokenizer: Any, group: Group, stopper: Stopper | None = None) -> Prepared:
     """Tokenise and mask the data, or find it done; rank 0 works while the others wait.
 
     Args:
         config: The run.
         tokenizer: The model's tokenizer.
         group: The ranks.
+        stopper: Whether the run was asked to stop, looked at between groups of records.
 
     Raises:
         DataError: The audit refuses the data; every rank gets the same answer.
+        Interrupted: The run was asked to stop; nothing is left of the preparation.
     """
+
+    def show(done: int, total: int | None) -> None:
+        _show(done, total)
+        if stopper is not None and stopper.reason is not None:
+            raise Interrupted(f"Interrupted by {stopper.reason} while the data was prepared; nothing was trained yet")
+
     found: Prepared | None = None
     fault: tuple[int, str] | None = None
     if group.ranks.is_first:
+        for path in remove_leftovers(cache_folder(), exclusive=False):
+            print(f"removed what an interrupted preparation had left: {path}", file=sys.stderr)
         try:
-            found = prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config), _show)
+            found = prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config), show)
         except AitrainError as error:
             fault = (error.exit_code, str(error))
     fault = group.from_first(fault)
     if fault is not None:
-        raise DataError(fault[1]) if fault[0] == DataError.exit_code else AitrainError(fault[1])
-    folders = group.from_first([str(folder) for folder in found.folders] if found else None)
-    if found is not None:
-        return found
-    if all(Path(folder).is_dir() for folder in folders):
-        return open_prepared([Path(folder) for folder in folders], config.data.validation_samples, config.seed)
-    # the cache is on a disk of rank 0's node: this node prepares its own
+        raise of_code(*fault)
+    account = group.from_first(_account(found) if found else None)
+    own: AitrainError | None = None
+    if found is None:
+        try:
+            found = _as_on_first(config, tokenizer, [Path(folder) for folder, _, _ in account])
+        except AitrainError as error:
+            own = error
+    # what each rank has must be what rank 0 has: data on a disk of the node may be an older copy
+    differs = found is None or [entry[1:] for entry in _account(found)] != [entry[1:] for entry in account]
+    if group.any_true(differs) or found is None:
+        raise own or DataError(
+            "the data is not the same on every node: put data.path, data.validation_path and the model on a shared "
+            "file system, or copy them to every node again"
+        )
+    return found
+
+
+def _account(prepared: Prepared) -> list[tuple[str, str, int]]:
+    """Return folder, content and size of the prepared files, to compare between ranks."""
+    return [
+        (str(folder), source.sha256, source.tokens)
+        for folder, source in zip(prepared.folders, prepared.report.sources, strict=True)
+    ]
+
+
+def _as_on_first(config: RunConfig, tokenizer: Any, folders: list[Path]) -> Prepared:
+    """Open what rank 0 has prepared; where its cache is on a disk of its node, this node prepares its own."""
+    if all(folder.is_dir() for folder in folders):
+        return open_prepared(folders, config.data.validation_samples, config.seed)
     return prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 
 from aitrain.config import RunConfig
 from aitrain.config.frozen import continuation
+from aitrain.config.paths import absolute_paths
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks, detect
-from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, RecipeError
+from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, Interrupted, RecipeError, of_code
+from aitrain.io import write_bytes
 from aitrain.preflight import refuse_faults, usable_devices
-from aitrain.recipe import amend, compose, freeze
+from aitrain.recipe import amend, compose
+from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
 
 FROZEN = "run.yaml"
@@ -35,6 +39,9 @@ class Start:
 
     is_finished: bool = False
     """Whether there is nothing left to do."""
+
+    before: tuple[bytes, int] | None = None
+    """What `run.yaml` held and how long `events.jsonl` was before a run that goes on was changed."""
 
 
 def train(recipe: str, overrides: Sequence[str]) -> int:
@@ -58,7 +65,7 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
                 f"{recipe} is the frozen configuration of a run, not a recipe: continue that run with `aitrain resume "
                 f"{frozen.parent}`, or add --or-resume"
             )
-        config = compose(recipe, overrides)
+        config = absolute_paths(compose(recipe, overrides))
         refuse_faults(config)
         return Start(RunDirectory.create(config).path, is_new=True)
 
@@ -84,7 +91,7 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
         if frozen.name == FROZEN:
             directory = RunDirectory.open(frozen.parent)
             return _unless_finished(directory, amend(directory.config(), overrides), overrides)
-        config = compose(recipe, overrides)
+        config = absolute_paths(compose(recipe, overrides))
         if config.run.dir is None:
             raise RecipeError(
                 "--or-resume needs run.dir, else no restart could find the run again: add for instance "
@@ -113,18 +120,22 @@ def _unless_finished(directory: RunDirectory, config: RunConfig, overrides: Sequ
 def _going_on(directory: RunDirectory, config: RunConfig, overrides: Sequence[str]) -> Start:
     """Check a run that goes on, and freeze what has changed."""
     refuse_faults(config, new_run=False)
-    if config != directory.config():
-        freeze(config, directory.config_file)
-        directory.event("changed", overrides=list(overrides))
-    return Start(directory.path)
+    if config == directory.config():
+        return Start(directory.path)
+    told = directory.events_file.stat().st_size if directory.events_file.is_file() else 0
+    before = (directory.config_file.read_bytes(), told)
+    directory.freeze(config)
+    directory.event("changed", overrides=list(overrides))
+    return Start(directory.path, before=before)
 
 
-def resume(run: Path, overrides: Sequence[str]) -> int:
+def resume(run: Path, overrides: Sequence[str], options: ResumeOptions | None = None) -> int:
     """Go on with a run from its newest good checkpoint, on any number of ranks.
 
     Args:
         run: The run directory.
         overrides: Words `key=value`; only keys that losses do not depend on.
+        options: What the user says about going on beside the keys.
 
     Returns:
         The exit code.
@@ -137,32 +148,36 @@ def resume(run: Path, overrides: Sequence[str]) -> int:
         directory = RunDirectory.open(run)
         return _going_on(directory, amend(directory.config(), overrides), overrides)
 
-    return _start(same_run)
+    return _start(same_run, options or ResumeOptions())
 
 
-def _start(prepare: Callable[[], Start]) -> int:
+def _start(prepare: Callable[[], Start], options: ResumeOptions = ResumeOptions()) -> int:  # noqa: B008 (frozen)
     ranks = detect()
-    if ranks.launcher in ("torchrun", "srun") and ranks.world > 1:
-        return _as_rank(ranks, prepare)
+    if ranks.launcher in ("torchrun", "srun"):
+        return _as_rank(ranks, prepare, options)
     start = prepare()
     directory = RunDirectory.open(start.path)
     if start.is_finished:
         return _done(directory)
     count = usable_devices(directory.config())
-    with _tidied(directory, start.is_new):
+    with _tidied(directory, start):
         if count > 1:
-            code = run_ranks([sys.executable, "-m", "aitrain.trainer.rank", str(directory.path)], count)
+            command = [sys.executable, "-m", "aitrain.trainer.rank", str(directory.path), *options.words()]
+            code = run_ranks(command, count)
             if code not in (EXIT_DONE, EXIT_REQUEUE):
                 raise SystemExit(code if code > 0 else 128 - code)  # the ranks have said why
             return code
         from aitrain.trainer.fit import fit
 
-        return fit(directory, Ranks())
+        return fit(directory, Ranks(), options=options)
 
 
 @contextmanager
-def _tidied(directory: RunDirectory, is_new: bool) -> Iterator[None]:
-    """When a run ends badly: take a new one away that has done no step, note in any other that it failed."""
+def _tidied(directory: RunDirectory, start: Start) -> Iterator[None]:
+    """When a run ends badly: take a new one away that has done no step, note in any other that it failed.
+
+    A run that was refused before it went on is as it was.
+    """
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -173,11 +188,16 @@ def _tidied(directory: RunDirectory, is_new: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if is_new and directory.is_untouched and _is_told(error):
+        if isinstance(error, Interrupted) or (isinstance(error, SystemExit) and error.code == EXIT_REQUEUE):
+            directory.event("waiting", step=0, reason=str(error))
+        elif start.is_new and directory.is_untouched and _is_told(error):
             shutil.rmtree(directory.path, ignore_errors=True)
         elif directory.events() > told:
             code = f"exit code {error.code}" if isinstance(error, SystemExit) else ""
             directory.note_failure(code or str(error) or type(error).__name__)
+        elif start.before is not None and _is_told(error):
+            write_bytes(directory.config_file, start.before[0])
+            os.truncate(directory.events_file, start.before[1])
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -196,7 +216,7 @@ def _done(directory: RunDirectory) -> int:
     return EXIT_DONE
 
 
-def _as_rank(ranks: Ranks, prepare: Callable[[], Start]) -> int:
+def _as_rank(ranks: Ranks, prepare: Callable[[], Start], options: ResumeOptions) -> int:
     """Run as one of many that torchrun or srun started: rank 0 checks and freezes, the others read what it froze."""
     from aitrain.dist.group import Group
     from aitrain.trainer.fit import fit
@@ -213,24 +233,21 @@ def _as_rank(ranks: Ranks, prepare: Callable[[], Start]) -> int:
         fault, answer, is_finished = group.from_first((fault, str(start.path), start.is_finished))
         if fault is not None:
             # every rank leaves with the same code; only the first one speaks
-            raise _fault(fault) if ranks.is_first else SystemExit(fault[0])
-        directory = RunDirectory.open(Path(answer))
+            raise of_code(*fault) if ranks.is_first else SystemExit(fault[0])
+        # not opened, which looks for run.yaml: on a shared file system a node may not see a new file yet
+        directory = RunDirectory(Path(answer))
         if is_finished:
             return _done(directory) if ranks.is_first else EXIT_DONE
         if ranks.is_first:
-            with _tidied(directory, start.is_new):
-                return fit(directory, ranks, group)
-        return fit(directory, ranks, group)
+            with _tidied(directory, start):
+                return fit(directory, ranks, group, options)
+        return fit(directory, ranks, group, options)
     except AitrainError as error:
         if ranks.is_first or "out of memory" in str(error):
             raise
         raise SystemExit(error.exit_code) from None  # all ranks have the same fault; one speaks
     finally:
         group.close()
-
-
-def _fault(fault: tuple[int, str]) -> AitrainError:
-    return DataError(fault[1]) if fault[0] == DataError.exit_code else RecipeError(fault[1])
 
 
 def _accelerator_of(ranks: Ranks) -> str:

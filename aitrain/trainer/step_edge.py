@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from aitrain.optim.build import set_learning_rate
 from aitrain.optim.schedule import learning_rate_factor
 from aitrain.tasks.causal_lm import CausalLM
 from aitrain.trainer.display import Display
-from aitrain.trainer.evaluation import Validation, answers, evaluating, validate
+from aitrain.trainer.evaluation import answers, evaluating, validate
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.stopping import Stopper
@@ -44,6 +45,7 @@ class Session:
         stopper: Whether the run was asked to stop.
         trackers: Lightning loggers beside `metrics.jsonl`; empty on every rank but the first.
         resume: The checkpoint the run goes on from, or None.
+        facts: Checksums of model and data, for the checkpoints.
         flops_per_token: Floating-point operations per trained token of forward and backward, an estimate.
         peak_flops: Peak of one device, or None where it is not known.
     """
@@ -60,6 +62,7 @@ class Session:
     stopper: Stopper
     trackers: list[Logger]
     resume: store.Checkpoint | None
+    facts: dict[str, Any]
     flops_per_token: float
     peak_flops: float | None
     before: list[dict[str, str]] | None = None
@@ -80,7 +83,7 @@ class StepEdge(pl.Callback):
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._edge = 0.0
+        self._edge = self._saved_at = 0.0
         self._norm: torch.Tensor | None = None
         self._lr = math.nan
 
@@ -92,19 +95,35 @@ class StepEdge(pl.Callback):
             pl_module: The task.
         """
         session = self.session
+        seed_rank(session.config.seed, session.group.ranks.rank, session.progress.step)
         self._tell_fused(trainer)
         if session.resume is not None:
             restore(trainer, session.resume, session.group.ranks.rank)
-        elif session.validation is not None or session.config.evaluate.prompts:
+            self._catch_up(trainer)
+        else:
             self._evaluate(trainer)
-        if session.progress.step == 0:
-            session.before = (
-                session.before
-                if session.before is not None
-                else answers(trainer, session.task, session.tokenizer, session.config)
-            )
+        if session.progress.step == 0 and session.stopper.reason is None:
+            session.before = answers(trainer, session.task, session.tokenizer, session.config, session.stopper)
             self._event("answers", step=0, answers=session.before) if session.before else None
-        self._edge = time.monotonic()
+        if session.stopper.agreed():
+            trainer.should_stop = True
+        self._edge = self._saved_at = time.monotonic()
+
+    def _catch_up(self, trainer: pl.Trainer) -> None:
+        """Do the evaluation that was due at the checkpoint's step when the run was asked to stop there."""
+        session = self.session
+        step = session.progress.step
+        if str(step) in session.progress.validation or not _due(session.config.evaluate.every_steps, step):
+            return
+        record: dict[str, Any] = {}
+        self._evaluate(trainer, record)
+        if session.is_first and record:
+            session.directory.amend_last_metrics(step, record)
+        patience = session.config.evaluate.patience
+        if patience is not None and session.progress.evaluations_without_improvement >= patience:
+            self._save(trainer)
+            trainer.should_stop = True
+            self._event("stopped", reason=EARLY)
 
     def _tell_fused(self, trainer: pl.Trainer) -> None:
         """Let a fused model check itself, and say what is fused and what not."""
@@ -163,10 +182,11 @@ class StepEdge(pl.Callback):
         record = self._measure(trainer, batch)
         done = session.progress.step
         last = done == session.total_steps
-        stop = session.stopper.agreed()
+        stop, due = session.stopper.agreed_with(self._is_time(config.checkpoint.every_min))
         improved = False
-        if session.validation is not None and not stop and (last or _due(config.evaluate.every_steps, done)):
-            improved = self._evaluate(trainer, record)
+        if not stop and (last or _due(config.evaluate.every_steps, done)):
+            improved = self._evaluate(trainer, record) and config.checkpoint.every_min is None
+            stop = session.stopper.agreed()
         if session.is_first:
             session.directory.metrics(record)
             for tracker in session.trackers:
@@ -174,18 +194,22 @@ class StepEdge(pl.Callback):
         self._guard(record)
         patience = config.evaluate.patience
         early = patience is not None and session.progress.evaluations_without_improvement >= patience
-        if last or stop or early or improved or _due(config.checkpoint.every_steps, done):
+        if last or stop or early or improved or due or _due(config.checkpoint.every_steps, done):
             self._save(trainer)
         if stop or early:
             trainer.should_stop = True
             self._event(
                 "stopped",
-                reason="early: the validation loss no longer improves" if early else f"signal {session.stopper.reason}",
+                reason=EARLY if early else f"signal {session.stopper.reason}",
             )
         if (last or early) and not stop:
-            session.after = answers(trainer, session.task, session.tokenizer, config)
+            session.after = answers(trainer, session.task, session.tokenizer, config, session.stopper)
             self._event("answers", step=done, answers=session.after) if session.after else None
         self._edge = time.monotonic()
+
+    def _is_time(self, every_min: float | None) -> bool:
+        """Whether rank 0 finds that the last checkpoint is old enough."""
+        return self.session.is_first and every_min is not None and time.monotonic() - self._saved_at >= 60 * every_min
 
     def _measure(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
         session, strategy = self.session, trainer.strategy
@@ -224,7 +248,9 @@ class StepEdge(pl.Callback):
         session = self.session
         if session.validation is None:
             return False
-        found: Validation = validate(trainer, session.validation, session.group)
+        found = validate(trainer, session.validation, session.group, session.stopper)
+        if found is None:  # asked to stop: the run goes on with this evaluation when it is resumed
+            return False
         improved = session.progress.judge(found.loss, session.config.evaluate.min_improvement)
         if record is not None:
             record.update(found.as_metrics())
@@ -233,21 +259,21 @@ class StepEdge(pl.Callback):
             f"step {session.progress.step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
             f"token accuracy {100 * found.token_accuracy:.1f} %"
         )
-        if improved and session.progress.step:
-            session.progress.best_step = session.progress.step
         return improved and session.progress.step > 0
 
     def _save(self, trainer: pl.Trainer) -> None:
         session, strategy = self.session, trainer.strategy
         began = time.monotonic()
         folder = session.directory.checkpoints(session.config)
-        path = save(trainer, folder, session.progress, session.group)
+        session.progress.note_kept()
+        path = save(trainer, folder, session.progress, session.group, session.facts)
         if session.is_first:
             store.prune(folder, session.config.checkpoint.keep, session.progress.best_step)
         self._event(
             "checkpoint", step=session.progress.step, path=str(path), seconds=round(time.monotonic() - began, 3)
         )
         strategy.barrier()
+        self._saved_at = time.monotonic()
 
     def _event(self, kind: str, **facts: Any) -> None:
         if self.session.is_first:
@@ -263,11 +289,29 @@ class StepEdge(pl.Callback):
                 )
 
 
+EARLY = "early: the validation loss no longer improves"
+"""Why a run with `evaluate.patience` stopped by itself."""
+
+
+def seed_rank(seed: int, rank: int, step: int) -> None:
+    """Seed torch apart on every rank: what is drawn while training (dropout) must differ between them.
+
+    A resumed run takes the generators of its checkpoint; this counts for ranks that the checkpoint does not have.
+
+    Args:
+        seed: The recipe's seed.
+        rank: This rank.
+        step: Optimizer steps done.
+    """
+    content = f"{seed}/{rank}/{step}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1)
+
+
 def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group) -> Any:
+def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group, facts: dict[str, Any]) -> Any:
     """Write a checkpoint of a run; every rank calls this.
 
     Args:
@@ -275,6 +319,7 @@ def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group) -> 
         folder: Where the checkpoints stand.
         progress: How far the run is.
         group: The ranks.
+        facts: Checksums of model and data.
 
     Returns:
         The checkpoint's directory.
@@ -294,7 +339,7 @@ def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group) -> 
         "optimizer": ((f"{name}:{key}", value) for name, key, value in strategy.full_optimizer_state()),
         "rng": generators,
     }
-    return store.save(folder, progress.step, tensors, progress.as_state(), group)
+    return store.save(folder, progress.step, tensors, progress.as_state() | {"facts": facts}, group)
 
 
 def restore(trainer: pl.Trainer, checkpoint: store.Checkpoint, rank: int) -> None:

@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+from aitrain.dist import early_signals
 from aitrain.dist.group import Group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -29,6 +30,8 @@ class Stopper:
     def __enter__(self) -> Stopper:
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._caught)
+        if early_signals.received():  # while the process was starting, before there was anything to stop
+            self.reason = early_signals.received()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,11 +45,19 @@ class Stopper:
         self.reason = signal.Signals(number).name
 
     def agreed(self) -> bool:
-        """Return whether any rank was asked to stop; every rank must call this at the same step edge."""
-        asked = self.group.any_true(self.reason is not None)
-        if asked and self.reason is None:
+        """Return whether any rank was asked to stop; every rank must call this at the same place."""
+        return self.agreed_with(False)[0]
+
+    def agreed_with(self, wish: bool) -> tuple[bool, bool]:
+        """Return whether any rank was asked to stop, and whether any has a wish; every rank must call this.
+
+        Args:
+            wish: This rank's wish; it travels together with the question about stopping.
+        """
+        told = self.group.largest(2 if self.reason is not None else int(wish))
+        if told == 2 and self.reason is None:
             self.reason = "another rank"
-        return asked
+        return told == 2, told == 1
 
 
 def own_signals(trainer: Any) -> None:

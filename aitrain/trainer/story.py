@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from aitrain.config import RunConfig
 from aitrain.dist.group import Group
-from aitrain.errors import EXIT_DONE, AitrainError
+from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted
 from aitrain.trainer.display import Display, duration
-from aitrain.trainer.export import export
+from aitrain.trainer.evaluation import measure_late
+from aitrain.trainer.export import Wanted, export
+from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.step_edge import Session
+from aitrain.trainer.stopping import Stopper
 from aitrain.trainer.trackers import close_trackers
 
 
@@ -19,50 +23,97 @@ def finish(session: Session, code: int) -> int:
         code: The exit code so far.
 
     Returns:
-        The exit code.
+        The exit code; a run that is asked to stop while it exports wants to be started again.
 
     Raises:
         AitrainError: The export could not be written.
     """
     if session.is_first:
         close_trackers(session.trackers)
-        if code == EXIT_DONE and session.config.export.at_end:
-            session.display.say("exporting ...")
-            try:
-                export(session.directory.path, session.directory.export, session.config.export.merge, "newest")
-            except AitrainError as error:
-                again = f"aitrain export {session.directory.path} --to DIR"
-                raise AitrainError(f"{error}\nThe training is done and its checkpoint is whole: {again}") from error
+        if code == EXIT_DONE:
+            code = _export_at_end(
+                session.directory, session.config, session.progress.step, session.stopper, session.display
+            )
         session.directory.event("finished" if code == EXIT_DONE else "waiting", step=session.progress.step)
         session.display.say("\n".join(account(session, code)))
-    session.group.barrier()
-    return code
+    return int(session.group.from_first(code))
 
 
-def finish_interrupted(directory: RunDirectory, group: Group, steps: int) -> int:
+def _export_at_end(directory: RunDirectory, config: RunConfig, step: int, stopper: Stopper, display: Display) -> int:
+    """Write `export/` in place of an older one, and note which step stands there; return the exit code."""
+    if not config.export.at_end:
+        return EXIT_DONE
+    display.say("exporting ...")
+    try:
+        export(
+            directory.path,
+            directory.export,
+            Wanted(merge=config.export.merge, replace=True, changed_inputs=True),
+            lambda: stopper.reason is not None,
+        )
+    except Interrupted:
+        return EXIT_REQUEUE
+    except AitrainError as error:
+        again = f"aitrain export {directory.path} --to DIR"
+        raise AitrainError(f"{error}\nThe training is done and its checkpoint is whole: {again}") from error
+    directory.event("exported", step=step, path=str(directory.export))
+    return EXIT_DONE
+
+
+def finish_interrupted(directory: RunDirectory, group: Group, steps: int, stopper: Stopper) -> int:
     """Export a run that had done its last step, and was killed before it was exported.
 
     Args:
         directory: The run.
         group: The ranks.
         steps: Its optimizer steps.
+        stopper: Whether it is asked to stop again.
 
     Returns:
-        The exit code: done.
+        The exit code.
 
     Raises:
         AitrainError: The export could not be written.
     """
+    code = EXIT_DONE
     if group.ranks.is_first:
         config = directory.config()
         display = Display(True, steps)
         display.say(f"all {steps} steps are done; finishing the interrupted end of {directory.path}")
-        if config.export.at_end and not directory.export.exists():
-            display.say("exporting ...")
-            export(directory.path, directory.export, config.export.merge, "newest")
+        try:
+            measure_late(directory, steps, lambda: stopper.reason is not None)
+        except Interrupted:
+            code = EXIT_REQUEUE
+        if code == EXIT_DONE and directory.last_of("exported").get("step") != steps:
+            code = _export_at_end(directory, config, steps, stopper, display)
+        if code == EXIT_DONE and config.export.at_end:
             display.say(f"model   {directory.export / 'model'}")
-        directory.event("finished", step=steps)
-    group.barrier()
+        directory.event("finished" if code == EXIT_DONE else "waiting", step=steps)
+    return int(group.from_first(code))
+
+
+def finish_stopped_early(directory: RunDirectory, group: Group, progress: Progress, stopper: Stopper) -> int:
+    """Say that a run has ended by itself, and export it if that was interrupted.
+
+    Args:
+        directory: The run.
+        group: The ranks.
+        progress: How far it is.
+        stopper: Whether it is asked to stop.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        AitrainError: The export could not be written.
+    """
+    if group.any_true(group.ranks.is_first and not directory.is_finished):
+        return finish_interrupted(directory, group, progress.step, stopper)
+    if group.ranks.is_first:
+        Display(True, progress.step).say(
+            f"{directory.path} stopped early after step {progress.step}, because its validation loss no longer "
+            "improved: nothing left to do. To train on all the same, set evaluate.patience=null or a larger number"
+        )
     return EXIT_DONE
 
 
@@ -91,10 +142,8 @@ def account(session: Session, code: int) -> list[str]:
         lines += [f"prompt  {old['prompt']}", f"  before  {old['answer']}", f"  after   {new['answer']}"]
     lines.append(f"run     {directory.path}")
     if code != EXIT_DONE:
-        lines.append(
-            f"stopped on {session.stopper.reason} after step {progress.step}, with a checkpoint. "
-            f"Go on with: aitrain resume {directory.path}"
-        )
+        saved = f"after saving step {progress.step}" if progress.step else "before the first step"
+        lines.append(f"Interrupted by {session.stopper.reason} {saved}. Resume with: aitrain resume {directory.path}")
         return lines
     if config.export.at_end:
         adapter = directory.export / "adapter"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
+from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
@@ -13,12 +15,13 @@ from aitrain.errors import MissingExtraError
 from aitrain.trainer.run_directory import RunDirectory
 
 
-def build_trackers(config: RunConfig, directory: RunDirectory) -> list[Logger]:
-    """Build the recipe's trackers; called on rank 0 only.
+def build_trackers(config: RunConfig, directory: RunDirectory, step: int = 0) -> list[Logger]:
+    """Build the recipe's trackers; called on rank 0 only. A run that goes on continues its wandb run and its curves.
 
     Args:
         config: The run.
         directory: Where it lives.
+        step: Optimizer steps done before.
 
     Raises:
         MissingExtraError: The tracker's package is not installed.
@@ -38,6 +41,8 @@ def build_trackers(config: RunConfig, directory: RunDirectory) -> list[Logger]:
                 offline=offline,
                 config=to_plain(config),
                 settings=settings,
+                id=_wandb_id(directory),
+                resume="allow",
             )
         ]
     if isinstance(config.logger, Tensorboard):
@@ -47,8 +52,20 @@ def build_trackers(config: RunConfig, directory: RunDirectory) -> list[Logger]:
             )
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        return [TensorBoardLogger(save_dir=str(directory.path), name="tensorboard", version="")]
+        # steps that are done again after a crash replace those of before
+        purge: dict[str, Any] = {"purge_step": step + 1} if step else {}
+        return [TensorBoardLogger(save_dir=str(directory.path), name="tensorboard", version="", **purge)]
     return []
+
+
+def _wandb_id(directory: RunDirectory) -> str:
+    """Return the id of the run's wandb run, chosen once."""
+    known = directory.last_of("tracker").get("wandb")
+    if known:
+        return str(known)
+    chosen = secrets.token_hex(4)
+    directory.event("tracker", wandb=chosen)
+    return chosen
 
 
 def close_trackers(trackers: list[Logger], failed: bool = False) -> None:

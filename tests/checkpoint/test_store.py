@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -24,6 +25,7 @@ from aitrain.dist.group import Group
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import CheckpointError
+from aitrain.io import remove_leftovers
 
 ALONE = Group(Ranks(), "cpu")
 
@@ -157,7 +159,7 @@ def truncate(file: Path) -> None:
     ("damage", "said"),
     [
         (flip_a_bit, "does not have the checksum of its manifest"),
-        (truncate, r"has \d+ bytes, its manifest says \d+"),
+        (truncate, r"has \d+ bytes, but its manifest says \d+"),
         (Path.unlink, "is missing"),
     ],
 )
@@ -166,16 +168,46 @@ def test_damage_is_named(tmp_path: Path, damage: Any, said: str, shard: str) -> 
     write(tmp_path, 10)
     file = write(tmp_path, 20) / f"{shard}.safetensors"
     damage(file)
-    with pytest.raises(CheckpointError, match=rf"step-00000020/{shard}\.safetensors {said}.*use an older checkpoint"):
-        choose(tmp_path, "newest")
-    assert_whole(choose(tmp_path, "10"))
+    told: list[str] = []
+    chosen = choose(tmp_path, "newest", told.append)
+    assert chosen.step == 10, "the one before is used"
+    assert_whole(chosen)
+    [sentence] = told
+    assert re.search(rf"step-00000020/{shard}\.safetensors {said}.*: passed over", sentence)
+    with pytest.raises(CheckpointError, match=rf"{shard}\.safetensors {said}.*: choose another one of \[10\]"):
+        choose(tmp_path, "20")
+
+
+def test_when_all_are_damaged_each_is_named(tmp_path: Path) -> None:
+    for step in (10, 20):
+        (write(tmp_path, step) / "weights-00001.safetensors").unlink()
+    (write(tmp_path, 30) / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError) as caught:
+        choose(tmp_path, "newest", lambda _: None)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"every checkpoint in {tmp_path} is damaged:" and len(lines) == 4
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1}', '{"step": 3}', "[]", "null"])
 def test_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
     (write(tmp_path, 10) / "manifest.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"step-00000010/manifest\.json is damaged .*move step-00000010 away"):
-        committed(tmp_path)
+    for step in (20, 30):
+        write(tmp_path, step)
+    found, [sentence] = store.scan(tmp_path)
+    assert [one.step for one in found] == [20, 30] and "step-00000010/manifest.json is damaged (" in sentence
+    prune(tmp_path, 1, None)
+    assert [one.step for one in committed(tmp_path)] == [30], "it stops neither reading nor pruning"
+    assert (tmp_path / "step-00000010").is_dir(), "what cannot be read is not deleted"
+
+
+def test_what_a_run_leaves_behind_is_set_aside(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        write(tmp_path, step)
+    moved = store.set_aside(tmp_path, 10, "superseded")
+    assert [path.name for path in moved] == ["superseded-step-00000020", "superseded-step-00000030"]
+    assert [one.step for one in committed(tmp_path)] == [10]
+    write(tmp_path, 20)
+    assert [path.name for path in store.set_aside(tmp_path, 10, "superseded")] == ["superseded-2-step-00000020"]
 
 
 def test_what_is_not_committed_is_no_checkpoint(tmp_path: Path) -> None:
@@ -206,10 +238,12 @@ def test_prune_killed_in_the_middle_leaves_no_half_checkpoint(tmp_path: Path, mo
     def killed(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store.shutil, "rmtree", killed)
+    monkeypatch.setattr("shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         prune(tmp_path, 1, None)
     assert [found.step for found in committed(tmp_path)] == [20]
+    monkeypatch.undo()
+    assert len(remove_leftovers(tmp_path, exclusive=True)) == 1 and names(tmp_path) == ["step-00000020"]
 
 
 SAVE = """

@@ -18,7 +18,7 @@ def test_the_table_says_what_decides_a_run() -> None:
         "adamw lr=2e-4",
         "devices=2, bf16",
         "every 5 steps and after the last",
-        "every 50 steps and at the end, newest 2 kept",
+        "every 30 minutes, every 50 steps, at the end; newest 2 kept",
         "wandb project=aitrain mode=offline",
         "adapter merged",
     ):

@@ -221,9 +221,9 @@ def test_zero_goes_on_with_another_number_of_ranks(
     runs: Runs, full: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
     stopped(runs, "zero2", "zero2", signal.SIGINT)
-    assert cli.main(["resume", str(runs["zero2"]), "strategy=ddp"]) == 2
-    assert "strategy cannot change when a run is resumed" in capfd.readouterr().err
-    code, err = runs.end(["resume", str(runs["zero2"]), "trainer.devices=1"])
+    assert cli.main(["resume", str(runs["zero2"]), "strategy=dpp"]) == 2
+    assert "strategy=dpp is no option of strategy" in capfd.readouterr().err
+    code, err = runs.end(["resume", str(runs["zero2"]), "trainer.devices=1", "strategy=ddp"])
     assert code == 0, err
     assert losses(runs["zero2"]) == pytest.approx(full, rel=1e-6)
 
@@ -237,7 +237,8 @@ def whole(runs: Runs, one_rank: list[float], tmp_path: Path) -> Path:
 def test_what_is_done_says_so(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = (whole / "events.jsonl").read_text()
     assert cli.main(["resume", str(whole)]) == 2
-    assert f"the run has done all of its {STEPS} steps; to go on give more" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"Training is already complete ({STEPS} of {STEPS} steps)" in said and f"max_steps={2 * STEPS}" in said
     assert (whole / "events.jsonl").read_text() == before, "a finished run stays finished"
 
 
@@ -268,7 +269,9 @@ def test_a_killed_run_forgets_half_a_line(whole: Path, one_rank: list[float]) ->
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest"])
-def test_a_damaged_checkpoint_is_told_by_name(whole: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
+    whole: Path, one_rank: list[float], damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     newest = whole / "checkpoints" / f"step-{STEPS:08d}"
     file = newest / ("manifest.json" if damage == "manifest" else "weights-00001.safetensors")
     content = file.read_bytes()
@@ -278,9 +281,34 @@ def test_a_damaged_checkpoint_is_told_by_name(whole: Path, damage: str, capfd: p
         file.unlink()
     else:
         file.write_bytes(content[:-10])
-    assert cli.main(["resume", str(whole), f"trainer.max_steps={STEPS + 2}"]) == 2
+    assert cli.main(["resume", str(whole), f"trainer.max_steps={STEPS + 2}"]) == 0
     err = capfd.readouterr().err
-    assert str(file) in err and "older checkpoint" in err and "Traceback" not in err
+    assert f"{file} " in err and "passed over" in err and "Traceback" not in err
+    assert "resumed from" in err and "step-00000020 (step 20 of" in err
+    assert losses(whole, STEPS) == one_rank
+    left = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert f"damaged-step-{STEPS:08d}" in left, "what may still be of use is not deleted"
+
+
+def test_one_may_go_back_to_an_older_checkpoint(whole: Path, one_rank: list[float]) -> None:
+    assert cli.main(["resume", str(whole), "--checkpoint", "10"]) == 0
+    assert losses(whole) == one_rank and checkpoints_and_others(whole)[0][-1] == STEPS
+    assert checkpoints_and_others(whole)[1] == ["superseded-step-00000020", "superseded-step-00000030"]
+    assert cli.main(["resume", str(whole), "--checkpoint", "15"]) == 2
+
+
+def checkpoints_and_others(run: Path) -> tuple[list[int], list[str]]:
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    steps = [int(name.removeprefix("step-")) for name in names if name.startswith("step-")]
+    return steps, [name for name in names if not name.startswith("step-")]
+
+
+def test_what_a_killed_save_left_goes_with_a_word(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    left = whole / "checkpoints" / ".step-00000031.node1.4026531836.7.part"
+    left.mkdir()
+    (left / "weights-00001.safetensors").write_bytes(b"half")
+    assert cli.main(["resume", str(whole), f"trainer.max_steps={STEPS + 1}"]) == 0
+    assert left.name in capfd.readouterr().err and not left.exists()
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
 from aitrain.errors import AitrainError, DataError
-from aitrain.io.files import append_line, new_directory, sync_directory, sync_file, write_text, writing
+from aitrain.io.files import (
+    ABANDONED_S,
+    append_line,
+    discard,
+    new_directory,
+    remove_leftovers,
+    sync_directory,
+    sync_file,
+    write_text,
+    writing,
+)
 
 
 def run(code: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -206,3 +219,47 @@ def test_writing_lets_other_faults_pass(fault: BaseException) -> None:
     with pytest.raises(type(fault)) as seen, writing("a", "b"):
         raise fault
     assert seen.value is fault
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from aitrain.io.files import new_directory
+with new_directory(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_leaves_goes_at_the_next_start(tmp_path: Path) -> None:
+    assert run(KILLED, str(tmp_path / "prepared")).returncode == -signal.SIGKILL
+    [left] = names(tmp_path)
+    with new_directory(tmp_path / "other"):  # of a writer that lives: this process
+        removed = remove_leftovers(tmp_path, exclusive=False)
+        assert [path.name for path in removed] == [left] and len(names(tmp_path)) == 1
+    assert names(tmp_path) == ["other"]
+
+
+def test_of_another_machine_only_what_is_old_goes(tmp_path: Path) -> None:
+    here = tmp_path / f".a.{socket.gethostname()}.1.1.part"  # the same machine, another container
+    there = tmp_path / ".b.node7.4026531836.17.part"
+    for folder in (here, there):
+        folder.mkdir()
+    assert remove_leftovers(tmp_path, exclusive=False) == []
+    old = time.time() - ABANDONED_S - 60
+    os.utime(there, (old, old))
+    assert remove_leftovers(tmp_path, exclusive=False) == [there]
+    assert remove_leftovers(tmp_path, exclusive=True) == [here]
+    assert remove_leftovers(tmp_path / "nowhere", exclusive=True) == []
+
+
+def test_a_deletion_that_is_killed_leaves_what_the_next_start_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("x")
+    monkeypatch.setattr("shutil.rmtree", lambda _: None)
+    discard(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    monkeypatch.undo()
+    assert len(remove_leftovers(tmp_path, exclusive=True)) == 1 and names(tmp_path) == []

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from aitrain.dist.ranks import Ranks
 from aitrain.errors import CheckpointError, MissingExtraError, RecipeError
 from aitrain.models.load import build_model, load_tokenizer
 from aitrain.trainer.evaluation import Validation, evaluate_run, evaluating, generate, validate
+from aitrain.trainer.stopping import Stopper
 
 from .conftest import Compose, Ended
 
@@ -63,18 +67,49 @@ class Trainer:
 def test_sums_are_added_over_batches_of_unequal_size() -> None:
     trainer = Trainer()
     batches = [torch.tensor(sums, dtype=torch.float64) for sums in ([4.0, 1.0, 1.0], [0.0, 0.0, 0.0], [2.0, 2.0, 3.0])]
-    found = validate(trainer, batches, Group(Ranks(), "cpu"))  # type: ignore[arg-type]
+    group = Group(Ranks(), "cpu")
+    found = validate(trainer, batches, group, Stopper(group))  # type: ignore[arg-type]
     assert found == Validation(1.5, math.exp(1.5), 0.75, 4)
     assert trainer.strategy.model.training and torch.is_grad_enabled()
 
 
 def test_training_mode_comes_back_after_a_fault() -> None:
     trainer = Trainer(fault=True)
+    group = Group(Ranks(), "cpu")
     with pytest.raises(ZeroDivisionError):
-        validate(trainer, [torch.zeros(3)], Group(Ranks(), "cpu"))  # type: ignore[arg-type,list-item]
+        validate(trainer, [torch.zeros(3)], group, Stopper(group))  # type: ignore[arg-type,list-item]
     assert trainer.strategy.model.training
     with evaluating(trainer):  # type: ignore[arg-type]
         assert not trainer.strategy.model.training
+
+
+def test_a_signal_is_answered_between_two_batches() -> None:
+    group = Group(Ranks(), "cpu")
+    seen: list[int] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for number in range(1000):
+            seen.append(number)
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield torch.ones(3)
+
+    with Stopper(group) as stopper:
+        assert validate(Trainer(), batches(), group, stopper) is None  # type: ignore[arg-type]
+    assert len(seen) <= 4
+
+
+def test_a_generation_ends_at_the_next_token(small: Compose) -> None:
+    config = small('evaluate.prompts=["Translate to Dutch: light"]', "evaluate.max_new_tokens=100")
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 4
+
+    model, tokenizer = build_model(config.model).eval(), load_tokenizer(config.model)
+    generate(model, tokenizer, config, torch.device("cpu"), stop)
+    assert len(asked) <= 6
 
 
 def test_answers_are_the_first_guess_at_each_token(small: Compose) -> None:

@@ -35,11 +35,11 @@ WAITING = """
 import os, sys, time
 from pathlib import Path
 from aitrain.trainer import fit, rank
-def wait(directory, ranks):
+def wait(directory, ranks, **others):
     Path(sys.argv[1], str(ranks.rank)).write_text(str(os.getpid()))
     time.sleep(600)
 fit.fit = wait
-sys.exit(rank.main(sys.argv[1]))
+sys.exit(rank.main(sys.argv[1:]))
 """
 LAUNCHER = """
 import sys

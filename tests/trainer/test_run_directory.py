@@ -30,8 +30,9 @@ def test_what_is_frozen_is_read(small: Compose, tmp_path: Path) -> None:
 def test_name_and_time_when_no_place_is_given(small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small("run.name=mine")
     monkeypatch.chdir(tmp_path)
-    path = RunDirectory.create(config).path
-    assert path.parent == Path("runs") and path.name.startswith("mine-2")
+    directory = RunDirectory.create(config)
+    assert directory.path.parent == tmp_path / "runs" and directory.path.name.startswith("mine-2")
+    assert directory.config().run.dir == str(directory.path)
 
 
 def test_a_place_that_is_taken_is_refused(small: Compose, tmp_path: Path) -> None:

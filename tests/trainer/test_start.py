@@ -12,7 +12,7 @@ import pytest
 from aitrain.errors import DataError, RecipeError
 from aitrain.trainer import start
 from aitrain.trainer.run_directory import RunDirectory
-from aitrain.trainer.start import _tidied
+from aitrain.trainer.start import Start, _tidied
 
 from .conftest import Compose, Ended
 
@@ -28,7 +28,7 @@ def events(directory: RunDirectory) -> list[dict]:
 
 @pytest.mark.parametrize("fault", [RecipeError("wrong"), DataError("bad"), KeyboardInterrupt(), SystemExit(2)])
 def test_a_new_run_without_a_step_goes(made: RunDirectory, fault: BaseException) -> None:
-    with pytest.raises(type(fault)), _tidied(made, is_new=True):
+    with pytest.raises(type(fault)), _tidied(made, Start(made.path, is_new=True)):
         made.event("started")
         raise fault
     assert not made.path.exists()
@@ -36,14 +36,14 @@ def test_a_new_run_without_a_step_goes(made: RunDirectory, fault: BaseException)
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError("ours"), SystemExit(1)])
 def test_after_a_bug_of_ours_what_was_written_stays(made: RunDirectory, fault: BaseException) -> None:
-    with pytest.raises(type(fault)), _tidied(made, is_new=True):
+    with pytest.raises(type(fault)), _tidied(made, Start(made.path, is_new=True)):
         made.event("started")
         raise fault
     assert [event["event"] for event in events(made)] == ["started", "failed"]
 
 
 def test_a_run_with_steps_stays_and_notes_why(made: RunDirectory) -> None:
-    with pytest.raises(DataError), _tidied(made, is_new=True):
+    with pytest.raises(DataError), _tidied(made, Start(made.path, is_new=True)):
         made.event("started")
         made.metrics({"step": 1})
         raise DataError("line 3 is broken")
@@ -51,26 +51,32 @@ def test_a_run_with_steps_stays_and_notes_why(made: RunDirectory) -> None:
 
 
 def test_a_resumed_run_stays(made: RunDirectory) -> None:
-    with pytest.raises(RecipeError), _tidied(made, is_new=False):
+    with pytest.raises(RecipeError), _tidied(made, Start(made.path, is_new=False)):
         raise RecipeError("it is done already")
     assert made.config_file.is_file() and not made.events_file.exists(), "nothing happened, so there is nothing to note"
 
 
 def test_a_good_end_changes_nothing(made: RunDirectory) -> None:
-    with _tidied(made, is_new=True):
+    with _tidied(made, Start(made.path, is_new=True)):
         made.event("finished")
     assert [event["event"] for event in events(made)] == ["finished"]
 
 
 def test_sigterm_before_training_has_handlers_leaves_nothing(made: RunDirectory) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, _tidied(made, is_new=True):
+    with pytest.raises(SystemExit) as ended, _tidied(made, Start(made.path, is_new=True)):
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 143 and not made.path.exists()
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-WORDS = ["trainer.max_epochs=null", "trainer.max_steps=2", "trainer.global_batch_sequences=4", "optim.lr=1e-3"]
+WORDS = [
+    "trainer.max_epochs=null",
+    "trainer.max_steps=2",
+    "trainer.global_batch_sequences=4",
+    "optim.lr=1e-3",
+    "schedule=constant",
+]
 
 
 def words(verses: Path, run: Path) -> list[str]:

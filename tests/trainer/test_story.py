@@ -42,7 +42,7 @@ def test_a_stopped_run_says_how_to_go_on(small: Compose, tmp_path: Path) -> None
         "",
         "4 of 9 steps, 12,345 tokens in 1:01 min",
         f"run     {tmp_path}",
-        f"stopped on SIGTERM after step 4, with a checkpoint. Go on with: aitrain resume {tmp_path}",
+        f"Interrupted by SIGTERM after saving step 4. Resume with: aitrain resume {tmp_path}",
     ]
 
 

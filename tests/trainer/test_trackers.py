@@ -79,3 +79,28 @@ def test_tensorboard_names_its_extra(small: Compose, tmp_path: Path, monkeypatch
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'aitrain\[tensorboard\]', or write logger=jsonl"):
         build_trackers(small("logger=tensorboard"), RunDirectory(tmp_path))
+
+
+def test_a_resumed_run_continues_its_wandb_run(small: Compose, tmp_path: Path) -> None:
+    run = frozen(small, tmp_path / "run", "logger=wandb")
+    for _ in range(2):
+        assert use(run).returncode == 0
+    ids = {folder.name.rsplit("-", 1)[-1] for folder in (run / "wandb").glob("offline-run-*")}
+    assert ids == {RunDirectory(run).last_of("tracker")["wandb"]}
+    assert len(RunDirectory(run).all_of("tracker")) == 1
+
+
+def test_a_resumed_run_continues_its_curves(small: Compose, tmp_path: Path) -> None:
+    """Steps behind the checkpoint are done again and stand in the curve once."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = frozen(small, tmp_path / "run", "logger=tensorboard")
+    directory = RunDirectory(run)
+    for begin, steps, value in ((0, (1, 2, 3), 1.0), (2, (3, 4), 2.0)):
+        [tracker] = build_trackers(directory.config(), directory, begin)
+        for step in steps:
+            tracker.log_metrics({"loss": value}, step=step)
+        close_trackers([tracker])
+    found = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [(entry.step, entry.value) for entry in found.Scalars("loss")] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]

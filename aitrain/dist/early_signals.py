@@ -1,0 +1,22 @@
+"""SIGUSR1 while a process is still starting: remembered instead of being deadly. No torch."""
+
+from __future__ import annotations
+
+import signal
+
+_received: list[str] = []
+
+
+def hold() -> None:
+    """Remember SIGUSR1 from now on; a run takes over with handlers of its own.
+
+    Python's own answer would be to die, and Slurm may send the signal while torch is still being imported. A parent that
+    starts ranks blocks the signal around that (`aitrain.dist.processes`), so it is unblocked here.
+    """
+    signal.signal(signal.SIGUSR1, lambda number, _frame: _received.append(signal.Signals(number).name))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+
+
+def received() -> str | None:
+    """Return the name of a signal that came since `hold`, or None."""
+    return _received[-1] if _received else None

@@ -1,0 +1,176 @@
+"""How a run goes on: from which checkpoint, with which inputs, at which learning rate; rank 0 finds out, all follow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aitrain.checkpoint import store
+from aitrain.checkpoint.store import Checkpoint
+from aitrain.config import OPTION_OF, RunConfig
+from aitrain.data.prepare import Prepared
+from aitrain.dist.group import Group
+from aitrain.errors import AitrainError, RecipeError, of_code
+from aitrain.io import remove_leftovers
+from aitrain.optim.schedule import learning_rate_factor
+from aitrain.trainer.facts import data_facts, model_facts, refuse_difference
+from aitrain.trainer.progress import Progress
+from aitrain.trainer.resume_options import ResumeOptions
+from aitrain.trainer.run_directory import RunDirectory
+
+RATE_TOLERANCE = 0.01
+"""A learning rate that jumps by more than this share, because the length of the run has changed, needs a word."""
+
+
+def by_first(group: Group, find: Callable[[], Any]) -> Any:
+    """Let rank 0 find something out and tell the others; a fault of it is raised on every rank.
+
+    Args:
+        group: The ranks.
+        find: Returns plain Python values; called on rank 0 only.
+
+    Raises:
+        AitrainError: What `find` raised.
+    """
+    found: Any = None
+    raised: AitrainError | None = None
+    if group.ranks.is_first:
+        try:
+            found = find()
+        except AitrainError as error:
+            raised = error
+    fault, found = group.from_first((None if raised is None else (raised.exit_code, str(raised)), found))
+    if fault is not None:
+        raise raised or of_code(*fault)
+    return found
+
+
+def tidy(directory: RunDirectory, config: RunConfig) -> None:
+    """Remove what a killed process of this run has left half-written, with a word.
+
+    Args:
+        directory: The run.
+        config: Its configuration.
+    """
+    removed = [
+        path
+        for folder in (directory.path, directory.checkpoints(config))
+        for path in remove_leftovers(folder, exclusive=True)
+    ]
+    if removed:
+        names = ", ".join(path.name for path in removed)
+        print(f"removed what an interrupted write had left in {directory.path}: {names}", file=sys.stderr)
+
+
+def starting_point(
+    directory: RunDirectory, config: RunConfig, group: Group, options: ResumeOptions
+) -> Checkpoint | None:
+    """Return the checkpoint that a run goes on from, or None when it has none yet; the same on every rank.
+
+    Checkpoints behind it are renamed: damaged ones, and those of the way that the user has left.
+
+    Args:
+        directory: The run.
+        config: Its configuration.
+        group: The ranks.
+        options: Which checkpoint.
+
+    Raises:
+        CheckpointError: All checkpoints are damaged, or the one that was asked for is, or is not there.
+    """
+
+    def find() -> tuple[str, int, dict[str, Any]] | None:
+        folder = directory.checkpoints(config)
+        tidy(directory, config)
+        if options.checkpoint == "newest" and not any(store.scan(folder)):
+            return None
+        chosen = store.choose(folder, options.checkpoint)
+        why = "damaged" if options.checkpoint == "newest" else "superseded"
+        for path in store.set_aside(folder, chosen.step, why):
+            print(f"going on from step {chosen.step}; what came after it is now {path.name}", file=sys.stderr)
+        return str(chosen.path), chosen.step, chosen.manifest
+
+    found = by_first(group, find)
+    return None if found is None else Checkpoint(Path(found[0]), found[1], found[2])
+
+
+def refuse_changed_rate(config: RunConfig, progress: Progress, steps: int, options: ResumeOptions) -> None:
+    """Refuse a length that makes the learning rate jump, unless the user has said so.
+
+    Args:
+        config: The run as it goes on.
+        progress: How far it is, and how long it was to be.
+        steps: How long it is to be now.
+        options: What the user says about it.
+
+    Raises:
+        RecipeError: The rate of the next step differs by more than `RATE_TOLERANCE`.
+    """
+    before_steps = progress.total_steps
+    if before_steps in (None, steps) or options.changed_rate:
+        return
+    assert before_steps is not None, "compared with None above"
+    before, after = (
+        config.optim.lr * learning_rate_factor(config.schedule, progress.step, length)
+        for length in (before_steps, steps)
+    )
+    if abs(after - before) <= RATE_TOLERANCE * max(before, after):
+        return
+    raise RecipeError(
+        f"with {steps} steps instead of {before_steps} (trainer.max_steps, trainer.max_epochs), "
+        f"schedule={OPTION_OF[type(config.schedule)]} gives step {progress.step + 1} the learning rate {after:.3g} "
+        f"instead of {before:.3g}: to go on with it, use `aitrain resume` with --changed-rate; or keep the length"
+    )
+
+
+def is_stopped_early(config: RunConfig, progress: Progress) -> bool:
+    """Return whether a run ended because its validation loss no longer improved.
+
+    Args:
+        config: The run.
+        progress: How far it is.
+    """
+    patience = config.evaluate.patience
+    return patience is not None and progress.evaluations_without_improvement >= patience
+
+
+def compare_inputs(
+    directory: RunDirectory,
+    config: RunConfig,
+    tokenizer: Any,
+    data: Prepared,
+    resume: Checkpoint | None,
+    group: Group,
+    options: ResumeOptions,
+) -> dict[str, Any]:
+    """Compare model and data with those that the run began with, and keep what there is; the same on every rank.
+
+    Args:
+        directory: The run.
+        config: Its configuration.
+        tokenizer: The model's tokenizer.
+        data: The prepared samples.
+        resume: The checkpoint it goes on from.
+        group: The ranks.
+        options: Whether changes are accepted.
+
+    Returns:
+        Today's facts.
+
+    Raises:
+        RecipeError: They differ, and the user has not accepted that.
+    """
+
+    def find() -> dict[str, Any]:
+        now = model_facts(config, tokenizer) | data_facts(data)
+        then = (resume.state.get("facts") if resume else None) or directory.facts()
+        if not options.changed_inputs:
+            refuse_difference(then, now, config, directory.path)
+        if directory.facts() != now:
+            directory.freeze(config, now)
+        return now
+
+    facts: dict[str, Any] = by_first(group, find)
+    return facts
