@@ -14,6 +14,9 @@ from aitrain import __version__
 from aitrain.dist import early_signals
 from aitrain.errors import EXIT_DONE, EXIT_USER, AitrainError
 
+FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
+"""Ends of names that no folder has by intent."""
+
 OVERRIDES = "group=option or key=value, for instance optim=muon trainer.max_steps=100"
 
 
@@ -145,6 +148,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
     _takes_recipe(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="check every combination of lists and ranges")
     parser.add_argument("--no-data", action="store_true", help="do not read the data: only recipe, machine and files")
     parser.add_argument("--show", metavar="N", type=int, default=1, help="samples to show with their trained tokens")
 
@@ -152,15 +156,19 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 def _check(args: argparse.Namespace) -> int:
     from aitrain.preflight import refuse_faults
     from aitrain.recipe import compose, describe
+    from aitrain.sweep import refuse_shared_directories, sweep
 
-    config = compose(args.recipe, args.overrides)
-    print(describe(config), flush=True)
-    refuse_faults(config)
-    if not args.no_data:
-        from aitrain.trainer.inspection import audit
+    combinations = sweep(args.overrides) if args.multirun else [args.overrides]
+    configs = [compose(args.recipe, words) for words in combinations]
+    refuse_shared_directories(configs)
+    for config in configs:
+        print(describe(config), flush=True)
+        refuse_faults(config)
+        if not args.no_data:
+            from aitrain.trainer.inspection import audit
 
-        audit(config, args.show)
-    print("\nNothing is wrong." if not args.no_data else "\nNothing is wrong; the data was not read.")
+            audit(config, args.show)
+        print("\nNothing is wrong." if not args.no_data else "\nNothing is wrong; the data was not read.")
     return EXIT_DONE
 
 
@@ -190,11 +198,10 @@ def _train(args: argparse.Namespace) -> int:
 def _train_each(recipe: str, overrides: list[str]) -> int:
     """Train every combination in a process of its own; stop at the first that does not end well."""
     from aitrain.recipe import compose
-    from aitrain.sweep import sweep
+    from aitrain.sweep import refuse_shared_directories, sweep
 
     combinations = sweep(overrides)
-    for words in combinations:
-        compose(recipe, words)
+    refuse_shared_directories([compose(recipe, words) for words in combinations])
     for number, words in enumerate(combinations, 1):
         print(f"[{number}/{len(combinations)}] {' '.join([recipe, *words])}", flush=True)
         code = _wait_for([sys.executable, "-m", "aitrain", "train", recipe, *words])
@@ -271,7 +278,7 @@ def _resume(args: argparse.Namespace) -> int:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     _takes_run(parser)
-    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="folder to write; must not exist yet")
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="model folder to write; must not exist")
     parser.add_argument("--adapter-only", action="store_true", help="write the adapter, not merged into the weights")
     _takes_checkpoint(parser)
     _takes_changed_inputs(parser)
@@ -292,9 +299,14 @@ def _export(args: argparse.Namespace) -> int:
     run, checkpoint = _run_directory(args.run), _checkpoint(args)
     if args.to.exists():
         raise AitrainError(f"--to {args.to} exists already: choose a new folder")
+    if args.to.suffix.lower() in FILE_SUFFIXES:
+        raise AitrainError(
+            f"--to {args.to} names a file, but a Hugging Face folder is written: "
+            f"write for instance --to {args.to.with_suffix('')}"
+        )
     from aitrain.trainer.export import Wanted, export
 
-    export(run, args.to, Wanted(not args.adapter_only, checkpoint, changed_inputs=args.changed_inputs))
+    export(run, args.to, Wanted(not args.adapter_only, checkpoint, flat=True, changed_inputs=args.changed_inputs))
     return EXIT_DONE
 
 

@@ -26,6 +26,7 @@ from aitrain.config.describe import describe
 from aitrain.config.frozen import RESUMABLE, from_plain, to_plain
 from aitrain.config.manual import all_keys, field_docs, manual
 from aitrain.config.source import CONFIGS, find, layers
+from aitrain.config.synonyms import question, right_name
 from aitrain.config.values import Faults, Key, convert, keys, nearest, shown, stand_in
 from aitrain.errors import RecipeError
 from aitrain.io import write_text
@@ -167,8 +168,8 @@ class _Composition:
         """Note a key that does not exist."""
         group = name.split(".", 1)[0]
         if any(key.startswith(name + ".") for key in self.table):
-            if value is None or value == {}:
-                return  # a group whose keys are all commented out
+            if where and (value is None or value == {}):
+                return  # a group in a file whose keys are all commented out
             text = shown(value)
             rule = f"{name}={text}: {name} is a group of keys; `aitrain show {name}` lists them"
             if name in GROUPS:
@@ -183,9 +184,9 @@ class _Composition:
             belongs = f"{name} belongs to {group}={' or '.join(holders)}, but this run has {group}={now}"
             self.faults.add(f"{where}{belongs}: choose {group}={holders[0]} or remove {name}", name)
             return
-        guess = nearest(name, self.table) or nearest(name, {key.split(".", 1)[0] for key in self.table})
+        guess = right_name(name, self.table) or nearest(name, {key.split(".", 1)[0] for key in self.table})
         groups = ", ".join(field.name for field in fields(RunConfig))
-        hint = f"did you mean {guess}?" if guess else f"the groups are {groups}; `aitrain show` lists the keys"
+        hint = question(guess) if guess else f"the groups are {groups}; `aitrain show` lists the keys"
         self.faults.add(f"{where}{name} is not a key: {hint}", name, guess)
 
     def finish(self, stem: str) -> RunConfig:
@@ -369,8 +370,8 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             if shown(value) not in GROUPS[name]:
                 faults.add(f"{name}={shown(value)} is no option of {name}: there are {', '.join(GROUPS[name])}")
         elif name not in table and name not in GROUPS:
-            guess = nearest(name, table)
-            faults.add(f"{name} is not a key" + (f": did you mean {guess}?" if guess else ""))
+            guess = right_name(name, table)
+            faults.add(f"{name} is not a key" + (f": {question(guess)}" if guess else ""))
         elif not name.startswith(RESUMABLE):
             rule = "cannot change when a run is resumed, because losses depend on it: start a new run with it"
             if name == "checkpoint.path":

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob
 
-from aitrain.config import GROUPS
+from aitrain.config import GROUPS, RunConfig
 from aitrain.config.values import Faults
 from aitrain.errors import RecipeError
 from aitrain.recipe import parse_overrides
@@ -41,3 +41,24 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     if faults.lines:
         raise RecipeError(faults.lines)
     return [list(words) for words in itertools.product(*each)]
+
+
+def refuse_shared_directories(configs: Sequence[RunConfig]) -> None:
+    """Refuse runs of a sweep that would write into one directory.
+
+    Args:
+        configs: The configurations of its runs.
+
+    Raises:
+        RecipeError: Two of them have the same `run.dir` or `checkpoint.path`.
+    """
+    for key, places in (
+        ("run.dir", [config.run.dir for config in configs]),
+        ("checkpoint.path", [config.checkpoint.path for config in configs]),
+    ):
+        given = [place for place in places if place is not None]
+        if len(set(given)) < len(given):
+            raise RecipeError(
+                f"{key}={given[0]} is the same for several of the {len(configs)} runs: leave it out, or let it depend "
+                f"on what differs, for instance '{key}={given[0]}-${{seed}}'"
+            )

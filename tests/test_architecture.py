@@ -40,6 +40,8 @@ TESTED_ELSEWHERE = {
     },
     # parts of one replacement, which only a whole fused model shows
     **{f"aitrain/models/{name}.py": "tests/models/test_fuse.py" for name in ("fused_head", "fused_adapter")},
+    # one look at a model folder
+    "aitrain/models/weight_files.py": "tests/models/test_folder.py",
     # whole runs, which only whole runs prove
     "aitrain/trainer/fit.py": "tests/e2e/test_equality.py",
     # the rules of a group show only in the sentence a user reads, so they are tested through the door

@@ -36,6 +36,10 @@ class Lora(Adapter):
     target_modules: list[str] | None = None
     """Names (endings) of the linear layers that get an adapter; `null` = all of them except the output head."""
 
+    modules_to_save: list[str] | None = None
+    """Names (endings) of layers that are trained whole beside the adapters, for instance `[embed_tokens,lm_head]` for
+    new tokens; `null` = none."""
+
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
         if self.rank < 1:
@@ -46,6 +50,14 @@ class Lora(Adapter):
             yield f"adapter.dropout={self.dropout} must be at least 0 and below 1"
         if self.target_modules is not None and not self.target_modules:
             yield "adapter.target_modules=[] names no layer: write null for all linear layers"
+        if self.modules_to_save is not None and not self.modules_to_save:
+            yield "adapter.modules_to_save=[] names no layer: write null for none"
+        both = set(self.target_modules or ()) & set(self.modules_to_save or ())
+        if both:
+            yield (
+                f"adapter.target_modules and adapter.modules_to_save both name {', '.join(sorted(both))}: "
+                "a layer gets an adapter or is trained whole, name it once"
+            )
 
 
 @dataclass

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
+
+
+class ExportDtype(Enum):
+    """Number format of exported weights."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 @dataclass
@@ -15,6 +24,9 @@ class Export:
 
     merge: bool = True
     """Merge the adapter into the weights; the adapter itself is kept beside it."""
+
+    dtype: ExportDtype | None = None
+    """Number format of the model's weights; `null` = that of the base model. An adapter alone stays fp32."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""

@@ -14,7 +14,8 @@ from omegaconf import MISSING
 
 from aitrain.config.root import GROUPS, RunConfig
 from aitrain.config.source import CONFIGS
-from aitrain.config.values import convert, keys, nearest, shown, type_name
+from aitrain.config.synonyms import question, right_name
+from aitrain.config.values import convert, keys, shown, type_name
 from aitrain.errors import RecipeError
 
 
@@ -121,8 +122,9 @@ def manual(topic: str) -> str:
             + (f"\n    with {topic.split('.')[0]}={' or '.join(options)}" if several else "")
             for version, options in versions.items()
         )
-    guess = nearest(topic, [row.key for row in all_keys()] + words + [f"{g}={o}" for g in GROUPS for o in GROUPS[g]])
-    hint = f"did you mean {guess}?" if guess else f"the groups are {', '.join(words)}"
+    options = [f"{g}={o}" for g in GROUPS for o in GROUPS[g]]
+    guess = right_name(topic, [*dict.fromkeys(row.key for row in all_keys()), *words, *options])
+    hint = question(guess) if guess else f"the groups are {', '.join(words)}"
     raise RecipeError(f"{topic} is neither a group nor a key: {hint}")
 
 

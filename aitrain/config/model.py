@@ -54,7 +54,8 @@ class Model:
     """Commit, tag or branch of a hub name; `null` = its main branch. Has no meaning for local paths."""
 
     attention: Attention = Attention.sdpa
-    """Attention implementation; `sdpa` works everywhere, `flash_attention_2` needs a GPU and the package."""
+    """Attention implementation: `sdpa` works with most models, `eager` with all; `flash_attention_2` needs a GPU and
+    its package."""
 
     fused_ops: FusedOps = FusedOps.auto
     """Whether aitrain's fused ops compute the loss, the norms and the gated activations; `auto` = on a GPU. The run

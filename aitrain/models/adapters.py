@@ -56,13 +56,14 @@ def apply_adapter(
                 "adapter=qlora needs a GPU (4-bit kernels), and the model is not held in 4 bits: write adapter=lora"
             )
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if adapter.target_modules is not None:
-        _check_targets(model, list(adapter.target_modules))
+    for key in ("target_modules", "modules_to_save"):
+        _check_targets(model, key, list(getattr(adapter, key) or ()))
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft says int and divides it: a float is right too
         lora_dropout=adapter.dropout,
         target_modules="all-linear" if adapter.target_modules is None else list(adapter.target_modules),
+        modules_to_save=None if adapter.modules_to_save is None else list(adapter.modules_to_save),
         use_dora=isinstance(adapter, Dora),
         bias="none",
         task_type="CAUSAL_LM",
@@ -71,6 +72,9 @@ def apply_adapter(
         with warnings.catch_warnings():
             # peft asks transformers by a name that is going out of use; no user of ours can act on that
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            # the export unties what was tied, so nothing is lost where an embedding is adapted and its head is not
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+            warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
             return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)  # type: ignore[arg-type]
     except ValueError as error:
         raise ModelError(f"adapter cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
@@ -87,12 +91,12 @@ def linear_endings(model: torch.nn.Module) -> list[str]:
     )
 
 
-def _check_targets(model: torch.nn.Module, targets: list[str]) -> None:
+def _check_targets(model: torch.nn.Module, key: str, targets: list[str]) -> None:
     names = [name for name, _ in model.named_modules()]
     lost = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
     if lost:
         raise ModelError(
-            f"adapter.target_modules: {', '.join(lost)} matches no layer of {type(model).__name__}: "
+            f"adapter.{key}: {', '.join(lost)} matches no layer of {type(model).__name__}: "
             f"its linear layers end with {', '.join(linear_endings(model))}"
         )
 

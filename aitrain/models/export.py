@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ def export_folder(
     merge: bool,
     card: Card | None = None,
     go_on: Callable[[], None] = lambda: None,
+    flat: bool = False,
+    end_tokens: Sequence[int] = (),
 ) -> None:
     """Write a run's model: `to/model`, and `to/adapter` when the run trained one.
 
@@ -61,6 +63,8 @@ def export_folder(
         merge: Merge the adapter into the model; else only the adapter is written.
         card: Facts for the model card.
         go_on: Called between the parts of the work; what it raises ends the work, and nothing is left of it.
+        flat: Write one thing, into `to` itself: the model, or the adapter when it is not merged.
+        end_tokens: Ids with which a turn of the assistant ends; a generation stops there too.
 
     Raises:
         ModelError: A name is missing, unknown or of another shape, or the base model cannot be rebuilt.
@@ -72,19 +76,77 @@ def export_folder(
     go_on()
     tokenizer = load_tokenizer(config.model)
     model.config.use_cache = True
+    if flat and not merge and not isinstance(model, PeftModel):
+        raise ModelError("--adapter-only: this run trained no adapter, so there is only the whole model to export")
     with writing(f"--to {to}", "free space there, or name another folder"), new_directory(to) as folder:
-        if isinstance(model, PeftModel):
-            adapter = folder / "adapter"
+        if isinstance(model, PeftModel) and not (flat and merge):
+            adapter = folder if flat else folder / "adapter"
             _write_adapter(model, config, adapter)
             _write_words(tokenizer, config, card, adapter, "peft")
             go_on()
-            if merge:
-                model = model.merge_and_unload()
+        if isinstance(model, PeftModel) and merge:
+            _untie_adapted(model)
+            model = model.merge_and_unload()
         if not isinstance(model, PeftModel):
-            _write_model(model, folder / "model")
+            _stop_at(model, end_tokens)
+            place = folder if flat else folder / "model"
+            torch.nn.Module.to(model, _dtype(config))
+            _write_model(model, place)
             go_on()
-            _write_words(tokenizer, config, card, folder / "model", "transformers")
+            _write_words(tokenizer, config, card, place, "transformers")
         share_files(folder)
+
+
+def _untie_adapted(model: PeftModel) -> None:
+    """Give the head weights of its own where it shares the embedding's and one of the two was adapted or trained.
+
+    Merged into shared weights, what was learned for one would change the other as well.
+    """
+    base: Any = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    inner = [_inside(layer) for layer in (embedding, head)]
+    if any(layer is None for layer in inner) or inner[0].weight is not inner[1].weight:
+        return
+    if inner[0] is embedding and inner[1] is head:
+        return  # neither was touched
+    inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+    for settings in {id(part): part for part in (base.config, base.config.get_text_config())}.values():
+        settings.tie_word_embeddings = False
+
+
+def _inside(layer: Any) -> Any:
+    """Return the model's own layer inside what peft put around it."""
+    while True:
+        if hasattr(layer, "base_layer"):
+            layer = layer.base_layer
+        elif hasattr(layer, "original_module"):
+            layer = layer.original_module
+        else:
+            return layer
+
+
+def _dtype(config: RunConfig) -> torch.dtype:
+    """Return the number format to write: the recipe's, else that of the base model."""
+    if config.export.dtype is not None:
+        return _DTYPES[config.export.dtype.name]
+    facts = inspect(replace(config.model, path=str(local_folder(config.model))))
+    return _DTYPES.get(facts.dtype or "", torch.float32)
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _stop_at(model: Any, end_tokens: Sequence[int]) -> None:
+    """Let a generation stop where the assistant's turns end, beside where the base model stops."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None or not end_tokens:
+        return
+    known = settings.eos_token_id
+    ids = [] if known is None else list(known) if isinstance(known, (list, tuple)) else [known]
+    more = [token for token in end_tokens if token not in ids]
+    if more:
+        ids += more
+        settings.eos_token_id = ids[0] if len(ids) == 1 else ids
 
 
 def trained_model(config: RunConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel | PeftModel:

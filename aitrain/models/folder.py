@@ -15,12 +15,20 @@ from aitrain.config.model import Model, ModelInit
 from aitrain.errors import ModelError
 from aitrain.models.assets import resolve
 from aitrain.models.gguf_header import read_header
-from aitrain.models.safetensors_header import count_parameters, read_shapes
+from aitrain.models.safetensors_header import Tensor, count_parameters, main_dtype
+from aitrain.models.weight_files import PICKLES, SAFE, read_json, weight_faults
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("spiece.model",), ("vocab.json", "merges.txt"))
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"} | {
+    "FLOAT32": "fp32",
+    "BFLOAT16": "bf16",
+    "FLOAT16": "fp16",
+}
+"""Names of number formats in safetensors and in `config.json`."""
 
 
 class Kind(Enum):
@@ -78,6 +86,9 @@ class ModelFacts:
     tied: bool | None = None
     """Whether the output head is the embedding."""
 
+    dtype: str | None = None
+    """Number format of most weights: `fp32`, `bf16` or `fp16`."""
+
 
 def inspect(model: Model) -> ModelFacts:
     """Find out what `model.path` is and everything that speaks against using it.
@@ -127,11 +138,8 @@ def exported(path: Path) -> Path:
 
 def _file_fault(path: Path) -> str:
     if any(path.match(pattern) for pattern in PICKLES):
-        return f"model.path={path} is a pickle file, which can run any code: {_SAFE}"
+        return f"model.path={path} is a pickle file, which can run any code: {SAFE}"
     return f"model.path={path} is a file: name the folder it stands in (with config.json), or a .gguf file"
-
-
-_SAFE = "convert it with model.save_pretrained(folder, safe_serialization=True) and name that folder"
 
 
 def _inspect_gguf(path: Path, kind: Kind, model: Model | None = None) -> ModelFacts:
@@ -194,11 +202,12 @@ def _inspect_folder(path: Path, kind: Kind, model: Model) -> ModelFacts:
     if model.init is ModelInit.random:
         facts.parameters = _estimate_parameters(facts)
     else:
-        shapes: dict[str, tuple[int, ...]] = {}
-        facts.faults += list(_weight_faults(path, shapes))
-        facts.parameters = count_parameters(shapes) if shapes else _estimate_parameters(facts)
-        if facts.tied is None and shapes:
-            facts.tied = not any(name.endswith("lm_head.weight") for name in shapes)
+        tensors: dict[str, Tensor] = {}
+        facts.faults += list(weight_faults(path, tensors))
+        facts.parameters = count_parameters(tensors) if tensors else _estimate_parameters(facts)
+        facts.dtype = DTYPES.get(main_dtype(tensors) or "", facts.dtype)
+        if facts.tied is None and tensors:
+            facts.tied = not any(name.endswith("lm_head.weight") for name in tensors)
     return facts
 
 
@@ -210,8 +219,7 @@ def _no_config_fault(path: Path) -> str:
         )
     if (path / "run.yaml").is_file():
         return (
-            f"model.path={path} is a run without an exported model: run `aitrain export {path} --to DIR` and name "
-            "DIR/model"
+            f"model.path={path} is a run without an exported model: run `aitrain export {path} --to DIR` and name DIR"
         )
     ggufs = sorted(path.glob("*.gguf"))
     if ggufs:
@@ -238,6 +246,7 @@ def _read_config(facts: ModelFacts, config: dict) -> None:
     facts.key_value_share = key_values / heads if heads and key_values else 1.0
     architectures = config.get("architectures") or []
     facts.architecture = architectures[0] if architectures else config.get("model_type")
+    facts.dtype = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.").upper())
     tied = config.get("tie_word_embeddings")
     facts.tied = tied if isinstance(tied, bool) else None
 
@@ -256,16 +265,7 @@ def _estimate_parameters(facts: ModelFacts) -> int | None:
 def _has_chat_template(path: Path) -> bool:
     if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
         return True
-    return bool(_json(path / "tokenizer_config.json").get("chat_template"))
-
-
-def _json(path: Path) -> dict:
-    """Return a JSON object; an absent or broken file is an empty one here, its reader will complain."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return bool(read_json(path / "tokenizer_config.json").get("chat_template"))
 
 
 def _kind_faults(path: Path, config: dict) -> Iterator[str]:
@@ -318,7 +318,7 @@ def _code_faults(path: Path, config: dict, model: Model, facts: ModelFacts) -> I
     """
     vetted = model.vetted_code_sha256
     asked = [
-        where for name in ("config.json", "tokenizer_config.json") if (where := _json(path / name)).get("auto_map")
+        where for name in ("config.json", "tokenizer_config.json") if (where := read_json(path / name)).get("auto_map")
     ]
     if not asked:
         if vetted is not None:
@@ -351,42 +351,3 @@ def _is_native(model_type: object) -> bool:
     if spec is None or spec.origin is None or not isinstance(model_type, str) or not model_type.isidentifier():
         return False
     return (Path(spec.origin).parent / "models" / model_type).is_dir()
-
-
-def _weight_faults(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    """Yield what is wrong with the weight files, and fill in the shapes of the tensors that are there."""
-    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    wanted: dict[str, str] = {}
-    if single.is_file():
-        files = [single]
-    elif index.is_file():
-        wanted = _json(index).get("weight_map") or {}
-        if not wanted:
-            yield f"model.path: {index} names no weights: copy the model again"
-        files = [path / name for name in sorted(set(wanted.values()))]
-    elif any(next(path.glob(pattern), None) for pattern in PICKLES):
-        yield f"model.path={path} has only pickle weights, which can run any code: {_SAFE}"
-        return
-    else:
-        yield (
-            f"model.path={path} has no weights (model.safetensors): copy them, or write model.init=random to "
-            "start from the config alone"
-        )
-        return
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        yield f"model.path={path} lacks {', '.join(missing)}, named in {index.name}: copy the missing shard"
-    damaged = False
-    for file in files:
-        if file.is_file():
-            try:
-                shapes.update(read_shapes(file))
-            except ModelError as error:
-                damaged = True
-                yield f"model.path: {error}"
-    absent = sorted(set(wanted) - set(shapes))
-    if absent and not missing and not damaged:
-        yield (
-            f"model.path={path}: {len(absent)} tensors named in {index.name} are in no shard, first "
-            f"{absent[0]}: copy the model again"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from aitrain.models.gguf import converted
 from aitrain.models.quiet import first_line, quiet
 
 _log = logging.getLogger(__name__)
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     OSError,
     ValueError,
     RuntimeError,
@@ -103,6 +104,12 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
                 "add eos_token to its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
+    rows, last = inspect(model).vocab_size, max(tokenizer.get_vocab().values(), default=0)
+    if rows is not None and last >= rows:
+        raise ModelError(
+            f"model.path={model.path}: its tokenizer has {last + 1} tokens, but the embedding only {rows} rows: use "
+            "the tokenizer of this model, or enlarge the model with model.resize_token_embeddings() and save it"
+        )
     return cast(PreTrainedTokenizerFast, tokenizer)
 
 
@@ -143,12 +150,30 @@ def build_model(
             )
     except torch.OutOfMemoryError:
         raise
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         if "allocate memory" in str(error):
             raise
-        raise ModelError(f"model.path={model.path} cannot be loaded: {first_line(error)}") from error
+        raise model_fault(model, error) from error
     built.config.use_cache = False
     return built
+
+
+def model_fault(model: Model, error: BaseException) -> ModelError:
+    """Return why transformers cannot build a model, with our own advice where its words name keys that are not ours.
+
+    Args:
+        model: The recipe's group `model`.
+        error: What it raised.
+    """
+    if isinstance(error, ModelError):
+        return error
+    if re.search(r"does not support .*(attention|Flash)", str(error)):
+        kind = str(error).split(" ", 1)[0]
+        return ModelError(
+            f"model.attention={model.attention.name} is not supported by {kind}: write model.attention=eager, which "
+            "every model has"
+        )
+    return ModelError(f"model.path={model.path} cannot be loaded: {first_line(error)}")
 
 
 def _from_config(folder: Path, options: dict[str, Any]) -> PreTrainedModel:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -11,14 +14,24 @@ from aitrain.errors import ModelError
 _LONGEST_HEADER = 100_000_000
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the tensor names and shapes, and compare the file's size with what its header promises.
+@dataclass(frozen=True)
+class Tensor:
+    """What a header says about one tensor."""
+
+    dtype: str
+    """Number format as safetensors names it, for instance `BF16`."""
+
+    shape: tuple[int, ...]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors' names, number formats and shapes, and compare the file's size with what its header promises.
 
     Args:
         path: A `.safetensors` file.
 
     Returns:
-        Shape of each tensor by name.
+        What the header says about each tensor, by name.
 
     Raises:
         ModelError: The header is damaged, or the file is shorter or longer than its header says.
@@ -34,7 +47,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             ends = [entry["data_offsets"][1] for entry in header.values()]
-            shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in header.items()}
+            tensors = {
+                name: Tensor(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+                for name, entry in header.items()
+            }
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise ModelError(f"{path} has a damaged safetensors header ({error}): download or copy it again") from error
     promised = 8 + length + max(ends, default=0)
@@ -43,9 +59,25 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(
             f"{path} is {kind} than its header says ({size} of {promised} bytes): download or copy it again"
         )
-    return shapes
+    return tensors
 
 
-def count_parameters(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Return the number of weights in tensors of these shapes."""
-    return sum(prod(shape) for shape in shapes.values())
+def count_parameters(tensors: Mapping[str, Tensor]) -> int:
+    """Return the number of weights in tensors.
+
+    Args:
+        tensors: From `read_tensors`, of all files of a model.
+    """
+    return sum(prod(tensor.shape) for tensor in tensors.values())
+
+
+def main_dtype(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the number format of most weights.
+
+    Args:
+        tensors: From `read_tensors`, of all files of a model.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += prod(tensor.shape)
+    return sizes.most_common(1)[0][0] if sizes else None

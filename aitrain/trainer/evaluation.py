@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
@@ -20,6 +21,8 @@ from aitrain.config import RunConfig
 from aitrain.config.task import Sft
 from aitrain.config.trainer import Accelerator
 from aitrain.data.batches import EvaluationBatches, pad_token_id
+from aitrain.data.chat_template import ChatTemplate
+from aitrain.data.conversation import Conversation
 from aitrain.data.token_set import TokenSet
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
@@ -146,19 +149,19 @@ def generate(
         One `{"prompt", "answer"}` per prompt; fewer when it was to end.
     """
     found: list[dict[str, str]] = []
+    known = model.generation_config.eos_token_id
+    ends = {*(known if isinstance(known, (list, tuple)) else [known]), *end_tokens(config, tokenizer)} - {None}
     for prompt in config.evaluate.prompts:
         if stop():
             break
-        text = _as_text(prompt, tokenizer, config) if isinstance(config.task, Sft) else prompt
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=not isinstance(config.task, Sft)).input_ids.to(
-            device
-        )
+        ids = torch.tensor([prompt_ids(prompt, tokenizer, config)], device=device)
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=config.evaluate.max_new_tokens,
             do_sample=False,
             use_cache=True,
+            eos_token_id=sorted(ends) or None,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             synced_gpus=False,
             stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
@@ -167,6 +170,20 @@ def generate(
             {"prompt": prompt, "answer": tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()}
         )
     return found
+
+
+def end_tokens(config: RunConfig, tokenizer: Any) -> list[int]:
+    """Return the ids with which the chat template ends a turn of the assistant; none where the task has no turns.
+
+    Args:
+        config: The run.
+        tokenizer: The model's tokenizer.
+    """
+    if not isinstance(config.task, Sft):
+        return []
+    probe = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    spans = ChatTemplate(tokenizer).render(probe, "a conversation of two words").spans
+    return [int(tokenizer.convert_tokens_to_ids(span.end_token)) for span in spans]
 
 
 class _Stop(StoppingCriteria):
@@ -179,12 +196,32 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.stop(), dtype=torch.bool, device=input_ids.device)
 
 
-def _as_text(prompt: str, tokenizer: Any, config: RunConfig) -> str:
-    assert isinstance(config.task, Sft)
-    system = [{"role": "system", "content": config.task.system_prompt}] if config.task.system_prompt else []
-    messages = [*system, {"role": "user", "content": prompt}]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text
+def prompt_ids(prompt: str, tokenizer: Any, config: RunConfig) -> list[int]:
+    """Return a prompt as the model reads it: in conversations, with the chat template.
+
+    Args:
+        prompt: One of `evaluate.prompts`.
+        tokenizer: The model's tokenizer.
+        config: The run.
+
+    Returns:
+        Token ids, at least one.
+
+    Raises:
+        RecipeError: The chat template refuses it, or it has no token.
+    """
+    text = prompt
+    if isinstance(config.task, Sft):
+        system = [{"role": "system", "content": config.task.system_prompt}] if config.task.system_prompt else []
+        messages = [*system, {"role": "user", "content": prompt}]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise RecipeError(f"evaluate.prompts: the model's chat template refuses {prompt[:40]!r}: {error}") from None
+    ids: list[int] = tokenizer(text, add_special_tokens=not isinstance(config.task, Sft)).input_ids
+    if not ids:
+        raise RecipeError(f"evaluate.prompts: {prompt!r} has no token: write a prompt with words")
+    return ids
 
 
 def evaluate_run(

@@ -23,6 +23,9 @@ class Wanted:
     checkpoint: str = "newest"
     """`newest`, `best` or a step."""
 
+    flat: bool = False
+    """Write the one thing that was asked for into the folder itself; else `model` and `adapter` inside it."""
+
     replace: bool = False
     """Take the place of a folder that is there already; it goes when the new one is whole."""
 
@@ -46,6 +49,7 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
     """
     from aitrain.models.export import Card, export_folder
     from aitrain.models.load import load_tokenizer
+    from aitrain.trainer.evaluation import end_tokens
     from aitrain.trainer.facts import model_facts, refuse_difference
 
     directory = RunDirectory.open(run)
@@ -54,9 +58,10 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
         raise RecipeError(f"--to {to} exists already: name a new folder, nothing is overwritten")
     chosen = store.choose(directory.checkpoints(config), wanted.checkpoint)
     state = chosen.state
+    tokenizer = load_tokenizer(config.model)
     if not wanted.changed_inputs:
         then = state.get("facts") or directory.facts()
-        refuse_difference(then, model_facts(config, load_tokenizer(config.model)), config, directory.path)
+        refuse_difference(then, model_facts(config, tokenizer), config, directory.path)
     weights = {name: chosen.read("weights", name) for name in chosen.names("weights")}
     losses = list(state.get("validation", {}).values())
     card = Card(
@@ -74,7 +79,8 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
     place = to.with_name(f"{to.name}.new") if to.exists() else to
     if place != to and place.exists():
         discard(place)
-    export_folder(config, weights, place, wanted.merge, card, go_on)
+    ends = end_tokens(config, tokenizer)
+    export_folder(config, weights, place, wanted.merge, card, go_on, wanted.flat, ends)
     if place != to:
         discard(to)
         place.rename(to)

@@ -15,7 +15,6 @@ from aitrain.config import RunConfig
 from aitrain.config.adapter import Qlora
 from aitrain.config.frozen import from_plain, to_plain
 from aitrain.config.trainer import Accelerator
-from aitrain.config.values import shown
 from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, pad_token_id, total_steps
 from aitrain.data.prepare import Prepared
 from aitrain.dist.group import Group
@@ -32,6 +31,7 @@ from aitrain.trainer.continuation import (
     starting_point,
 )
 from aitrain.trainer.display import Display
+from aitrain.trainer.late_faults import refuse_finished, refuse_late_faults
 from aitrain.trainer.logs import rank_log
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.resources import flops_per_token, micro_batch, peak_flops
@@ -71,7 +71,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
     with rank_log(directory, ranks), Stopper(group) as stopper:
         tokenizer = load_tokenizer(config.model)
         resume = starting_point(directory, config, group, options)
-        progress = Progress.from_state(resume.state) if resume else Progress()
+        progress = Progress.from_state(resume.state if resume else {})
         if is_stopped_early(config, progress):
             return finish_stopped_early(directory, group, progress, stopper)
         data = prepare_samples(config, tokenizer, group, stopper)
@@ -82,6 +82,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         if group.any_true(ranks.is_first and progress.step >= steps and not directory.is_finished):
             return finish_interrupted(directory, group, steps, stopper)
         refuse_finished(config, steps, progress)
+        refuse_late_faults(config, tokenizer, steps)
         refuse_changed_rate(config, progress, steps, options)
         progress.total_steps = steps
         session = Session(
@@ -102,7 +103,6 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
             peak_flops=peak_flops(accelerator, config.trainer.precision),
         )
         announce(session, plan, data, accelerator)
-        seed_everything(config.seed)
         trainer = build_trainer(config, ranks, accelerator, plan.accumulation, StepEdge(session))
         run_trainer(trainer, session, train_loader(config, data, plan, tokenizer))
         stopped = stopper.reason is not None and progress.step < steps and not is_stopped_early(config, progress)
@@ -147,33 +147,6 @@ def deal(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, first_step:
         shuffle=config.data.shuffle,
         total_samples=samples,
         first_step=first_step,
-    )
-
-
-def refuse_finished(config: RunConfig, steps: int, progress: Progress) -> None:
-    """Refuse to go on with a run that has done everything.
-
-    Args:
-        config: The run.
-        steps: Its optimizer steps.
-        progress: How far it is.
-
-    Raises:
-        RecipeError: The run is finished already.
-    """
-    if progress.step < steps:
-        return
-    limits = [
-        f"{name}={shown(2 * value)}"
-        for name, value in (
-            ("trainer.max_steps", config.trainer.max_steps),
-            ("trainer.max_epochs", config.trainer.max_epochs),
-        )
-        if value is not None
-    ]
-    raise RecipeError(
-        f"Training is already complete ({progress.step} of {steps} steps). To continue, set a larger limit, for "
-        f"instance {' '.join(limits)}"
     )
 
 
@@ -274,6 +247,8 @@ def build_trainer(
 def run_trainer(trainer: pl.Trainer, session: Session, loader: DataLoader[dict[str, Any]]) -> None:
     """Fit, and turn what can be mended into an answer.
 
+    What is made at random is made alike on every rank; dropout is seeded apart by rank when training starts.
+
     Args:
         trainer: Lightning's trainer.
         session: What the parts share.
@@ -282,6 +257,8 @@ def run_trainer(trainer: pl.Trainer, session: Session, loader: DataLoader[dict[s
     Raises:
         AitrainError: The device's memory was not enough.
     """
+    random.seed(session.config.seed)
+    torch.manual_seed(session.config.seed)
     try:
         trainer.fit(session.task, train_dataloaders=loader)
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -328,17 +305,6 @@ def choose_accelerator(config: RunConfig) -> str:
             "trainer.accelerator=cuda, but torch sees no GPU: write trainer.accelerator=cpu trainer.precision=fp32"
         )
     return "cuda" if there and config.trainer.accelerator is not Accelerator.cpu else "cpu"
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python and torch alike on every rank, so that what is made at random is the same everywhere; dropout is
-    seeded apart by rank when training starts (`step_edge.py`).
-
-    Args:
-        seed: The recipe's seed.
-    """
-    random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str) -> None:

@@ -65,9 +65,9 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
                 f"{recipe} is the frozen configuration of a run, not a recipe: continue that run with `aitrain resume "
                 f"{frozen.parent}`, or add --or-resume"
             )
-        config = absolute_paths(compose(recipe, overrides))
-        refuse_faults(config)
-        return Start(RunDirectory.create(config).path, is_new=True)
+        config = compose(recipe, overrides)
+        refuse_faults(config)  # with paths as the user wrote them
+        return Start(RunDirectory.create(absolute_paths(config)).path, is_new=True)
 
     return _start(new_run)
 
@@ -91,7 +91,8 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
         if frozen.name == FROZEN:
             directory = RunDirectory.open(frozen.parent)
             return _unless_finished(directory, amend(directory.config(), overrides), overrides)
-        config = absolute_paths(compose(recipe, overrides))
+        given = compose(recipe, overrides)
+        config = absolute_paths(given)
         if config.run.dir is None:
             raise RecipeError(
                 "--or-resume needs run.dir, else no restart could find the run again: add for instance "
@@ -102,7 +103,7 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
             directory = RunDirectory.open(path)
             return _unless_finished(directory, continuation(directory.config(), config, path), overrides)
         # a start that was killed before it froze anything leaves an empty directory
-        refuse_faults(config, new_run=not RunDirectory.is_blank(path))
+        refuse_faults(given, new_run=not RunDirectory.is_blank(path))
         return Start(RunDirectory.create(config, over_blank=True).path, is_new=True)
 
     return _start(new_or_same)

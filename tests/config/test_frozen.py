@@ -12,7 +12,8 @@ from aitrain.recipe import compose
 def test_plain_data_holds_only_what_yaml_knows_and_says_the_options() -> None:
     config = compose("sft_lora", ["model.path=m", "data.path=d"])
     plain = to_plain(config)
-    assert plain["adapter"] == {"option": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": None}
+    adapter = {"option": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": None}
+    assert plain["adapter"] == {**adapter, "modules_to_save": None}
     assert plain["trainer"]["precision"] == "bf16" and "option" not in plain["trainer"]
     assert from_plain(plain) == config
 

@@ -20,7 +20,13 @@ PROMPTS = 'evaluate.prompts=["Hello","Who is there?"]'
 def directories(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_data: Path) -> dict[str, RunDirectory]:
     """All runs of this file, trained in one launch of two ranks."""
     runner = Runner(tmp_path_factory.mktemp("strategies"), tiny_model, tiny_data)
-    held_out = [f"data.validation_path={tiny_data}", PROMPTS, "evaluate.max_new_tokens=8", "trainer.max_steps=4"]
+    held_out = [
+        f"data.validation_path={tiny_data}",
+        "data.max_overlap=1",
+        PROMPTS,
+        "evaluate.max_new_tokens=8",
+        "trainer.max_steps=4",
+    ]
     lora = ["adapter=lora", "adapter.rank=4", "optim.lr=1e-3"]
     runs: dict[str, RunDirectory] = {}
     for strategy in STRATEGIES:

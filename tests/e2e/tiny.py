@@ -24,11 +24,12 @@ WORDS = (
 )  # fmt: skip
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, tied: bool = False) -> Path:
     """Write a Llama of 2 layers and 64 channels with random weights, its byte-level tokenizer and a ChatML template.
 
     Args:
         folder: Folder to make.
+        tied: Whether the output head is the embedding.
 
     Returns:
         The folder.
@@ -63,7 +64,7 @@ def make_model(folder: Path) -> Path:
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=CONTEXT_TOKENS,
-            tie_word_embeddings=False,
+            tie_word_embeddings=tied,
             bos_token_id=None,
             eos_token_id=fast.eos_token_id,
             pad_token_id=fast.pad_token_id,

@@ -11,6 +11,7 @@ import pytest
 from aitrain.config import RunConfig
 from aitrain.config.adapter import Adapter
 from aitrain.config.data import Records
+from aitrain.config.export import Export, ExportDtype
 from aitrain.config.logger import Jsonl
 from aitrain.config.model import Model
 from aitrain.config.optim import AdamW
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_config() -> Callable[[Model, Adapter], RunConfig]:
-    """Make a whole configuration around a model and an adapter."""
+    """Make a whole configuration around a model and an adapter; it exports in fp32, so that logits can be compared."""
 
     def make(model: Model, adapter: Adapter) -> RunConfig:
         return RunConfig(
@@ -40,6 +41,7 @@ def run_config() -> Callable[[Model, Adapter], RunConfig]:
             schedule=Cosine(),
             strategy=Ddp(),
             logger=Jsonl(),
+            export=Export(dtype=ExportDtype.fp32),
         )
 
     return make

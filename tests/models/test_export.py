@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aitrain.config import RunConfig
 from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
+from aitrain.config.export import ExportDtype
 from aitrain.config.model import Model, ModelInit
 from aitrain.errors import ModelError
 from aitrain.models.adapters import apply_adapter
@@ -130,3 +132,71 @@ def test_the_card_tells_the_run_and_no_private_path(run_config: Make) -> None:
     assert "/somewhere/private" not in text
     local = model_card(run_config(Model(path="/secret/place/my-model"), NoAdapter()), Card(run="x"), "transformers")
     assert "my-model" in local and "/secret" not in local and "None" not in local
+
+
+KINDS = {
+    "embedding": Lora(rank=4, target_modules=["embed_tokens", "q_proj"]),
+    "head": Lora(rank=4, target_modules=["lm_head"]),
+    "whole embedding": Lora(rank=4, modules_to_save=["embed_tokens"]),
+    "whole head": Lora(rank=4, modules_to_save=["lm_head"]),
+    "dora on both": Dora(rank=4, target_modules=["embed_tokens", "lm_head", "v_proj"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_tied_is_untied_where_one_of_the_two_was_trained(kind: str, run_config: Make, tmp_path: Path) -> None:
+    """The tiny model's head is its embedding: merged into both, what was learned for one would change the other."""
+    logits, weights = trained(TINY, KINDS[kind])
+    export_folder(run_config(TINY, KINDS[kind]), weights, tmp_path / "out", merge=True)
+    plain, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model", output_loading_info=True)
+    assert not any(loading.values()), loading
+    torch.testing.assert_close(plain(IDS).logits, logits, rtol=0, atol=1e-5)
+    assert plain.config.tie_word_embeddings is False
+
+
+def size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_number_format_of_the_base_is_kept_unless_another_is_asked(
+    dtype: torch.dtype, run_config: Make, tmp_path: Path
+) -> None:
+    source = Path(build_model(TINY).name_or_path)
+    shutil.copytree(source, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(source, dtype=dtype).save_pretrained(tmp_path / "base")
+    base = Model(path=str(tmp_path / "base"))
+    _, weights = trained(base, Lora(rank=2))
+    config = run_config(base, Lora(rank=2))
+    config.export.dtype = None
+    export_folder(config, weights, tmp_path / "out", merge=True)
+    assert size(tmp_path / "out/model") == pytest.approx(size(tmp_path / "base"), rel=0.01)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/model").dtype is dtype
+    config.export.dtype = ExportDtype.fp32
+    export_folder(config, weights, tmp_path / "asked", merge=True)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "asked/model").dtype is torch.float32
+
+
+def test_one_thing_into_the_folder_itself(run_config: Make, tmp_path: Path) -> None:
+    logits, weights = trained(TINY, Lora(rank=4))
+    config = run_config(TINY, Lora(rank=4))
+    export_folder(config, weights, tmp_path / "model", merge=True, flat=True)
+    export_folder(config, weights, tmp_path / "adapter", merge=False, flat=True)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(plain(IDS).logits, logits, rtol=0, atol=1e-5)
+    base = AutoModelForCausalLM.from_pretrained(build_model(TINY).name_or_path, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(adapted(IDS).logits, logits, rtol=0, atol=1e-5)
+    assert not (tmp_path / "model/adapter").exists() and not (tmp_path / "adapter/adapter").exists()
+    _, full = trained(TINY, NoAdapter())
+    with pytest.raises(ModelError, match="--adapter-only: this run trained no adapter"):
+        export_folder(run_config(TINY, NoAdapter()), full, tmp_path / "none", merge=False, flat=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_generation_stops_where_the_turns_end(run_config: Make, tmp_path: Path) -> None:
+    _, weights = trained(TINY, NoAdapter())
+    known = build_model(TINY).generation_config.eos_token_id
+    export_folder(run_config(TINY, NoAdapter()), weights, tmp_path / "out", merge=True, end_tokens=[known, 7])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    assert plain.generation_config.eos_token_id == [known, 7]

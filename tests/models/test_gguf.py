@@ -14,7 +14,7 @@ from aitrain.errors import ModelError
 from aitrain.models.gguf import convert, storage_dtype
 from aitrain.models.gguf_header import GgufHeader
 from aitrain.models.load import build_model, load_tokenizer
-from aitrain.models.safetensors_header import read_shapes
+from aitrain.models.safetensors_header import read_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_converted_model_and_tokenizer_equal_the_original(folder: Path, tmp_path
     original = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=0, atol=1e-5)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert "lm_head.weight" not in read_shapes(tmp_path / "out/model.safetensors")
+    assert "lm_head.weight" not in read_tensors(tmp_path / "out/model.safetensors")
 
 
 def test_a_recipe_may_name_a_gguf_file_and_it_is_converted_once(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from aitrain.errors import ModelError
-from aitrain.models.safetensors_header import count_parameters, read_shapes
+from aitrain.models.safetensors_header import Tensor, count_parameters, main_dtype, read_tensors
 
 
 @pytest.fixture
@@ -22,21 +22,23 @@ def file(tmp_path: Path) -> Path:
 
 def test_shapes_equal_those_of_the_library(file: Path) -> None:
     with safe_open(file, "pt") as reference:
-        assert read_shapes(file) == {name: tuple(reference.get_slice(name).get_shape()) for name in reference.keys()}  # noqa: SIM118
-    assert count_parameters(read_shapes(file)) == 3 * 5 + 7 + 1
+        slices = {name: reference.get_slice(name) for name in reference.keys()}  # noqa: SIM118
+        expected = {name: Tensor(piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()}
+    assert read_tensors(file) == expected
+    assert count_parameters(expected) == 3 * 5 + 7 + 1 and main_dtype(expected) == "F32" and main_dtype({}) is None
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 40, -1])
 def test_a_truncated_file_is_refused(file: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ModelError, match="some.safetensors"):
-        read_shapes(file)
+        read_tensors(file)
 
 
 def test_a_longer_file_is_refused(file: Path) -> None:
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(ModelError, match="longer"):
-        read_shapes(file)
+        read_tensors(file)
 
 
 def test_a_damaged_header_is_refused(file: Path) -> None:
@@ -44,4 +46,4 @@ def test_a_damaged_header_is_refused(file: Path) -> None:
     content[8] = ord("x")
     file.write_bytes(bytes(content))
     with pytest.raises(ModelError, match="damaged"):
-        read_shapes(file)
+        read_tensors(file)

@@ -98,5 +98,6 @@ def trained(small: Compose, tmp_path_factory: pytest.TempPathFactory) -> Ended:
         "checkpoint.every_steps=2",
         "schedule=linear",
         "schedule.warmup_steps=1",
+        "export.dtype=fp32",
     ]
     return run(small(*words, recipe="sft_lora"))
