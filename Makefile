@@ -12,7 +12,7 @@ PIP_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv quickstart test check format docs soak gpu gpu-wheels gpu-rivals clean
+.PHONY: help venv quickstart test check format docs gpu gpu-wheels gpu-rivals clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,9 +59,6 @@ format: $(STAMP) ## let ruff mend layout and import order
 docs: $(STAMP) ## write the generated pages and build the documentation into site/
 	@$(BIN)/python docs/generate.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "docs: open site/index.html"
-
-soak: ## long test of stops and restarts (comes with the checkpoint issue)
-	@echo "soak: will stop a run with kill -9 at random moments and prove that each restart ends at the same loss; not written yet"
 
 # A GPU machine may have torch already and no network: then .whl/ (from `make gpu-wheels`) brings the rest, and
 # .whl-rivals/ (from `make gpu-rivals`) what `bench ops` compares with. A .venv in this folder is whole and goes first.

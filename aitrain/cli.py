@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from aitrain import __version__
 from aitrain.dist import early_signals
 from aitrain.errors import EXIT_DONE, EXIT_USER, AitrainError
+from aitrain.io.home import ensure_home
 
 FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
 """Ends of names that no folder has by intent."""
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with a good checkpoint, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    speak_anywhere()
+    ensure_home()
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return EXIT_DONE if words else EXIT_USER
@@ -65,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough, as in `aitrain show optim | head`
         sys.stderr.close()
         return EXIT_DONE
+
+
+def speak_anywhere() -> None:
+    """Let every character be written, as an escape where the terminal does not have it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(words: list[str]) -> int:

@@ -21,6 +21,7 @@ from aitrain.config.trainer import Accelerator
 from aitrain.config.values import nearest
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import AitrainError, DataError, RecipeError
+from aitrain.io.home import user_path
 
 if TYPE_CHECKING:
     from aitrain.models.folder import ModelFacts
@@ -147,7 +148,9 @@ def _device_faults(config: RunConfig, here: Machine, ranks: Ranks) -> Iterator[s
         yield f"trainer.accelerator=cuda, but {reason}: write trainer.accelerator=cpu trainer.precision=fp32"
     elif accelerator is not Accelerator.cpu and here.usable_gpus:
         wanted = max(devices or 1, ranks.local_world)
-        if wanted > here.usable_gpus:
+        # a launcher may show each rank its own GPU only; that two do not share one is found when they meet
+        own = ranks.launcher in ("torchrun", "srun") and here.usable_gpus == 1
+        if wanted > here.usable_gpus and not own:
             key = "trainer.devices" if ranks.launcher == "none" else f"{ranks.launcher} ranks on this node"
             there = here.usable_gpus
             yield f"{key}={wanted}, but {'1 GPU is' if there == 1 else f'{there} GPUs are'} here: use at most {there}"
@@ -214,7 +217,7 @@ def _wandb_faults(config: RunConfig, environment: Mapping[str, str]) -> Iterator
     if environment.get("WANDB_API_KEY"):
         return
     host = environment.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0].split(":")[0]
-    file = Path(environment.get("NETRC") or Path(environment.get("HOME", "~")).expanduser() / ".netrc")
+    file = Path(environment.get("NETRC") or user_path(environment.get("HOME", "~")) / ".netrc")
     try:
         if file.is_file() and netrc.netrc(str(file)).authenticators(host):
             return
@@ -249,7 +252,7 @@ def room_faults(config: RunConfig) -> list[str]:
     for key, folder in (("run.dir", config.run.dir or "runs"), ("checkpoint.path", config.checkpoint.path)):
         if folder is None:
             continue
-        stands = Path(folder).expanduser().absolute()
+        stands = user_path(folder).absolute()
         while not stands.exists():
             stands = stands.parent
         if not stands.is_dir():
@@ -313,7 +316,7 @@ def local_path(reference: str) -> Path:
         from aitrain.models.assets import resolve
 
         return resolve(reference)
-    return Path(reference).expanduser()
+    return user_path(reference)
 
 
 def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str]:
@@ -326,7 +329,7 @@ def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str
     from aitrain.models.folder import inspect
 
     faults = []
-    if config.model.chat_template is not None and not Path(config.model.chat_template).expanduser().is_file():
+    if config.model.chat_template is not None and not user_path(config.model.chat_template).is_file():
         faults.append(f"model.chat_template={config.model.chat_template} does not exist: name a Jinja file")
     try:
         found = inspect(config.model) if found is None else found

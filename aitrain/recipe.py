@@ -236,7 +236,7 @@ def parse_overrides(overrides: Sequence[str], faults: Faults) -> list[Override]:
             # a shell leaves ~ alone behind a key with a dot, and Hydra's grammar wants it in quotes
             home = value.startswith("~") and not any(sign in value for sign in "\"' ,")
             change = parser.parse_override(f"{word.partition('=')[0]}='{value}'" if home else word)
-        except HydraException:
+        except (HydraException, ValueError, RecursionError):  # the last two: a number of 5,000 digits, 500 brackets
             if "=" in word:
                 quoted = value.replace("\\", "\\\\").replace('"', '\\"')
                 faults.add(f"{word} cannot be read: put the value in quotes, '{plain}=\"{quoted}\"'", plain)

@@ -8,6 +8,7 @@ import pytest
 
 from aitrain import preflight
 from aitrain.config import RunConfig
+from aitrain.dist.ranks import Ranks
 from aitrain.errors import DataError, RecipeError
 from aitrain.preflight import Machine, data_faults, machine, machine_faults, place_faults, refuse_faults, usable_devices
 from aitrain.recipe import compose
@@ -234,3 +235,53 @@ def test_a_chat_template_that_is_not_there(tmp_path: Path) -> None:
     words = ["model.path=asset:tiny-llama", f"data.path={tmp_path}/d.jsonl", "model.chat_template=none.jinja"]
     with pytest.raises(RecipeError, match="model.chat_template=none.jinja does not exist"):
         refuse_faults(compose("sft_full", [*words, "data.sequence_tokens=64"]), environment={})
+
+
+def srun(tasks: int) -> dict[str, str]:
+    names = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_NUM_NODES": "1"}
+    return {**names, "SLURM_STEP_NODELIST": "n1"}
+
+
+def test_a_rank_that_sees_only_its_own_gpu_is_right() -> None:
+    """`srun --ntasks=4 --gpus-per-task=1`: the launcher's word counts."""
+    config = compose("sft_lora", ["model.path=m", "data.path=d"])
+    assert machine_faults(config, srun(4), Machine(1, True, 8)) == []
+    [fault] = machine_faults(config, srun(4), Machine(2, True, 8))
+    assert "srun ranks on this node=4, but 2 GPUs are here" in fault
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_torchrun_says_how_many_ranks_there_are(count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a node of eight GPUs `torchrun --nproc-per-node 1` means one rank, and not eight."""
+    from aitrain.dist import group
+    from aitrain.trainer import fit, start
+
+    seen: list[Ranks] = []
+
+    def trained(directory: object, ranks: Ranks, *_: object) -> int:
+        seen.append(ranks)
+        return 0
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": count, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": count}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("aitrain.preflight.machine", lambda *_: Machine(8, True, 16))
+    monkeypatch.setattr(start, "run_ranks", lambda *_: pytest.fail("ranks were started"))
+    monkeypatch.setattr(start, "_accelerator_of", lambda ranks: "cpu")
+    monkeypatch.setattr(fit, "fit", trained)
+    monkeypatch.setattr(group, "Group", lambda ranks, accelerator: Alone(ranks))
+    words = ["model.path=asset:tiny-llama", "data.path=asset:verses-en-nl/train.jsonl", "data.sequence_tokens=256"]
+    assert start.train("sft_full", [*words, f"run.dir={tmp_path}/run"]) == 0
+    assert [(ranks.world, ranks.launcher) for ranks in seen] == [(count, "torchrun")]
+
+
+class Alone:
+    """A group of which only the first rank is here."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def from_first(self, value: object) -> object:
+        return value
+
+    def close(self) -> None:
+        return

@@ -205,7 +205,7 @@ def scan(folder: Path) -> tuple[list[Checkpoint], list[str]]:
         if not re.fullmatch(r"step-\d{8}", path.name) or not manifest.is_file():
             continue
         try:
-            content = json.loads(manifest.read_text())
+            content = json.loads(manifest.read_text(encoding="utf-8"))
             step, *_ = (content[key] for key in ("step", "files", "tensors", "state"))
             found.append(Checkpoint(path, int(step), content))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ def find(recipe: str) -> Path:
     if "/" not in recipe and shipped.is_file():
         return shipped
     if "/" in recipe or recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe).expanduser().absolute()
+        path = Path(os.path.abspath(os.path.expanduser(recipe)))
         if path.is_file():
             return path
         kind = "is a folder, not a recipe" if path.is_dir() else "does not exist"

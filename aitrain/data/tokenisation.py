@@ -222,6 +222,8 @@ class Tokenisation:
                 if isinstance(record, DataError):
                     self.faults.add(record)
             good = [(where, record) for where, record in batch if not isinstance(record, DataError)]
+            if not good:
+                continue
             texts = [record[data.text_field] for _, record in good]
             output = self.tokenizer(
                 texts,

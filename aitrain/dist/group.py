@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import socket
 from collections import deque
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from aitrain.dist.ranks import Ranks
+from aitrain.errors import LaunchError
 
 
 class Group:
@@ -34,11 +36,27 @@ class Group:
         backend = "nccl" if accelerator == "cuda" else "gloo"
         timeout = timedelta(minutes=timeout_min)
         if accelerator == "cuda":
-            torch.cuda.set_device(ranks.local_rank)
+            torch.cuda.set_device(ranks.device_index(torch.cuda.device_count()))
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
         # flags must not wait for the GPU's queue, so they travel over the host
         self._host_group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
         atexit.register(self._end_gloo)
+
+    def refuse_shared_devices(self) -> None:
+        """Refuse two ranks on one GPU: each sees one, which may be its own or the only one of the node.
+
+        Raises:
+            LaunchError: They share one; every rank raises it.
+        """
+        own = f"{socket.gethostname()} {torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        everyone = self.to_first(own)
+        shared = next((place for place in everyone if everyone.count(place) > 1), None)
+        shared = self.from_first(shared)
+        if shared is not None:
+            raise LaunchError(
+                f"{self.ranks.launcher} started {self.ranks.world} ranks, and several of them have the same GPU "
+                f"({shared}): start one rank per GPU, or give each its own (srun --gpus-per-task=1)"
+            )
 
     def any_true(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; every rank must call this.

@@ -47,6 +47,24 @@ class Ranks:
         """Whether this is rank 0, the one that writes and speaks."""
         return self.rank == 0
 
+    def device_index(self, visible: int) -> int:
+        """Return the number of this rank's device among those that it sees.
+
+        Args:
+            visible: Devices that this process sees: all of the node, or its own one (`srun --gpus-per-task=1`).
+
+        Raises:
+            LaunchError: It sees more than one, but fewer than there are ranks on the node.
+        """
+        if visible == 1:
+            return 0
+        if self.local_rank >= visible:
+            raise LaunchError(
+                f"{self.launcher} started {self.local_world} ranks on this node, but rank {self.rank} sees {visible} "
+                "devices: show every rank all of them, or each rank its own (srun --gpus-per-task=1)"
+            )
+        return self.local_rank
+
     def environment(self) -> dict[str, str]:
         """Return the variables by which torch.distributed, Lightning and DeepSpeed find the ranks."""
         return {

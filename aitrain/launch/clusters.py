@@ -14,6 +14,7 @@ import yaml
 from aitrain.config.source import key_lines
 from aitrain.config.values import Faults, Key, convert, nearest
 from aitrain.errors import RecipeError
+from aitrain.io.home import user_path
 from aitrain.launch.choices import Confidence, Kind
 from aitrain.launch.profile import Evidence, Profile
 
@@ -58,7 +59,7 @@ def own_folder(environment: Mapping[str, str] | None = None) -> Path:
         environment: Variables; `os.environ` when absent.
     """
     env = os.environ if environment is None else environment
-    home = env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "~")).expanduser() / ".config"
+    home = env.get("XDG_CONFIG_HOME") or user_path(env.get("HOME", "~")) / ".config"
     return Path(home) / "aitrain" / "clusters"
 
 
@@ -104,7 +105,7 @@ def load(cluster: str, environment: Mapping[str, str] | None = None) -> Cluster:
 def _find(cluster: str, environment: Mapping[str, str] | None) -> Path:
     """Return the file of a profile; the user's own goes before a shipped one."""
     if "/" in cluster or cluster.endswith((".yaml", ".yml")):
-        path = Path(cluster).expanduser().absolute()
+        path = user_path(cluster).absolute()
         if path.is_file():
             return path
         raise RecipeError(

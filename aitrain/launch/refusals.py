@@ -13,6 +13,7 @@ from aitrain.config import RunConfig
 from aitrain.config.logger import Wandb, WandbMode
 from aitrain.config.trainer import Accelerator
 from aitrain.config.values import nearest
+from aitrain.io.home import user_path
 from aitrain.launch.binaries import (
     TorchBuild,
     container_architecture,
@@ -199,7 +200,7 @@ def _software_faults(config: RunConfig, cluster: Cluster, place: Place) -> Itera
     profile, keys = cluster.profile, config.cluster
     arch, runtime = profile.node.arch.name, profile.device.runtime
     if keys.container is not None:
-        image = Path(keys.container).expanduser()
+        image = user_path(keys.container)
         if profile.software.container is Container.none:
             yield (
                 f"cluster.container={keys.container}: no container runtime is known at {cluster.name}: leave it out, "
@@ -229,7 +230,7 @@ def _environment_faults(config: RunConfig, cluster: Cluster, place: Place) -> It
     keys, arch, runtime = config.cluster, cluster.profile.node.arch.name, cluster.profile.device.runtime
     advice = "write cluster.container=IMAGE or cluster.venv=FOLDER"
     if keys.venv is not None:
-        venv = Path(keys.venv).expanduser()
+        venv = user_path(keys.venv)
         if not venv.exists():
             yield f"cluster.venv={keys.venv} does not exist: name a folder or a .tar on a file system of the nodes"
             return
@@ -277,7 +278,7 @@ def opens_hub(config: RunConfig) -> bool:
         config: A checked configuration.
     """
     path = str(config.model.path)
-    local = path.startswith("asset:") or Path(path).expanduser().exists()
+    local = path.startswith("asset:") or user_path(path).exists()
     return config.model.allow_network and not local and HUB_NAME.fullmatch(path) is not None
 
 
@@ -311,7 +312,7 @@ def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, place: Pla
     for key, path in named.items():
         if path is None or path.startswith("asset:") or (key == "model.path" and opens_hub(config)):
             continue
-        if any(_inside(Path(os.path.abspath(Path(path).expanduser())), root) for root in local):
+        if any(_inside(Path(os.path.abspath(user_path(path))), root) for root in local):
             yield (
                 f"{key}={path} is on a node's own storage, which other nodes and a requeued job do not see: move it to "
                 "the parallel file system"
@@ -324,7 +325,7 @@ def _purge_faults(
     """Yield a run directory that the site would delete before the job can end."""
     folders = [("run.dir", run_dir)]
     if config.checkpoint.path is not None:
-        folders.append(("checkpoint.path", Path(os.path.abspath(Path(config.checkpoint.path).expanduser()))))
+        folders.append(("checkpoint.path", Path(os.path.abspath(user_path(config.checkpoint.path)))))
     days = math.ceil(ask.minutes / 60 / 24) + WAIT_DAYS
     for key, folder in folders:
         for name, area in cluster.profile.storage.areas.items():

@@ -19,6 +19,7 @@ from aitrain.config.adapter import NoAdapter
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import EXIT_DONE, AitrainError, DataError, LaunchError, RecipeError
 from aitrain.io import write_text, writing
+from aitrain.io.home import user_path
 from aitrain.launch.choices import Runtime
 from aitrain.launch.clusters import Cluster, load, names, warning
 from aitrain.launch.job import Ask, Job, Run, counted, smallest_set
@@ -138,9 +139,7 @@ def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str, mo
             f"recipe, or write --nodes={config.trainer.nodes}"
         )
     name = re.sub(r"[^\w.+-]+", "-", config.run.name or "aitrain")
-    config.run.dir = os.path.abspath(
-        Path(config.run.dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
-    )
+    config.run.dir = os.path.abspath(user_path(config.run.dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     partition, qos = keys.partition or profile.partition, keys.qos or profile.qos
     ask = Ask(
         name=name,
@@ -188,7 +187,7 @@ def _run(config: RunConfig, recipe: str) -> Run:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(Path(path).expanduser())
+    return None if path is None else os.path.abspath(user_path(path))
 
 
 def _binds(config: RunConfig, venv: str | None, cache: str | None) -> tuple[str, ...]:

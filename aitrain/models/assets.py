@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import aitrain
 from aitrain.errors import ModelError
 from aitrain.io import new_directory, write_text
+from aitrain.io.home import user_path
 
 SHIPPED = Path(aitrain.__file__).parent / "_recipes" / "assets"
 """Assets that stand beside the recipes, in a source checkout and in a wheel."""
@@ -96,7 +97,7 @@ ASSETS: dict[str, Asset] = {
 
 def cache() -> Path:
     """Return the folder for everything that is fetched or converted once: `AITRAIN_CACHE`, or `~/.cache/aitrain`."""
-    return Path(os.environ.get("AITRAIN_CACHE") or "~/.cache/aitrain").expanduser()
+    return user_path(os.environ.get("AITRAIN_CACHE") or "~/.cache/aitrain")
 
 
 def _named(name: str) -> Asset:

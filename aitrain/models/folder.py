@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aitrain.config.model import Model, ModelInit
 from aitrain.errors import ModelError
+from aitrain.io.home import user_path
 from aitrain.models.assets import resolve
 from aitrain.models.gguf_header import read_header
 from aitrain.models.safetensors_header import Tensor, count_parameters, main_dtype
@@ -106,7 +107,7 @@ def inspect(model: Model) -> ModelFacts:
         except ModelError as error:
             return ModelFacts(given, Kind.asset, [f"model.path={given}: {error}"])
         return _inspect_gguf(path, Kind.asset) if path.suffix == ".gguf" else _inspect_folder(path, Kind.asset, model)
-    path = exported(Path(given).expanduser())
+    path = exported(user_path(given))
     if path.is_dir():
         return _inspect_folder(path, Kind.folder, model)
     if path.suffix == ".gguf":

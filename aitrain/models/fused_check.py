@@ -66,7 +66,7 @@ def compared(
         switch: Of all fused ops of the model.
         unfused: Gives what the model computed as it came.
         fused: Gives the same, of the same shape.
-        dtype: In which the model computes.
+        dtype: Of the weights; inside of autocast it is the arithmetic of autocast that decides what rounding explains.
         device: Where; its random numbers are left as they were.
 
     Returns:
@@ -87,6 +87,8 @@ def compared(
             raise ModelError(f"{reason}; write model.fused_ops=off to train without them") from error
     size = 1 + expected.double().abs().max()
     difference = float((found.double() - expected.double()).abs().max() / size)
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
     check = FusedCheck(difference if difference == difference else float("inf"), _ALLOWED.get(dtype, 5e-2))
     if not check.agrees:
         switch.on = False

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from aitrain.config.model import Model, ModelInit
 from aitrain.errors import MissingExtraError, ModelError
+from aitrain.io.home import user_path
 from aitrain.models.folder import Kind, inspect
 from aitrain.models.gguf import converted
 from aitrain.models.quiet import first_line, quiet
@@ -96,7 +97,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"model.path={model.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if model.chat_template is not None:
-        tokenizer.chat_template = Path(model.chat_template).expanduser().read_text(encoding="utf-8")
+        tokenizer.chat_template = user_path(model.chat_template).read_text(encoding="utf-8")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(

@@ -32,7 +32,7 @@ class BuildError(Exception):
 
 def cache_folder() -> Path:
     """Return the folder of compiled libraries: `ops/` in `AITRAIN_CACHE`, or in `~/.cache/aitrain`."""
-    return Path(os.environ.get("AITRAIN_CACHE") or Path.home() / ".cache" / "aitrain") / "ops"
+    return Path(os.path.expanduser(os.environ.get("AITRAIN_CACHE") or "~/.cache/aitrain")) / "ops"
 
 
 def find_nvcc() -> Path | None:

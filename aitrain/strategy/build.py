@@ -33,7 +33,8 @@ def build_strategy(
     if isinstance(config.strategy, DeepspeedZero1):
         from aitrain.strategy.deepspeed import Zero
 
-        return Zero(config.strategy, config.optim.max_grad_norm, cluster_environment=environment)
+        bf16_on = accelerator if config.trainer.precision is Precision.bf16 else None
+        return Zero(config.strategy, config.optim.max_grad_norm, bf16_on, cluster_environment=environment)
     if isinstance(config.strategy, Fsdp):
         from aitrain.strategy.fully_sharded import FullySharded
 
@@ -54,8 +55,8 @@ def lightning_precision(config: RunConfig) -> str:
         config: The run.
 
     Returns:
-        `32-true` or `bf16-mixed`; FSDP2 mixes by its own policy and so stays at `32-true`.
+        `32-true` or `bf16-mixed`; FSDP2 mixes by its own policy, and ZeRO by our plugin, and so both stay at `32-true`.
     """
-    if config.trainer.precision is Precision.fp32 or isinstance(config.strategy, Fsdp):
+    if config.trainer.precision is Precision.fp32 or isinstance(config.strategy, (Fsdp, DeepspeedZero1)):
         return "32-true"
     return "bf16-mixed"

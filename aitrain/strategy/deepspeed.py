@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
@@ -49,21 +50,49 @@ def engine_config(config: DeepspeedZero1, max_grad_norm: float | None) -> dict[s
     }
 
 
+class Bf16Autocast(DeepSpeedPrecision):
+    """bf16 as the other strategies have it: weights, gradients and reductions in fp32, products in bf16.
+
+    DeepSpeed's own bf16 keeps weights in bf16 and so every gradient of a micro-batch, whatever it adds them up in: an
+    update with SGD was five times as far from that of fp32 as ddp's. The price is 2 bytes per weight, and twice the
+    traffic of gathering weights under stage 3.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        keep_casts: Keep the bf16 copy of a weight for a whole step; under stage 3 that would hold the whole model.
+    """
+
+    def __init__(self, device_type: str, keep_casts: bool) -> None:
+        super().__init__("32-true")
+        self._device_type, self._keep_casts = device_type, keep_casts
+
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        """Compute in bf16 inside the block."""
+        with torch.autocast(self._device_type, dtype=torch.bfloat16, cache_enabled=self._keep_casts):
+            yield
+
+
 class Zero(DeepSpeedStrategy):
     """Lightning's DeepSpeedStrategy with its faults mended.
 
     Mended: CPUs are refused (`setup_environment`); the loss is divided by the accumulation count twice (`backward`);
-    Hugging Face weights are lost or refused under stage 3 (`building`).
+    Hugging Face weights are lost or refused under stage 3 (`building`); bf16 (`Bf16Autocast`).
 
     Args:
         config: The recipe's options.
         max_grad_norm: 2-norm to clip at; None = no clipping.
+        bf16_on: Device type, `cpu` or `cuda`, to compute on in bf16; None = fp32.
         kwargs: For `DeepSpeedStrategy`.
     """
 
-    def __init__(self, config: DeepspeedZero1, max_grad_norm: float | None, **kwargs: Any) -> None:
-        super().__init__(config=engine_config(config, max_grad_norm), **kwargs)
+    def __init__(
+        self, config: DeepspeedZero1, max_grad_norm: float | None, bf16_on: str | None = None, **kwargs: Any
+    ) -> None:
         self._stage = stage_of(config)
+        if bf16_on is not None:
+            kwargs["precision_plugin"] = Bf16Autocast(bf16_on, keep_casts=self._stage < 3)
+        super().__init__(config=engine_config(config, max_grad_norm), **kwargs)
 
     @property
     def trained_model(self) -> nn.Module:

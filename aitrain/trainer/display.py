@@ -59,7 +59,9 @@ class Display:
         if self.moving:
             width = 24
             filled = round(width * done / max(1, self.total))
-            self.out.write(f"\r\033[K[{'█' * filled}{'░' * (width - filled)}] {text}")
+            unicode = str(getattr(self.out, "encoding", None) or "utf-8").lower().startswith("utf")
+            full, empty = ("█", "░") if unicode else ("#", ".")
+            self.out.write(f"\r\033[K[{full * filled}{empty * (width - filled)}] {text}")
             self._open = True
         elif done == self.total or done == 1 or time.monotonic() - self._last_line >= self.line_every_s:
             self.out.write(text + "\n")

@@ -22,6 +22,7 @@ from aitrain.dist.ranks import Ranks
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted, RecipeError
 from aitrain.models.load import load_tokenizer
 from aitrain.strategy.build import build_strategy, lightning_precision
+from aitrain.strategy.own_device import OwnDevice
 from aitrain.tasks.causal_lm import CausalLM
 from aitrain.trainer.continuation import (
     by_first,
@@ -67,6 +68,8 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
     group = group or Group(ranks, choose_accelerator(directory.config()))
     config = from_plain(by_first(group, lambda: to_plain(directory.config())))
     accelerator = choose_accelerator(config)
+    if accelerator == "cuda":
+        group.refuse_shared_devices()
     quiet()
     with rank_log(directory, ranks), Stopper(group) as stopper:
         tokenizer = load_tokenizer(config.model)
@@ -224,7 +227,7 @@ def build_trainer(
         edge: What happens between steps.
     """
     trainer = pl.Trainer(
-        accelerator="gpu" if accelerator == "cuda" else "cpu",
+        accelerator=OwnDevice() if accelerator == "cuda" else "cpu",
         devices=ranks.local_world,
         num_nodes=ranks.nodes,
         strategy=build_strategy(config, ranks, accelerator),

@@ -110,7 +110,7 @@ def micro_batch(config: RunConfig, ranks: Ranks, accelerator: str, group: Group)
 
 def _free_bytes(ranks: Ranks, accelerator: str) -> int:
     if accelerator == "cuda":
-        return int(DEVICE_SHARE * torch.cuda.mem_get_info(ranks.local_rank)[0])
+        return int(DEVICE_SHARE * torch.cuda.mem_get_info(ranks.device_index(torch.cuda.device_count()))[0])
     return int(HOST_SHARE * psutil.virtual_memory().available / ranks.local_world)
 
 

@@ -18,6 +18,7 @@ from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, Interrupted, RecipeError, of_code
 from aitrain.io import write_bytes
+from aitrain.io.home import user_path
 from aitrain.preflight import refuse_faults, usable_devices
 from aitrain.recipe import amend, compose
 from aitrain.trainer.resume_options import ResumeOptions
@@ -59,7 +60,7 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
     """
 
     def new_run() -> Start:
-        frozen = Path(recipe).expanduser()
+        frozen = user_path(recipe)
         if frozen.name == FROZEN and frozen.is_file():
             raise RecipeError(
                 f"{recipe} is the frozen configuration of a run, not a recipe: continue that run with `aitrain resume "
@@ -87,7 +88,7 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
     """
 
     def new_or_same() -> Start:
-        frozen = Path(recipe).expanduser()
+        frozen = user_path(recipe)
         if frozen.name == FROZEN:
             directory = RunDirectory.open(frozen.parent)
             return _unless_finished(directory, amend(directory.config(), overrides), overrides)
@@ -252,7 +253,8 @@ def _as_rank(ranks: Ranks, prepare: Callable[[], Start], options: ResumeOptions)
 
 
 def _accelerator_of(ranks: Ranks) -> str:
-    """Choose the backend before the frozen configuration is known: GPUs when every local rank can have one."""
+    """Choose the backend before the frozen configuration is known: GPUs when every local rank has one."""
     import torch
 
-    return "cuda" if torch.cuda.device_count() >= ranks.local_world else "cpu"
+    visible = torch.cuda.device_count()
+    return "cuda" if visible == 1 or visible >= ranks.local_world else "cpu"

@@ -127,3 +127,17 @@ def test_srun_contradictions(change: dict[str, str | None], said: str) -> None:
 def test_first_host(nodelist: str, host: str) -> None:
     """Expected values as `scontrol show hostnames LIST | head -1` prints them."""
     assert first_host(nodelist) == host
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_world", "visible", "index"),
+    [(3, 4, 4, 3), (3, 4, 8, 3), (3, 4, 1, 0), (0, 1, 8, 0)],
+)
+def test_the_device_of_a_rank(local_rank: int, local_world: int, visible: int, index: int) -> None:
+    ranks = Ranks(local_rank, local_world, local_rank, local_world, launcher="srun")
+    assert ranks.device_index(visible) == index
+
+
+def test_fewer_devices_than_ranks() -> None:
+    with pytest.raises(LaunchError, match="srun started 4 ranks on this node, but rank 3 sees 2 devices"):
+        Ranks(3, 4, 3, 4, launcher="srun").device_index(2)

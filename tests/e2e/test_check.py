@@ -118,7 +118,7 @@ def test_check_and_train_refuse_alike(
         printed = capfd.readouterr()
         assert "Nothing is wrong" not in printed.out and "Traceback" not in printed.err
         told.append(printed.err)
-    assert says in told[0] and told[0] == told[1]
+    assert says in told[0] and told[1].endswith(told[0])
     assert not any(place.glob("runs/*"))
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aitrain.trainer.run_directory import RunDirectory
 from tests.e2e.reference import encode
-from tests.e2e.test_equality import STRATEGIES, Runner
+from tests.e2e.test_equality import SGD, STRATEGIES, Runner, read
 
 PROMPTS = 'evaluate.prompts=["Hello","Who is there?"]'
 
@@ -33,6 +34,11 @@ def directories(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny
         words = [f"strategy={strategy}", *held_out]
         runs[f"{strategy}-fp32"] = runner.make(f"{strategy}-fp32", *words, "optim.lr=1e-3", "export.at_end=true")
         runs[f"{strategy}-bf16"] = runner.make(f"{strategy}-bf16", *words, "optim.lr=1e-3", "trainer.precision=bf16")
+        for precision in ("fp32", "bf16"):
+            exact = [*SGD, "trainer.micro_batch_sequences=1", f"trainer.precision={precision}", "trainer.max_steps=4"]
+            runs[f"{strategy}-sgd-{precision}"] = runner.make(
+                f"{strategy}-sgd-{precision}", f"strategy={strategy}", *exact
+            )
         runs[f"{strategy}-lora-bf16"] = runner.make(f"{strategy}-lora", *words, *lora, "trainer.precision=bf16")
     runner.train(2, runs)
     return runs
@@ -69,6 +75,21 @@ def test_bf16_trains_and_stays_near_fp32(directories, strategy, kind):
     assert found[0] == pytest.approx(first, rel=1e-2)
     losses = [event["val_loss"] for event in events(directories[f"{strategy}-{kind}"], "evaluated")]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_update_in_bf16_is_as_near_to_fp32_as_that_of_ddp(directories, tiny_model, strategy):
+    """With SGD, which hides no error of scale, and four micro-batches a step: gradients add up in fp32."""
+    start = load_file(tiny_model / "model.safetensors")
+    exact = read(directories["ddp-sgd-fp32"]).weights
+
+    def error(name: str) -> float:
+        found = read(directories[name]).weights
+        away = sum(float((found[key] - exact[key]).square().sum()) for key in exact)
+        return (away / sum(float((exact[key] - start[key]).square().sum()) for key in exact)) ** 0.5
+
+    assert error(f"{strategy}-sgd-fp32") < 1e-4
+    assert error("ddp-sgd-bf16") > 1e-4 and error(f"{strategy}-sgd-bf16") <= 2 * error("ddp-sgd-bf16")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

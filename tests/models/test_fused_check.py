@@ -14,6 +14,8 @@ from transformers import (
     BertModel,
     EsmConfig,
     EsmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     ViTConfig,
     ViTModel,
     WhisperConfig,
@@ -23,7 +25,7 @@ from transformers import (
 from aitrain.errors import ModelError
 from aitrain.models import fused_rope
 from aitrain.models.fuse import fuse, has_fused_loss
-from aitrain.models.fused_check import check_outputs
+from aitrain.models.fused_check import FusedCheck, check_outputs
 from aitrain.ops.layer_norm.op import layer_norm
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -143,3 +145,29 @@ def test_random_numbers_stay() -> None:
     before = torch.random.get_rng_state()
     assert check_outputs(model, input_ids=IDS).agrees  # dropout draws the same in both passes
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def bf16_check(seed: int, wrong: float = 1.0) -> FusedCheck:
+    """Let a random Llama check itself with weights in fp32 and products in bf16, as every bf16 run computes."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **SIZES)).eval()
+    for weight in model.parameters():
+        weight.data.normal_(0, 0.3)
+    fuse(model)
+    norm = model.model.norm
+    original = norm.forward
+    if wrong != 1.0:
+        norm.forward = lambda x: original(x) * (wrong if model.fused_switch.on else 1.0)
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids, use_cache=False, fused_targets=ids)
+    return model.fused_loss.check
+
+
+def test_no_llama_loses_its_fused_ops_to_the_rounding_of_bf16() -> None:
+    checks = [bf16_check(seed) for seed in range(16)]
+    assert all(check.agrees and check.allowed == 5e-2 for check in checks)
+
+
+def test_a_wrong_scale_is_seen_in_bf16_too() -> None:
+    assert not any(bf16_check(seed, wrong=3.0).agrees for seed in range(4))

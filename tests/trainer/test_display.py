@@ -80,3 +80,16 @@ def test_it_speaks_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None
     """Standard output belongs to what a command was asked for."""
     Display(True, 1).say("hello")
     assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_terminal_that_knows_only_ascii() -> None:
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal(io.BytesIO(), encoding="ascii")
+    display = Display(True, 2, out=out)
+    display.step(1, 1.0, 10.0, 1.0)
+    display.step(2, 1.0, 10.0, 0.0)
+    out.flush()
+    assert b"[############............] step 1/2" in out.buffer.getvalue()  # type: ignore[attr-defined]
