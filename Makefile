@@ -12,7 +12,7 @@ PIP_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv quickstart test check format docs gpu gpu-wheels gpu-rivals clean
+.PHONY: help venv quickstart test test-all check format docs gpu gpu-wheels gpu-rivals clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,9 +43,16 @@ quickstart: $(STAMP) ## fine-tune a real language model with LoRA on this machin
 	esac; \
 	$(BIN)/aitrain train quickstart $$model $(ARGS)
 
-# The tests start two ranks at a time: on a small machine, more threads than cores makes every step slower.
-test: $(STAMP) ## the whole CPU test suite
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q $(ARGS)
+# One worker per core, and a file with its shared launches on one worker. Some tests start two ranks at a time: on a small
+# machine, more threads than cores makes every step slower.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q \
+  --numprocesses auto --maxprocesses 8 --dist loadfile
+
+test: $(STAMP) ## the CPU test suite of every day
+	@$(PYTEST) $(ARGS)
+
+test-all: $(STAMP) ## also the slow tests: planted bugs, kernels compiled for every GPU, long matrices
+	@$(PYTEST) -m "not gpu and not multi_gpu" $(ARGS)
 
 check: $(STAMP) ## ruff, mypy, import-linter and pydoclint (in flake8); runs all of them, fails if any does
 	@failed=; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports --no-logo" "flake8 aitrain"; do \

@@ -12,6 +12,7 @@ from aitrain.errors import EXIT_GUARD, AitrainError
 SMALL = ["--model", "llama-tiny", "--steps", "3", "--warm-up", "1", "--rounds", "1", "--accumulation", "2"]
 
 
+@pytest.mark.slow
 def test_all_providers_have_the_losses_of_the_bare_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SMALL, "--device", "cpu", "--out", str(tmp_path)]) == 0
     (written,) = tmp_path.iterdir()

@@ -204,6 +204,7 @@ def test_the_last_batch_of_an_epoch_holds_what_is_left(one_rank, two_ranks, plai
         assert_same(found, plain["epoch"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed_zero2"])
 def test_averaging_per_micro_batch_would_be_seen(runner, plain, strategy):
     name = f"mutant-mean-{strategy}"
@@ -212,6 +213,7 @@ def test_averaging_per_micro_batch_would_be_seen(runner, plain, strategy):
     assert worst(found.losses, plain["sgd"].losses[:3]) > 1e-5
 
 
+@pytest.mark.slow
 def test_dividing_twice_by_the_accumulation_would_be_seen(runner, plain):
     runs = {"run": runner.make("mutant-double", "strategy=deepspeed_zero2", *SGD, "trainer.max_steps=3")}
     found = runner.train(2, runs, mutant="double_division")["run"]

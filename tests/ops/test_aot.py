@@ -12,7 +12,14 @@ from ops.specimen import Specimen
 pytest.importorskip("triton", reason="Triton is not installed, so no kernel can be compiled")
 
 FOUND = specimens()
-PAIRS = [(name, target) for name in FOUND for target in TARGETS]
+DAILY = "sm_80"
+"""The target of every run of the tests; the others are compiled by `make test-all`, and where kernels have changed."""
+
+PAIRS = [
+    pytest.param(name, target, marks=() if target == DAILY else pytest.mark.slow, id=f"{name}-{target}")
+    for name in FOUND
+    for target in TARGETS
+]
 
 SOUND = Specimen(
     name="copy",
@@ -55,13 +62,16 @@ def compiled(request: pytest.FixtureRequest) -> dict[str, Compiled]:
     return dict(zip(chosen, compile_all(chosen.values()), strict=True))
 
 
-@pytest.mark.parametrize(("name", "target"), PAIRS, ids=[f"{name}-{target}" for name, target in PAIRS])
+@pytest.mark.parametrize(("name", "target"), PAIRS)
 def test_kernel(name: str, target: str, compiled: dict[str, Compiled]) -> None:
     wrong = faults(FOUND[name], target, compiled[f"{name} {target}"])
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("planted", PLANTED)
+@pytest.mark.parametrize(
+    "planted",
+    [pytest.param(name, marks=() if what[1] == DAILY else pytest.mark.slow) for name, what in PLANTED.items()],
+)
 def test_the_check_finds_what_was_planted(planted: str, compiled: dict[str, Compiled]) -> None:
     specimen, target, expected = PLANTED[planted]
     wrong = faults(specimen, target, compiled[planted])

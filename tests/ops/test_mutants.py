@@ -28,6 +28,7 @@ def verdicts(request: pytest.FixtureRequest) -> dict[str, str | None]:
     return dict(zip(chosen, judge(list(chosen.values())), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("planted", FOUND)
 def test_planted_bug_is_noticed(planted: str, verdicts: dict[str, str | None]) -> None:

@@ -124,6 +124,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, seconds: float, count: int) -> Non
     monkeypatch.setattr(command, "SLACK_S", 0.0)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_the_minutes_is_skipped_and_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_what_does_not_fit_into_the_minutes_is_skipped_and_told(
     assert "case 0 forward" in said and "not measured for want of time" in said and "case 19" in said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_case_that_hangs_is_broken_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stand_in(monkeypatch, seconds=60.0, count=1)
     # the ceilings are measured within the same minutes, on a busy machine for several seconds
