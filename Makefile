@@ -12,7 +12,7 @@ PIP_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv quickstart test test-all check format docs gpu gpu-wheels gpu-rivals clean
+.PHONY: help venv quickstart test test-all test-slow check format docs gpu gpu-wheels gpu-rivals clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ test: $(STAMP) ## the CPU test suite of every day
 
 test-all: $(STAMP) ## also the slow tests: planted bugs, kernels compiled for every GPU, long matrices
 	@$(PYTEST) -m "not gpu and not multi_gpu" $(ARGS)
+
+test-slow: $(STAMP) ## only the slow tests; ARGS names their folders
+	@$(PYTEST) -m "slow and not gpu and not multi_gpu" $(ARGS) || [ $$? -eq 5 ]  # 5: none of them is slow
 
 check: $(STAMP) ## ruff, mypy, import-linter and pydoclint (in flake8); runs all of them, fails if any does
 	@failed=; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports --no-logo" "flake8 aitrain"; do \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import warnings
 from typing import TYPE_CHECKING, Any, cast
@@ -33,7 +34,7 @@ from aitrain.trainer.continuation import (
 )
 from aitrain.trainer.display import Display
 from aitrain.trainer.late_faults import refuse_finished, refuse_late_faults
-from aitrain.trainer.logs import rank_log
+from aitrain.trainer.logs import hush_libraries, rank_log
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.resources import flops_per_token, micro_batch, peak_flops
 from aitrain.trainer.resume_options import ResumeOptions
@@ -64,12 +65,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         AitrainError: Anything the user can mend.
     """
     options = options or ResumeOptions()
-    # with ranks of our own launcher the file is on this machine; else rank 0 tells the others below
-    group = group or Group(ranks, choose_accelerator(directory.config()))
-    config = from_plain(by_first(group, lambda: to_plain(directory.config())))
-    accelerator = choose_accelerator(config)
-    if accelerator == "cuda":
-        group.refuse_shared_devices()
+    group, config, accelerator = meet(directory, ranks, group)
     quiet()
     with rank_log(directory, ranks), Stopper(group) as stopper:
         tokenizer = load_tokenizer(config.model)
@@ -110,6 +106,29 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         run_trainer(trainer, session, train_loader(config, data, plan, tokenizer))
         stopped = stopper.reason is not None and progress.step < steps and not is_stopped_early(config, progress)
         return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
+
+
+def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Group, RunConfig, str]:
+    """Bring the ranks together: rank 0 reads what is trained and tells the others.
+
+    Args:
+        directory: The run.
+        ranks: This process's place.
+        group: The process group, when it exists already.
+
+    Returns:
+        The ranks, the configuration, and `cpu` or `cuda`.
+
+    Raises:
+        AitrainError: There is no GPU where one is asked, or two ranks share one.
+    """
+    # with ranks of our own launcher the file is on this machine
+    group = group or Group(ranks, choose_accelerator(directory.config()))
+    config = from_plain(by_first(group, lambda: to_plain(directory.config())))
+    accelerator = choose_accelerator(config)
+    if accelerator == "cuda":
+        group.refuse_shared_devices()
+    return group, config, accelerator
 
 
 def leave_if_asked(directory: RunDirectory, stopper: Stopper) -> None:
@@ -226,11 +245,15 @@ def build_trainer(
         accumulation: Micro-batches per rank and optimizer step.
         edge: What happens between steps.
     """
+    if accelerator == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it looked for another in vain
+    strategy = build_strategy(config, ranks, accelerator)
+    hush_libraries()
     trainer = pl.Trainer(
         accelerator=OwnDevice() if accelerator == "cuda" else "cpu",
         devices=ranks.local_world,
         num_nodes=ranks.nodes,
-        strategy=build_strategy(config, ranks, accelerator),
+        strategy=strategy,
         precision=lightning_precision(config),  # type: ignore[arg-type]
         accumulate_grad_batches=accumulation,
         max_epochs=1,

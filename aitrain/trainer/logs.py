@@ -52,6 +52,7 @@ def rank_log(directory: RunDirectory, ranks: Ranks) -> Iterator[None]:
     with writing(str(path), f"free space there, then go on with `aitrain resume {directory.path}`"):
         directory.logs.mkdir(exist_ok=True)
         file = _RankFile(path, encoding="utf-8")
+    file.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(OURS))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"))
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)

@@ -32,19 +32,20 @@ def build_trackers(config: RunConfig, directory: RunDirectory, step: int = 0) ->
 
         offline = config.logger.mode is WandbMode.offline
         settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, x_disable_meta=offline)
-        return [
-            WandbLogger(
-                project=config.logger.project,
-                entity=config.logger.entity,
-                name=config.run.name,
-                save_dir=str(directory.path),
-                offline=offline,
-                config=to_plain(config),
-                settings=settings,
-                id=_wandb_id(directory),
-                resume="allow",
-            )
-        ]
+        tracker = WandbLogger(
+            project=config.logger.project,
+            entity=config.logger.entity,
+            name=config.run.name,
+            save_dir=str(directory.path),
+            offline=offline,
+            config=to_plain(config),
+            settings=settings,
+            id=_wandb_id(directory),
+            resume="allow",
+        )
+        # Lightning always passes this word on, and wandb warns of it whatever it says
+        tracker._wandb_init.pop("anonymous", None)
+        return [tracker]
     if isinstance(config.logger, Tensorboard):
         if importlib.util.find_spec("tensorboard") is None:
             raise MissingExtraError(

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from aitrain.data import records as records_module
 from aitrain.data.records import read_records
 from aitrain.errors import EXIT_DATA, DataError
 
@@ -115,3 +116,18 @@ def test_text_field(tmp_path: Path) -> None:
 def test_a_lone_backslash_ud_in_text_is_no_fault(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"a": "\\\\ud83d and \\ud83d\\ude00"}\n')
     assert list(read_records(path)) == [("a.jsonl:1", {"a": "\\ud83d and \U0001f600"})]
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_json_list_is_read_in_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halves: bool) -> None:
+    """The whole text is looked at once, and each record at most once; else 20,000 records take minutes."""
+    records = [{"text": f"{n} \U0001f600"} for n in range(500)]
+    path = write(tmp_path / "a.json", json.dumps(records, ensure_ascii=halves))
+    looked: list[int] = []
+    original = records_module._may_be_half
+    monkeypatch.setattr(records_module, "_may_be_half", lambda text: looked.append(len(text)) or original(text))
+    written: list[int] = []
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, **more: written.append(1) or dumps(value, **more))
+    assert len(list(read_records(path))) == 500
+    assert looked == [len(path.read_text())] and len(written) == (500 if halves else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from aitrain.checkpoint import store
 from aitrain.dist.group import Group
+from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import DataError, RecipeError
 from aitrain.trainer.continuation import by_first, refuse_changed_rate
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.resume_options import ResumeOptions
+from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.start import resume, train
 
 from .conftest import Compose, Ended, run
@@ -157,3 +160,39 @@ def test_evaluations_do_not_touch_what_dropout_draws(small: Compose, tmp_path: P
     one = run(small(f"run.dir={tmp_path}/one", *words, recipe="sft_lora")).directory.path
     other = run(small(f"run.dir={tmp_path}/other", *words, *often, recipe="sft_lora")).directory.path
     assert losses(one) == losses(other)
+
+
+BLIND = """
+import os, sys
+from pathlib import Path
+from aitrain.checkpoint import store
+from aitrain.dist.group import Group
+from aitrain.dist.processes import run_ranks
+from aitrain.dist.ranks import detect
+from aitrain.trainer import continuation, samples
+from aitrain.trainer.fit import fit
+from aitrain.trainer.run_directory import RunDirectory
+
+ranks = detect()
+def looked(*_, **__):
+    os._exit(9)
+if not ranks.is_first:  # as on a node that sees an old state of the shared file system
+    store.scan = store.choose = store.committed = looked
+    RunDirectory.config = RunDirectory.facts = RunDirectory.last_of = looked
+    continuation.model_facts = continuation.tidy = samples.prepare = samples.remove_leftovers = looked
+group = Group(ranks, "cpu")
+code = fit(RunDirectory(Path(sys.argv[1])), ranks, group)
+group.close()
+sys.exit(code)
+"""
+
+
+def test_rank_0_decides_and_tells_the_others(small: Compose, tmp_path: Path) -> None:
+    """Rank 1 looks at neither checkpoints nor run.yaml nor the data files, at the start and when it goes on."""
+    words = ["trainer.devices=2", "schedule=constant", "export.at_end=false", "checkpoint.every_steps=1"]
+    directory = RunDirectory.create(small(f"run.dir={tmp_path}/run", "trainer.max_steps=2", *words))
+    for steps in (2, 3):
+        text = directory.config_file.read_text().replace("max_steps: 2", f"max_steps: {steps}")
+        directory.config_file.write_text(text)
+        assert run_ranks([sys.executable, "-c", BLIND, str(directory.path)], 2) == 0
+    assert len(losses(directory.path)) == 3

@@ -28,7 +28,9 @@ def test_a_real_run_has_a_readable_log(trained: Ended) -> None:
 def test_libraries_speak_in_the_log(directory: RunDirectory, capfd: pytest.CaptureFixture[str]) -> None:
     foreign = logging.getLogger("DeepSpeed")
     foreign.addHandler(logging.StreamHandler())
+    foreign.setLevel(logging.DEBUG)
     with rank_log(directory, Ranks(rank=3, world=4, local_rank=3, local_world=4)):
+        foreign.info("chatter")
         foreign.warning("a foreign warning")
         warnings.warn("a python warning", stacklevel=1)
         note("a line of ours")
@@ -38,6 +40,7 @@ def test_libraries_speak_in_the_log(directory: RunDirectory, capfd: pytest.Captu
     text = (directory.logs / "rank-3.log").read_text()
     for line in ("a foreign warning", "a python warning", "a line of ours", "a warning of ours"):
         assert line in text
+    assert "chatter" not in text
     hush_libraries()
     assert not foreign.handlers
 

@@ -58,6 +58,7 @@ def test_wandb_offline_writes_files_without_any_network(small: Compose, tmp_path
     run = frozen(small, tmp_path / "run", "logger=wandb", "logger.project=verses")
     done = use(run, *(["unshare", "-rn"] if has_own_network() else []))
     assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr + done.stdout, "wandb's own warnings do not reach the terminal"
     (folder,) = (run / "wandb").glob("offline-run-*")
     (file,) = folder.glob("run-*.wandb")
     content = file.read_bytes()
