@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import signal
-import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"aitrain {__version__}")
         return EXIT_DONE
+    before = signal.signal(signal.SIGTERM, _leave) if threading.current_thread() is threading.main_thread() else None
     try:
         return _dispatch(words)
     except AitrainError as error:
@@ -69,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough, as in `aitrain show optim | head`
         sys.stderr.close()
         return EXIT_DONE
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End as after Ctrl-C, so that nothing half-written stays; a training answers with a checkpoint instead."""
+    raise SystemExit(128 + number)
 
 
 def speak_anywhere() -> None:
@@ -200,48 +209,12 @@ def _train(args: argparse.Namespace) -> int:
     if args.multirun and args.or_resume:
         raise AitrainError("--or-resume continues one run, but -m starts many: give one of the two")
     if args.multirun:
-        return _train_each(args.recipe, args.overrides)
+        from aitrain.sweep import train_each
+
+        return train_each(args.recipe, args.overrides)
     from aitrain.trainer.start import train, train_or_resume
 
     return train_or_resume(args.recipe, args.overrides) if args.or_resume else train(args.recipe, args.overrides)
-
-
-def _train_each(recipe: str, overrides: list[str]) -> int:
-    """Train every combination in a process of its own; stop at the first that does not end well."""
-    from aitrain.recipe import compose
-    from aitrain.sweep import refuse_shared_directories, sweep
-
-    combinations = sweep(overrides)
-    refuse_shared_directories([compose(recipe, words) for words in combinations])
-    for number, words in enumerate(combinations, 1):
-        print(f"[{number}/{len(combinations)}] {' '.join([recipe, *words])}", flush=True)
-        code = _wait_for([sys.executable, "-m", "aitrain", "train", recipe, *words])
-        if code:
-            left = len(combinations) - number
-            print(f"run {number} ended with exit code {code}; {left} runs were not started", file=sys.stderr)
-            return code
-    return EXIT_DONE
-
-
-def _wait_for(command: list[str]) -> int:
-    """Run a training and return its exit code; it is the training that answers Ctrl-C and SIGTERM, not we.
-
-    Ctrl-C reaches it from the terminal; SIGTERM is passed on. Handlers in Python are not inherited by what is started.
-    """
-    started: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(number: int, _: object) -> None:
-        for child in started:
-            child.send_signal(number)
-
-    before_int = signal.signal(signal.SIGINT, lambda *_: None)
-    before_term = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        started.append(subprocess.Popen(command))
-        return started[0].wait()
-    finally:
-        signal.signal(signal.SIGINT, before_int)
-        signal.signal(signal.SIGTERM, before_term)
 
 
 def _submit_arguments(parser: argparse.ArgumentParser) -> None:

@@ -336,7 +336,7 @@ def load_facts(path: Path) -> dict[str, Any]:
 def _frozen(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path} is not a frozen configuration: it holds no keys")

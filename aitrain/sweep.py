@@ -1,8 +1,11 @@
-"""Lists and ranges of alternatives on the command line become the words of many runs."""
+"""Lists and ranges of alternatives on the command line: the words of many runs, and the runs themselves, in turn."""
 
 from __future__ import annotations
 
 import itertools
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +13,8 @@ from hydra.core.override_parser.types import Glob
 
 from aitrain.config import GROUPS, RunConfig
 from aitrain.config.values import Faults
-from aitrain.errors import RecipeError
-from aitrain.recipe import parse_overrides
+from aitrain.errors import EXIT_DONE, RecipeError
+from aitrain.recipe import compose, parse_overrides
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -62,3 +65,49 @@ def refuse_shared_directories(configs: Sequence[RunConfig]) -> None:
                 f"{key}={given[0]} is the same for several of the {len(configs)} runs: leave it out, or let it depend "
                 f"on what differs, for instance '{key}={given[0]}-${{seed}}'"
             )
+
+
+def train_each(recipe: str, overrides: list[str]) -> int:
+    """Train every combination in a process of its own; stop at the first that does not end well.
+
+    Args:
+        recipe: Name or path of a recipe.
+        overrides: Words with lists or ranges of alternatives.
+
+    Returns:
+        The exit code: of the run that did not end well, else done.
+
+    Raises:
+        RecipeError: A combination is refused; no run is started then.
+    """
+    combinations = sweep(overrides)
+    refuse_shared_directories([compose(recipe, words) for words in combinations])
+    for number, words in enumerate(combinations, 1):
+        print(f"[{number}/{len(combinations)}] {' '.join([recipe, *words])}", flush=True)
+        code = _wait_for([sys.executable, "-m", "aitrain", "train", recipe, *words])
+        if code:
+            left = len(combinations) - number
+            print(f"run {number} ended with exit code {code}; {left} runs were not started", file=sys.stderr)
+            return code
+    return EXIT_DONE
+
+
+def _wait_for(command: list[str]) -> int:
+    """Run a training and return its exit code; it is the training that answers Ctrl-C and SIGTERM, not we.
+
+    Ctrl-C reaches it from the terminal; SIGTERM is passed on. Handlers in Python are not inherited by what is started.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        for child in started:
+            child.send_signal(number)
+
+    before_int = signal.signal(signal.SIGINT, lambda *_: None)
+    before_term = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        started.append(subprocess.Popen(command))
+        return started[0].wait()
+    finally:
+        signal.signal(signal.SIGINT, before_int)
+        signal.signal(signal.SIGTERM, before_term)

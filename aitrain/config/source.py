@@ -132,12 +132,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if node is not None else {}
+        holds_keys = isinstance(node, yaml.MappingNode)
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if holds_keys else node and [node]
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: broken YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
+        # not UTF-8, a number of 5,000 digits, a date or a list as a key, a thousand brackets
+        raise RecipeError(
+            f"{path} cannot be read as YAML: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
     if not content:
         raise RecipeError(f"{path} is empty: {BEGINNING}")
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):

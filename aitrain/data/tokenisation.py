@@ -15,6 +15,7 @@ from aitrain.config.task import Sft, Task
 from aitrain.data.chat_template import ChatTemplate, Rendered
 from aitrain.data.conversation import to_conversation
 from aitrain.data.faults import RecordFaults
+from aitrain.data.fields import is_given
 from aitrain.data.masking import Encoded, encode
 from aitrain.data.records import PlacedOrFault, read_all
 from aitrain.data.report import Places, SourceReport
@@ -222,6 +223,10 @@ class Tokenisation:
                 if isinstance(record, DataError):
                     self.faults.add(record)
             good = [(where, record) for where, record in batch if not isinstance(record, DataError)]
+            for where, record in good:
+                for name in record:
+                    if name != data.text_field and is_given(record[name]):
+                        report.unused.setdefault(name, Places()).add(where)
             if not good:
                 continue
             texts = [record[data.text_field] for _, record in good]

@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aitrain.errors import AitrainError
@@ -51,8 +51,10 @@ def remove_leftovers(folder: Path, exclusive: bool) -> list[Path]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
-        removed.append(path)
+            with suppress(OSError):  # somebody else's, in a cache that is shared: theirs to remove
+                path.unlink(missing_ok=True)
+        if not path.exists():
+            removed.append(path)
     return removed
 
 
@@ -146,7 +148,11 @@ def append_line(path: Path, line: str) -> None:
         OSError: The line did not fit on the disk; what was written of it is taken back.
     """
     data = line.encode() + b"\n"
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "ab+", buffering=0) as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a crash cut the last line: the new one must not become part of it
+                data = b"\n" + data
         written = file.write(data)
         if written < len(data):  # a disk that fills up within the line takes a part and says nothing
             file.truncate(file.tell() - written)

@@ -159,7 +159,7 @@ def _read(path: Path, faults: Faults) -> Layer:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: broken YAML: {error.problem or error.context}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
         raise RecipeError(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from aitrain.config import RunConfig
 from aitrain.config.adapter import NoAdapter
+from aitrain.config.paths import absolute_paths
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import EXIT_DONE, AitrainError, DataError, LaunchError, RecipeError
 from aitrain.io import write_text, writing
@@ -264,7 +265,7 @@ def _hand_in(config: RunConfig, cluster: Cluster, job: Job) -> int:
         raise LaunchError(
             f"sbatch is not found here: run this on a login node of {cluster.name}, or add --dry-run to see the script"
         )
-    directory = RunDirectory.create(config)
+    directory = RunDirectory.create(absolute_paths(config))
     script = directory.path / "job.sbatch"
     try:
         with writing(str(script), "free space there, or choose another run.dir"):

@@ -245,7 +245,7 @@ def _read_config(facts: ModelFacts, config: dict) -> None:
         facts.intermediate_size = 4 * facts.hidden_size
     heads, key_values = first("num_attention_heads", "n_head"), first("num_key_value_heads")
     facts.key_value_share = key_values / heads if heads and key_values else 1.0
-    architectures = config.get("architectures") or []
+    architectures = _architectures(config)
     facts.architecture = architectures[0] if architectures else config.get("model_type")
     facts.dtype = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.").upper())
     tied = config.get("tie_word_embeddings")
@@ -269,8 +269,14 @@ def _has_chat_template(path: Path) -> bool:
     return bool(read_json(path / "tokenizer_config.json").get("chat_template"))
 
 
+def _architectures(config: dict) -> list[str]:
+    """Return the class names that a config lists, whatever stands there."""
+    listed = config.get("architectures")
+    return [str(name) for name in listed] if isinstance(listed, list) else []
+
+
 def _kind_faults(path: Path, config: dict) -> Iterator[str]:
-    names = config.get("architectures") or []
+    names = _architectures(config)
     if config.get("is_encoder_decoder"):
         yield (
             f"model.path={path} is an encoder-decoder ({', '.join(names) or config.get('model_type')}): name "

@@ -97,7 +97,10 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"model.path={model.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if model.chat_template is not None:
-        tokenizer.chat_template = user_path(model.chat_template).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = user_path(model.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"model.chat_template={model.chat_template} cannot be read: {error}") from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(

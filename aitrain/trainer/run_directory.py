@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,21 @@ def default_directory(config: RunConfig) -> str:
         config: The run.
     """
     return os.path.abspath(f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def whole_records(file: Path) -> list[dict[str, Any]]:
+    """Return the records of a file of JSON lines; a line that a crash has cut is none.
+
+    Args:
+        file: The file; may not exist.
+    """
+    found = []
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                found.append(record)
+    return found
 
 
 class RunDirectory:
@@ -159,9 +175,7 @@ class RunDirectory:
         Args:
             kinds: What happened.
         """
-        lines = self.events_file.read_text(encoding="utf-8").splitlines() if self.events_file.is_file() else []
-        whole: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
-        return [entry for entry in whole if entry["event"] in kinds]
+        return [entry for entry in whole_records(self.events_file) if entry.get("event") in kinds]
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append one event.
@@ -201,10 +215,10 @@ class RunDirectory:
             step: Its number.
             more: What was measured after it was written.
         """
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
-        if lines and json.loads(lines[-1])["step"] == step:
-            lines[-1] = json.dumps(json.loads(lines[-1]) | more)
-            write_text(self.metrics_file, "".join(f"{line}\n" for line in lines))
+        records = whole_records(self.metrics_file)
+        if records and records[-1]["step"] == step:
+            records[-1] |= more
+            write_text(self.metrics_file, "".join(f"{json.dumps(record)}\n" for record in records))
 
     def forget_steps_after(self, step: int) -> None:
         """Drop the records of steps that will be done again, so that each step stands in the file once.
@@ -214,7 +228,7 @@ class RunDirectory:
         """
         if not self.metrics_file.is_file():
             return
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        if len(kept) < len(lines):
-            write_text(self.metrics_file, "".join(f"{line}\n" for line in kept))
+        kept = [record for record in whole_records(self.metrics_file) if record.get("step", step + 1) <= step]
+        text = "".join(f"{json.dumps(record)}\n" for record in kept)
+        if text.encode() != self.metrics_file.read_bytes():
+            write_text(self.metrics_file, text)

@@ -161,3 +161,9 @@ def test_a_tokenizer_with_a_token_for_unknown_words_has_no_bound() -> None:
 
     words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     assert longest_token(PreTrainedTokenizerFast(tokenizer_object=words)) is None
+
+
+def test_other_fields_of_plain_text_are_listed(tmp_path: Path, small_tokenizer: Make) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "one", "title": "a"}, {"text": "two", "title": ""}, {"text": "three"}])
+    prepared = prepare(Text(), Pretrain(), small_tokenizer("chatml"), tmp_path / "c", 0, Files(path))
+    assert "not used: title in 1 records" in prepared.report.text()

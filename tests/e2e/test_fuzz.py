@@ -171,6 +171,39 @@ def test_overrides(tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatc
     assert not list(tmp_path.iterdir()), "check writes nothing"
 
 
+PIECES = st.one_of(
+    TEXTS,
+    st.sampled_from(["defaults", "base", "_self_", "override adapter: lora", "optim", "lr", "1e-4", "{", "}", "[", "]",
+                     ":", "\n", "\n  ", "- ", "'", '"', "&a", "*a", "!!python/object", "???", "${seed}", "${", "null",
+                     "true",
+                     "model", "path", "9" * 5000, "\t", "#", "|", ">", "%", "@", "? ", "<<: *a", "---", "2025-01-01",
+                     "0x1F", ".inf", "evaluate", "prompts", "[" * 2000]),
+)  # fmt: skip
+YAML = st.tuples(st.sampled_from(["", "defaults: [base, _self_]\n"]), st.lists(PIECES, max_size=12)).map(
+    lambda drawn: drawn[0] + " ".join(drawn[1])
+)
+
+
+def test_recipe_files_and_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    codes: Counter[int] = Counter()
+    path = tmp_path / "mine.yaml"
+    profile = ["submit", "sft_full", "model.path=m", "data.path=d", "--dry-run", "--cluster", str(path)]
+
+    @settings(FEW, max_examples=OVERRIDE_CASES // 4)
+    @given(YAML, st.booleans())
+    def one(text: str, is_recipe: bool) -> None:
+        path.write_text(text, encoding="utf-8", errors="replace")
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            codes[cli.main(["check", str(path), "--no-data"] if is_recipe else profile)] += 1
+        assert "Traceback" not in said.getvalue() and said.getvalue().strip()
+
+    one()
+    counted(codes, "recipe files and profiles")
+    assert set(codes) == {2}, codes
+
+
 @pytest.mark.parametrize("kind", ["string", "nested"])
 def test_parquet_that_is_not_utf8(kind: str, tmp_path: Path, tokenizer: Any) -> None:
     raw = pyarrow.array([b"good", b"\xff\xfe bad"], pyarrow.binary())

@@ -9,7 +9,7 @@ import pytest
 
 from aitrain.errors import AitrainError, RecipeError
 from aitrain.trainer import run_directory
-from aitrain.trainer.run_directory import RunDirectory
+from aitrain.trainer.run_directory import RunDirectory, whole_records
 
 from .conftest import Compose
 
@@ -160,3 +160,21 @@ def test_a_failure_is_noted_where_it_can_be(made: RunDirectory) -> None:
 def test_a_run_with_a_checkpoint_is_not_untouched(made: RunDirectory) -> None:
     (made.path / "checkpoints" / "step-00000001").mkdir(parents=True)
     assert not made.is_untouched
+
+
+def test_a_line_that_a_crash_has_cut_harms_no_other(small: Compose, tmp_path: Path) -> None:
+    directory = RunDirectory.create(small(f"run.dir={tmp_path}/run"))
+    for step in (1, 2):
+        directory.metrics({"step": step, "loss": 1.0})
+        directory.event("checkpoint", step=step)
+    for file in (directory.metrics_file, directory.events_file):
+        with open(file, "a") as out:
+            out.write('{"step": 3, "event": "checkpo')
+    directory.metrics({"step": 3, "loss": 1.0})
+    directory.event("finished", step=3)
+    assert [record["step"] for record in whole_records(directory.metrics_file)] == [1, 2, 3]
+    assert directory.is_finished and len(directory.all_of("checkpoint")) == 2
+    directory.forget_steps_after(2)
+    assert directory.metrics_file.read_text().splitlines() == ['{"step": 1, "loss": 1.0}', '{"step": 2, "loss": 1.0}']
+    directory.amend_last_metrics(2, {"val_loss": 0.5})
+    assert whole_records(directory.metrics_file)[-1] == {"step": 2, "loss": 1.0, "val_loss": 0.5}
