@@ -15,11 +15,8 @@ from typing import Any
 from aitrain.errors import DataError
 
 Record = dict[str, Any]
-Placed = tuple[str, Record]
-"""Where a record stands ("train.jsonl:17") and the record."""
-
-PlacedOrFault = tuple[str, Record | DataError]
-"""The same, or why it cannot be read."""
+Placed = tuple[str, Record | DataError]
+"""Where a record stands ("train.jsonl:17"), and the record or why it cannot be used."""
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
 
@@ -27,25 +24,6 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def read_records(path: Path, text_field: str | None = None) -> Iterator[Placed]:
-    """Read every record of a data file, in file order, up to the first that cannot be read.
-
-    Args:
-        path: As for `read_all`.
-        text_field: As for `read_all`.
-
-    Yields:
-        Place and record.
-
-    Raises:
-        DataError: What `read_all` raises or yields.
-    """
-    for where, record in read_all(path, text_field):
-        if isinstance(record, DataError):
-            raise record
-        yield where, record
-
-
-def read_all(path: Path, text_field: str | None = None) -> Iterator[PlacedOrFault]:
     """Read every record of a data file, in file order, those that cannot be read included.
 
     Args:
@@ -89,7 +67,7 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path} may not be read by this user: change its permissions")
 
 
-def _reader(path: Path, text_field: str) -> Iterator[PlacedOrFault]:
+def _reader(path: Path, text_field: str) -> Iterator[Placed]:
     name = path.name.lower()
     if name.endswith((".jsonl", ".jsonl.gz")):
         return _read_jsonl(path)
@@ -136,7 +114,7 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def _read_jsonl(path: Path) -> Iterator[PlacedOrFault]:
+def _read_jsonl(path: Path) -> Iterator[Placed]:
     for number, line in _lines(path):
         where = f"{path.name}:{number}"
         if isinstance(line, DataError):
@@ -155,7 +133,7 @@ def _read_jsonl(path: Path) -> Iterator[PlacedOrFault]:
                 yield where, DataError(f"{where}: {_unreadable(fault)}")
 
 
-def _read_json(path: Path) -> Iterator[PlacedOrFault]:
+def _read_json(path: Path) -> Iterator[Placed]:
     text = "".join(line for _, line in _whole_lines(path))
     if not text.strip():
         return
@@ -199,7 +177,7 @@ def _checked(record: Any, where: str, halves: bool) -> Record | DataError:
     return record
 
 
-def _read_parquet(path: Path) -> Iterator[PlacedOrFault]:
+def _read_parquet(path: Path) -> Iterator[Placed]:
     import pyarrow
     import pyarrow.parquet
 
@@ -231,7 +209,7 @@ def _parquet_row(batch: Any, row: int, where: str) -> Record | DataError:
         return DataError(f"{where}: a value cannot be read ({fault})")
 
 
-def _read_csv(path: Path) -> Iterator[PlacedOrFault]:
+def _read_csv(path: Path) -> Iterator[Placed]:
     # Python stops at 128 KiB per cell; a long document is no fault.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     rows = csv.reader((line for _, line in _whole_lines(path)), strict=True)
@@ -261,7 +239,7 @@ def _read_csv(path: Path) -> Iterator[PlacedOrFault]:
         raise DataError(f"{path.name}:{begin}: broken CSV ({fault})") from None
 
 
-def _read_text(path: Path, field: str) -> Iterator[PlacedOrFault]:
+def _read_text(path: Path, field: str) -> Iterator[Placed]:
     document: list[str] = []
     begin = 1
     for number, line in _whole_lines(path):

@@ -120,7 +120,10 @@ class SourceReport:
         if self.left_out.count:
             lines.append(f"  left out by the chat template: something in {self.left_out.count:,} ({self.left_out})")
         lines += [f"  dropped: {places.count:,} {reason} ({places})" for reason, places in self.dropped.items()]
-        lines += [f"  not used: {name} in {places.count:,} records" for name, places in self.unused.items()]
+        lines += [
+            f"  not used: {name} in {places.count:,} {'record' if places.count == 1 else 'records'}"
+            for name, places in self.unused.items()
+        ]
         return lines
 
     def save(self, path: Path) -> None:
@@ -163,7 +166,8 @@ class Report:
         lines = [line for source in self.sources for line in source.lines()]
         lines.append(f"training on {self.train_sequences:,} sequences, {self.validation_sequences:,} held out")
         if self.overlap:
-            lines.append(f"  of the held-out samples, {self.overlap:,} are training samples too")
+            verb = "is a training sample" if self.overlap == 1 else "are training samples"
+            lines.append(f"  of the held-out samples, {self.overlap:,} {verb} too")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from aitrain.data.conversation import to_conversation
 from aitrain.data.faults import RecordFaults
 from aitrain.data.fields import is_given
 from aitrain.data.masking import Encoded, encode
-from aitrain.data.records import PlacedOrFault, read_all
+from aitrain.data.records import Placed, read_records
 from aitrain.data.report import Places, SourceReport
 from aitrain.data.token_set import DIGEST_BYTES, TokenSet, TokenWriter
 from aitrain.errors import DataError, ModelError
@@ -92,7 +92,7 @@ class Tokenisation:
         report.measure(tokens.lengths, tokens.trained_counts)
         report.save(folder / "report.json")
 
-    def _batches(self, placed: Iterable[PlacedOrFault]) -> Iterator[list[PlacedOrFault]]:
+    def _batches(self, placed: Iterable[Placed]) -> Iterator[list[Placed]]:
         """Group records and tell how far it is, behind each group and at the end."""
         records, done = iter(placed), 0
         while batch := list(islice(records, _AT_ONCE)):
@@ -103,10 +103,10 @@ class Tokenisation:
         if self.progress and done != self.total:
             self.progress(done, done)
 
-    def _records(self, text_field: str | None = None) -> Iterator[PlacedOrFault]:
+    def _records(self, text_field: str | None = None) -> Iterator[Placed]:
         """Read the file; what is wrong with the file as a whole is told behind what is wrong with its records."""
         try:
-            yield from read_all(self.path, text_field)
+            yield from read_records(self.path, text_field)
         except DataError as fault:
             self.broken.append(str(fault))
 

@@ -116,11 +116,15 @@ def test_a_wrong_format_key_names_the_shape_it_wants() -> None:
         to_messages({"prompt": "a", "completion": "b"}, RecordFormat.alpaca, "a", None)
 
 
+def whole(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    return [(where, record) for where, record in read_records(path) if isinstance(record, dict)]
+
+
 def test_parquet_structs_and_csv_columns(tmp_path: Path) -> None:
     rows = [{"messages": [{**USER, "train": None}, {**ASSISTANT, "train": False}]}, {"messages": [USER, ASSISTANT]}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    found = [to_messages(record, AUTO, where, None) for where, record in read_records(tmp_path / "a.parquet")]
+    found = [to_messages(record, AUTO, where, None) for where, record in whole(tmp_path / "a.parquet")]
     assert found == [[USER, {**ASSISTANT, "train": False}], [USER, ASSISTANT]]
     (tmp_path / "a.csv").write_text('instruction,input,output\nHi,,Hello\n"Hi",,Hello\n')
-    found = [to_messages(record, AUTO, where, None) for where, record in read_records(tmp_path / "a.csv")]
+    found = [to_messages(record, AUTO, where, None) for where, record in whole(tmp_path / "a.csv")]
     assert found == [[USER, ASSISTANT]] * 2

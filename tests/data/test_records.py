@@ -2,17 +2,26 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from aitrain.data import records as records_module
-from aitrain.data.records import read_records
 from aitrain.errors import EXIT_DATA, DataError
 
 RECORDS = [{"prompt": "Größe?\nZwei", "completion": 'sagt "ja", 你好'}, {"prompt": "b", "completion": "\u2028"}]
+
+
+def read_records(path: Path, text_field: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read up to the first record that cannot be used, which is raised."""
+    for where, record in records_module.read_records(path, text_field):
+        if isinstance(record, DataError):
+            raise record
+        yield where, record
 
 
 def refused(path: Path, text_field: str | None = None) -> str:

@@ -87,7 +87,7 @@ def test_what_the_template_leaves_out_is_refused_or_accepted_and_counted(
 def test_fields_that_are_not_used_are_listed_with_their_count(run: Callable[..., Prepared], tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{**GOOD, "id": 1}, GOOD, {**GOOD, "id": 2, "source": "web"}])
     text = run(path).report.text()
-    assert "not used: id in 2 records" in text and "not used: source in 1 records" in text
+    assert "not used: id in 2 records" in text and "not used: source in 1 record" in text
     assert run(path).report.text() == text  # found done
 
 
@@ -100,7 +100,7 @@ def test_held_out_samples_that_are_trained_on(
     held_out = write(tmp_path / "held.jsonl", rows)
     if allowed:
         report = run(train, held_out=held_out).report
-        assert report.overlap == overlap and "1 are training samples too" in report.text()
+        assert report.overlap == overlap and "1 is a training sample too" in report.text()
     else:
         [line] = refused(run, train, held_out=held_out)
         assert line.startswith("held.jsonl: 2 of 10 held-out samples are training samples too")
@@ -166,4 +166,4 @@ def test_a_tokenizer_with_a_token_for_unknown_words_has_no_bound() -> None:
 def test_other_fields_of_plain_text_are_listed(tmp_path: Path, small_tokenizer: Make) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "one", "title": "a"}, {"text": "two", "title": ""}, {"text": "three"}])
     prepared = prepare(Text(), Pretrain(), small_tokenizer("chatml"), tmp_path / "c", 0, Files(path))
-    assert "not used: title in 1 records" in prepared.report.text()
+    assert "not used: title in 1 record" in prepared.report.text()
