@@ -69,8 +69,6 @@ def starting_point(
 ) -> Checkpoint | None:
     """Return the checkpoint that a run goes on from, or None when it has none yet; the same on every rank.
 
-    Checkpoints behind it are renamed: damaged ones, and those of the way that the user has left.
-
     Args:
         directory: The run.
         config: Its configuration.
@@ -87,13 +85,24 @@ def starting_point(
         if options.checkpoint == "newest" and not any(store.scan(folder)):
             return None
         chosen = store.choose(folder, options.checkpoint)
-        why = "damaged" if options.checkpoint == "newest" else "superseded"
-        for path in store.set_aside(folder, chosen.step, why):
-            print(f"going on from step {chosen.step}; what came after it is now {path.name}", file=sys.stderr)
         return str(chosen.path), chosen.step, chosen.manifest
 
     found = by_first(group, find)
     return None if found is None else Checkpoint(Path(found[0]), found[1], found[2])
+
+
+def set_aside_later(directory: RunDirectory, config: RunConfig, chosen: Checkpoint, options: ResumeOptions) -> None:
+    """Rename the checkpoints behind the one that a run goes on from; rank 0 calls this when nothing speaks against it.
+
+    Args:
+        directory: The run.
+        config: Its configuration.
+        chosen: Where it goes on.
+        options: Whether the user has chosen it; else later ones are damaged.
+    """
+    why = "damaged" if options.checkpoint == "newest" else "superseded"
+    for path in store.set_aside(directory.checkpoints(config), chosen.step, why):
+        print(f"going on from step {chosen.step}; a later checkpoint is now {path.name}", file=sys.stderr)
 
 
 def refuse_changed_rate(config: RunConfig, progress: Progress, steps: int, options: ResumeOptions) -> None:

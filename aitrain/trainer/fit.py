@@ -30,6 +30,7 @@ from aitrain.trainer.continuation import (
     compare_inputs,
     is_stopped_early,
     refuse_changed_rate,
+    set_aside_later,
     starting_point,
 )
 from aitrain.trainer.display import Display
@@ -79,7 +80,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         plan = deal(config, data, ranks, micro_batch(config, ranks, accelerator, group), progress.step)
         steps = plan.steps
         if group.any_true(ranks.is_first and progress.step >= steps and not directory.is_finished):
-            return finish_interrupted(directory, group, steps, stopper)
+            return finish_interrupted(directory, group, progress.step, stopper)
         refuse_finished(config, steps, progress)
         refuse_late_faults(config, tokenizer, steps)
         refuse_changed_rate(config, progress, steps, options)
@@ -101,7 +102,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
             flops_per_token=flops_per_token(config),
             peak_flops=peak_flops(accelerator, config.trainer.precision),
         )
-        announce(session, plan, data, accelerator)
+        announce(session, plan, data, accelerator, options)
         trainer = build_trainer(config, ranks, accelerator, plan.accumulation, StepEdge(session))
         run_trainer(trainer, session, train_loader(config, data, plan, tokenizer))
         stopped = stopper.reason is not None and progress.step < steps and not is_stopped_early(config, progress)
@@ -333,7 +334,7 @@ def choose_accelerator(config: RunConfig) -> str:
     return "cuda" if there and config.trainer.accelerator is not Accelerator.cpu else "cpu"
 
 
-def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str) -> None:
+def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str, options: ResumeOptions) -> None:
     """Say what starts, to the user and to `events.jsonl`.
 
     Args:
@@ -341,6 +342,7 @@ def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str)
         plan: How the samples are dealt.
         data: The prepared samples.
         accelerator: `cpu` or `cuda`.
+        options: How the run is resumed.
     """
     if not session.is_first:
         return
@@ -356,6 +358,7 @@ def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str)
         "samples": len(data.train),
     }
     if session.resume is not None:
+        set_aside_later(session.directory, config, session.resume, options)
         session.directory.forget_steps_after(session.resume.step)
         session.directory.event("resumed", step=session.resume.step, checkpoint=str(session.resume.path), **facts)
         session.display.say(f"resumed from {session.resume.path} (step {session.resume.step} of {session.total_steps})")

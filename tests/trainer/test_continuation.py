@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_a_finished_run_made_longer_ends_as_a_longer_run(small: Compose, tmp_pat
     assert any(not torch.equal(first[name], last[name]) for name in first)
     weights = store.choose(path / "checkpoints", "newest")
     assert all(torch.equal(last[name], weights.read("weights", name)) for name in weights.names("weights"))
+
+
+def test_going_back_is_refused_before_anything_is_renamed(small: Compose, tmp_path: Path) -> None:
+    words = ["schedule=cosine", "checkpoint.every_steps=1", "checkpoint.keep=9", "export.at_end=false"]
+    path = run(small(f"run.dir={tmp_path}/run", *words)).directory.path
+    before = sorted(entry.name for entry in (path / "checkpoints").iterdir())
+    with pytest.raises(RecipeError, match="--changed-rate"):
+        resume(path, ["trainer.max_steps=9"], ResumeOptions(checkpoint="2"))
+    assert sorted(entry.name for entry in (path / "checkpoints").iterdir()) == before
+
+
+def test_a_stopped_run_that_is_made_shorter_than_it_is_ends(small: Compose, tmp_path: Path) -> None:
+    words = ["schedule=constant", "trainer.max_steps=4", "checkpoint.every_steps=3"]
+    path = run(small(f"run.dir={tmp_path}/run", *words)).directory.path
+    text = (path / "events.jsonl").read_text()
+    (path / "events.jsonl").write_text("".join(line for line in text.splitlines(True) if "finished" not in line))
+    shutil.rmtree(path / "checkpoints/step-00000004")
+    assert resume(path, ["trainer.max_steps=2"]) == 0
+    assert events(path)[-1]["event"] == "finished" and events(path)[-1]["step"] == 3
 
 
 def test_a_longer_run_of_constant_rate_is_the_same_run(small: Compose, tmp_path: Path) -> None:
