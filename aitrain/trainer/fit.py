@@ -21,7 +21,7 @@ from aitrain.data.prepare import Prepared
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted, RecipeError
-from aitrain.models.load import load_tokenizer
+from aitrain.models.load import load_tokenizer, local_folder
 from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.strategy.own_device import OwnDevice
 from aitrain.tasks.causal_lm import CausalLM
@@ -110,7 +110,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
 
 
 def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Group, RunConfig, str]:
-    """Bring the ranks together: rank 0 reads what is trained and tells the others.
+    """Bring the ranks together: rank 0 reads what is trained, gets the model ready, and tells the others.
 
     Args:
         directory: The run.
@@ -121,7 +121,7 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
         The ranks, the configuration, and `cpu` or `cuda`.
 
     Raises:
-        AitrainError: There is no GPU where one is asked, or two ranks share one.
+        AitrainError: There is no GPU where one is asked, two ranks share one, or the model cannot be used.
     """
     # with ranks of our own launcher the file is on this machine
     group = group or Group(ranks, choose_accelerator(directory.config()))
@@ -129,6 +129,8 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
     accelerator = choose_accelerator(config)
     if accelerator == "cuda":
         group.refuse_shared_devices()
+    # a GGUF file is converted and a hub name downloaded once, and not by all ranks at the same time
+    by_first(group, lambda: str(local_folder(config.model)))
     return group, config, accelerator
 
 
