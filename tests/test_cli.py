@@ -225,3 +225,17 @@ def test_a_sweep_passes_sigterm_on_and_waits(stub: dict[str, str]) -> None:
             break
     process.terminate()
     assert process.wait() == 75
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "model.safetensors", "out.zip"])
+def test_an_export_does_not_make_a_folder_with_the_name_of_a_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text("")
+    assert cli.main(["export", str(tmp_path), "--to", str(tmp_path / name)]) == 2
+    stem = name.split(".")[0]
+    assert capsys.readouterr().err == (
+        f"--to {tmp_path}/{name} names a file, but a Hugging Face folder is written: "
+        f"write for instance --to {tmp_path}/{stem}\n"
+    )
+    assert not (tmp_path / name).exists()

@@ -102,7 +102,7 @@ class StepEdge(pl.Callback):
             self._catch_up(trainer)
         else:
             self._evaluate(trainer)
-        if session.progress.step == 0 and session.stopper.reason is None:
+        if session.progress.step == 0 and not session.stopper.agreed():
             session.before = answers(trainer, session.task, session.tokenizer, session.config, session.stopper)
             self._event("answers", step=0, answers=session.before) if session.before else None
         if session.stopper.agreed():

@@ -53,6 +53,50 @@ def test_shapes(shape: str, record: dict[str, Any], expected: list[dict[str, Any
     assert to_messages(record, RecordFormat[shape], "a.jsonl:1", None) == expected
 
 
+EARLIER = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [USER, ASSISTANT]},
+        {"prompt": "Hi", "completion": "Hello"},
+        {"prompt": [USER], "completion": [ASSISTANT]},
+        {"instruction": "Hi", "output": "Hello"},
+        {"conversations": turns(("human", "Hi"), ("gpt", "Hello"))},
+    ],
+    ids=["messages", "prompt_completion", "prompt_list", "alpaca", "sharegpt"],
+)
+def test_a_system_turn_beside_the_conversation(record: dict[str, Any]) -> None:
+    assert to_messages({**record, "system": "Be brief."}, AUTO, "a", None) == [SYSTEM, USER, ASSISTANT]
+    assert to_messages({**record, "system": "Be brief."}, AUTO, "a", "Another.") == [SYSTEM, USER, ASSISTANT]
+    for empty in ("", None):
+        assert to_messages({**record, "system": empty}, AUTO, "a", None) == [USER, ASSISTANT]
+
+
+def test_two_system_turns_that_contradict_each_other() -> None:
+    record = {"messages": [SYSTEM, USER, ASSISTANT], "system": "Be brief."}
+    assert to_messages(record, AUTO, "a", None) == [SYSTEM, USER, ASSISTANT]
+    with pytest.raises(DataError, match="'system' says something else than the conversation's own system message"):
+        to_messages({**record, "system": "Be long."}, AUTO, "a", None)
+
+
+@pytest.mark.parametrize(
+    "history", [[["1+1", "2"]], '[["1+1", "2"]]', EARLIER], ids=["pairs", "a CSV cell", "messages"]
+)
+@pytest.mark.parametrize("record", [{"instruction": "Hi", "output": "Hello"}, {"prompt": "Hi", "completion": "Hello"}])
+def test_earlier_turns_beside_a_question(record: dict[str, Any], history: Any) -> None:
+    found = to_messages({**record, "history": history, "system": "Be brief."}, AUTO, "a", None)
+    assert found == [SYSTEM, *EARLIER, USER, ASSISTANT]
+    assert to_messages({**record, "history": []}, AUTO, "a", None) == [USER, ASSISTANT]
+
+
+@pytest.mark.parametrize("history", [[["1+1"]], [["1+1", 2]], ["1+1"], "no json", {"a": 1}])
+def test_a_history_that_is_not_understood(history: Any) -> None:
+    with pytest.raises(DataError, match="a: "):
+        to_messages({"instruction": "Hi", "output": "Hello", "history": history}, AUTO, "a", None)
+
+
 def test_tool_messages_are_kept() -> None:
     tool = {"role": "tool", "content": "42"}
     messages = [USER, ASSISTANT, tool, tool, ASSISTANT]

@@ -178,3 +178,11 @@ def test_a_line_that_a_crash_has_cut_harms_no_other(small: Compose, tmp_path: Pa
     assert directory.metrics_file.read_text().splitlines() == ['{"step": 1, "loss": 1.0}', '{"step": 2, "loss": 1.0}']
     directory.amend_last_metrics(2, {"val_loss": 0.5})
     assert whole_records(directory.metrics_file)[-1] == {"step": 2, "loss": 1.0, "val_loss": 0.5}
+
+
+def test_facts_stay_when_the_configuration_is_written_anew(small: Compose, tmp_path: Path) -> None:
+    directory = RunDirectory.create(small(f"run.dir={tmp_path}/run"))
+    assert directory.facts() == {}
+    directory.freeze(directory.config(), {"tokenizer": "abc"})
+    directory.freeze(small(f"run.dir={tmp_path}/run", "trainer.max_steps=9"))
+    assert directory.facts() == {"tokenizer": "abc"} and directory.config().trainer.max_steps == 9
