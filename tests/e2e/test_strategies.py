@@ -90,7 +90,6 @@ def test_an_update_in_bf16_is_as_near_to_fp32_as_that_of_ddp(directories, tiny_m
 
     assert error(f"{strategy}-sgd-fp32") < 1e-4 < error("ddp-sgd-bf16")
     assert 0.5 < error(f"{strategy}-sgd-bf16") / error("ddp-sgd-bf16") <= 2, "no more, and bf16 all the same"
-    assert error("ddp-sgd-bf16") > 1e-4 and error(f"{strategy}-sgd-bf16") <= 2 * error("ddp-sgd-bf16")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
