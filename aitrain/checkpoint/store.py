@@ -266,7 +266,7 @@ def choose(folder: Path, which: str, say: Callable[[str], None] = to_stderr) -> 
         found[step].verify()
     except CheckpointError as error:
         others = sorted(set(found) - {step})
-        advice = f"choose another one of {others}" if others else "there is no other one"
+        advice = f"choose one of {others}" if others else "there is no other checkpoint"
         raise CheckpointError(f"{error}: {advice}") from None
     return found[step]
 

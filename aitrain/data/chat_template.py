@@ -199,7 +199,7 @@ class ChatTemplate:
                 raise DataError(
                     f"{where}: the model's chat template leaves out the call of a tool in message {number + 1}: write "
                     "model.chat_template=FILE with a template that writes it, or write the call into 'content' as the "
-                    "model shall say it"
+                    "model should say it"
                 )
         marked.turns = [
             self._calling_turn(written, tools, number, begins[number], after_calls[number], text, where)

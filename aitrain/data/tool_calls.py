@@ -24,7 +24,7 @@ def read_calls(value: Any, place: str) -> list[Call]:
         The calls, with their arguments as objects; none where the field is empty.
 
     Raises:
-        DataError: A call has no name, or its arguments are no JSON object.
+        DataError: A call has no name, or its arguments are not a JSON object.
     """
     calls = []
     for number, call in enumerate(_list(value, "tool_calls", place)):
@@ -38,7 +38,7 @@ def read_calls(value: Any, place: str) -> list[Call]:
         if isinstance(arguments, str):
             arguments = _json(arguments, f"{place}: the arguments of tool_calls[{number}]") if arguments.strip() else {}
         if arguments is not None and not isinstance(arguments, dict):
-            raise DataError(f"{place}: the arguments of tool_calls[{number}] are no JSON object")
+            raise DataError(f"{place}: the arguments of tool_calls[{number}] are not a JSON object")
         named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         calls.append({**named, "type": "function", "function": {"name": inner["name"], "arguments": arguments or {}}})
     return calls
@@ -55,12 +55,12 @@ def read_tools(value: Any, where: str) -> list[dict[str, Any]]:
         The schemas, for the chat template; none where the field is empty.
 
     Raises:
-        DataError: It is no list of objects with a name.
+        DataError: It is not a list of objects with a name.
     """
     tools = _list(value, "tools", where)
     for number, tool in enumerate(tools):
         if not isinstance(tool, dict) or tool_name(tool) is None:
-            raise DataError(f"{where}: tools[{number}] is no JSON schema of a function with a name")
+            raise DataError(f"{where}: tools[{number}] is not the JSON schema of a function with a name")
     return tools
 
 
@@ -133,7 +133,7 @@ def _list(value: Any, key: str, place: str) -> list[Any]:
     if not is_given(value):
         return []
     if not isinstance(value, list):
-        raise DataError(f"{place}: {key!r} is no list")
+        raise DataError(f"{place}: {key!r} is not a list")
     return value
 
 
@@ -141,4 +141,4 @@ def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as fault:
-        raise DataError(f"{what} is text, but no JSON ({fault})") from None
+        raise DataError(f"{what} is text, but not JSON ({fault})") from None

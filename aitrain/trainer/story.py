@@ -112,7 +112,7 @@ def finish_stopped_early(directory: RunDirectory, group: Group, progress: Progre
     if group.ranks.is_first:
         Display(True, progress.step).say(
             f"{directory.path} stopped early after step {progress.step}, because its validation loss no longer "
-            "improved: nothing left to do. To train on all the same, set evaluate.patience=null or a larger number"
+            "improved: nothing left to do. To continue anyway, set evaluate.patience=null or a larger number"
         )
     return EXIT_DONE
 

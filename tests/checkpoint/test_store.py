@@ -174,7 +174,7 @@ def test_damage_is_named(tmp_path: Path, damage: Any, said: str, shard: str) -> 
     assert_whole(chosen)
     [sentence] = told
     assert re.search(rf"step-00000020/{shard}\.safetensors {said}.*: passed over", sentence)
-    with pytest.raises(CheckpointError, match=rf"{shard}\.safetensors {said}.*: choose another one of \[10\]"):
+    with pytest.raises(CheckpointError, match=rf"{shard}\.safetensors {said}.*: choose one of \[10\]"):
         choose(tmp_path, "20")
 
 

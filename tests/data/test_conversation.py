@@ -132,7 +132,7 @@ def test_a_conversation_that_ends_with_the_user_is_kept() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "is list, not text"),
         ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "messages[1]: tool_calls[0] has no name"),
         ({"messages": [USER, {**ASSISTANT, "train": "no"}]}, "write true or false"),
-        ({"messages": [USER, ASSISTANT], "tools": [{}]}, "tools[0] is no JSON schema of a function with a name"),
+        ({"messages": [USER, ASSISTANT], "tools": [{}]}, "tools[0] is not the JSON schema of a function with a name"),
         ({"messages": [ASSISTANT]}, "begins with one of the assistant (message 1); it must be system or user"),
         ({"messages": [USER, USER]}, "has after the user's message one of the user (message 2); it must be assistant"),
         ({"messages": [USER, ASSISTANT, ASSISTANT]}, "it must be user or tool"),

@@ -42,10 +42,10 @@ def test_an_empty_field_is_no_call_and_no_tool(given: Any) -> None:
     [
         ([{}], "tool_calls[0] has no name"),
         (["a"], "tool_calls[0] has no name"),
-        ({"name": "a"}, "'tool_calls' is no list"),
-        ("{", "'tool_calls' is text, but no JSON"),
-        ([{"name": "a", "arguments": "x"}], "the arguments of tool_calls[0] is text, but no JSON"),
-        ([{"name": "a", "arguments": [1]}], "the arguments of tool_calls[0] are no JSON object"),
+        ({"name": "a"}, "'tool_calls' is not a list"),
+        ("{", "'tool_calls' is text, but not JSON"),
+        ([{"name": "a", "arguments": "x"}], "the arguments of tool_calls[0] is text, but not JSON"),
+        ([{"name": "a", "arguments": [1]}], "the arguments of tool_calls[0] are not a JSON object"),
     ],
 )
 def test_faults(given: Any, message: str) -> None:
