@@ -49,15 +49,9 @@ def refuse_finished(config: RunConfig, steps: int, progress: Progress) -> None:
     """
     if progress.step < steps:
         return
-    limits = [
-        f"{name}={shown(2 * value)}"
-        for name, value in (
-            ("trainer.max_steps", config.trainer.max_steps),
-            ("trainer.max_epochs", config.trainer.max_epochs),
-        )
-        if value is not None
-    ]
+    by_steps = config.trainer.max_steps == steps
+    name, value = ("max_steps", steps) if by_steps else ("max_epochs", config.trainer.max_epochs or 1)
     raise RecipeError(
         f"Training is already complete ({progress.step} of {steps} steps). To continue, set a larger limit, for "
-        f"instance {' '.join(limits)}"
+        f"instance trainer.{name}={shown(2 * value)}"
     )

@@ -36,8 +36,9 @@ def test_before_anything_is_written(small: Compose, tmp_path: Path, word: str, s
     assert not (tmp_path / "run/events.jsonl").exists()
 
 
-def test_a_finished_run_names_the_limits_to_raise(small: Compose) -> None:
+@pytest.mark.parametrize(("steps", "says"), [(4, r"trainer\.max_steps=8$"), (3, r"trainer\.max_epochs=4$")])
+def test_a_finished_run_names_the_limit_that_ended_it(small: Compose, steps: int, says: str) -> None:
     config = small("trainer.max_steps=4", "trainer.max_epochs=2")
-    refuse_finished(config, 4, Progress(step=3))
-    with pytest.raises(RecipeError, match=r"complete \(4 of 4 steps\).*trainer\.max_steps=8 trainer\.max_epochs=4"):
-        refuse_finished(config, 4, Progress(step=4))
+    refuse_finished(config, steps, Progress(step=steps - 1))
+    with pytest.raises(RecipeError, match=rf"complete \({steps} of {steps} steps\).*{says}"):
+        refuse_finished(config, steps, Progress(step=steps))
