@@ -145,5 +145,5 @@ gpu-rivals: $(STAMP) ## collect the rivals of `bench ops` into .whl-rivals/ (at 
 	[ -n "$(QUACK)" ] || [ $$size -le 40960 ] || { echo "gpu-rivals: more than 40 MiB: the largest are:" >&2; ls -S .whl-rivals | head -5 >&2; exit 1; }
 
 clean: ## remove what builds and tests leave behind; keeps .venv and runs/
-	rm -rf build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build site *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find aitrain tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from aitrain.cli import OVERRIDES
 from aitrain.config import GROUPS, RunConfig
 from aitrain.config.adapter import Qlora
 from aitrain.config.optim import AdamW, Muon
+from aitrain.config.source import names
 from aitrain.config.trainer import Precision
 from aitrain.errors import RecipeError
 from aitrain.recipe import amend, compose, freeze, load
@@ -348,3 +350,12 @@ def test_a_recipe_that_chooses_optimizer_and_rate_keeps_both(tmp_path: Path, cap
         "optim: {lr: 0.005}\ntrainer: {max_steps: 1}\n"
     )
     assert compose(str(path)).optim.lr == 0.005 and not caplog.records
+
+
+@pytest.mark.parametrize("recipe", names())
+def test_what_the_help_of_train_shows_works_with_every_recipe(recipe: str) -> None:
+    words = OVERRIDES.split("for instance ")[1].split()
+    assert len(words) == 2
+    config = compose(recipe, ["model.path=m", "data.path=d.jsonl", *words])
+    assert config.trainer.max_steps == 100 and isinstance(config.optim, Muon)
+    assert compose(recipe, ["model.path=m", "data.path=d.jsonl", "trainer.max_steps=8"]).trainer.max_steps == 8

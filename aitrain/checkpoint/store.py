@@ -283,7 +283,9 @@ def _newest_good(
             say(f"{error}: passed over")
         else:
             return checkpoint
-    raise CheckpointError(f"every checkpoint in {folder} is damaged:\n" + "\n".join(told))
+    raise CheckpointError(
+        "\n".join([f"every checkpoint in {folder} is damaged: restore one from a copy, or start a new run", *told])
+    )
 
 
 def set_aside(folder: Path, after: int, why: str) -> list[Path]:

@@ -185,7 +185,7 @@ def test_when_all_are_damaged_each_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         choose(tmp_path, "newest", lambda _: None)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"every checkpoint in {tmp_path} is damaged:" and len(lines) == 4
+    assert lines[0].startswith(f"every checkpoint in {tmp_path} is damaged: restore one") and len(lines) == 4
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1}', '{"step": 3}', "[]", "null"])
