@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from aitrain import __version__
 from aitrain.dist import early_signals
 from aitrain.errors import EXIT_DONE, EXIT_USER, AitrainError
 from aitrain.io.home import ensure_home
+from aitrain.io.terminal import speak_anywhere
 
 FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
 """Ends of names that no folder has by intent."""
@@ -78,13 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _leave(number: int, _frame: object) -> None:
     """End as after Ctrl-C, so that nothing half-written stays; a training answers with a checkpoint instead."""
     raise SystemExit(128 + number)
-
-
-def speak_anywhere() -> None:
-    """Let every character be written, as an escape where the terminal does not have it."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(words: list[str]) -> int:

@@ -234,7 +234,7 @@ class ChatTemplate:
         where: str,
     ) -> Turn:
         """Find the end of a turn that calls tools: what the template writes behind the name of the last call."""
-        marks = [name for name in Marked.names_in(written[number])]
+        marks = Marked.names_in(written[number])
         alone = self._write(written[: number + 1], tools, where)
         places = [(alone.rfind(mark), mark) for mark in marks if mark in alone]
         at, mark = max(places, default=(-1, ""))

@@ -121,7 +121,7 @@ class Marked:
         Args:
             message: What `mark` returned.
         """
-        return re.findall(r"zq+\d+[a-z]+;", str([message["content"], message.get("tool_calls"), message]))
+        return re.findall(r"zq+\d+[a-z]+;", str(message))
 
 
 def other_texts(message: Message) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from aitrain.dist.ranks import Ranks
-from aitrain.errors import LaunchError
+from aitrain.errors import AitrainError, LaunchError, of_code
 
 
 class Group:
@@ -103,6 +104,27 @@ class Group:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._host_group)
         return box[0]
+
+    def by_first(self, find: Callable[[], Any]) -> Any:
+        """Let rank 0 find something out and tell the others; a fault of it is raised on every rank.
+
+        Args:
+            find: Returns plain Python values; called on rank 0 only.
+
+        Raises:
+            AitrainError: What `find` raised.
+        """
+        found: Any = None
+        raised: AitrainError | None = None
+        if self.ranks.is_first:
+            try:
+                found = find()
+            except AitrainError as error:
+                raised = error
+        fault, found = self.from_first((None if raised is None else (raised.exit_code, str(raised)), found))
+        if fault is not None:
+            raise raised or of_code(*fault)
+        return found
 
     def to_first(self, value: Any) -> list[Any]:
         """Return the values of all ranks in order, on rank 0; an empty list elsewhere.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from aitrain.checkpoint.store import Checkpoint
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.data.prepare import Prepared
 from aitrain.dist.group import Group
-from aitrain.errors import AitrainError, RecipeError, of_code
+from aitrain.errors import RecipeError
 from aitrain.io import remove_leftovers
 from aitrain.optim.schedule import learning_rate_factor
 from aitrain.trainer.facts import data_facts, model_facts, refuse_difference
@@ -22,29 +21,6 @@ from aitrain.trainer.run_directory import RunDirectory
 
 RATE_TOLERANCE = 0.01
 """A learning rate that jumps by more than this share, because the length of the run has changed, needs a word."""
-
-
-def by_first(group: Group, find: Callable[[], Any]) -> Any:
-    """Let rank 0 find something out and tell the others; a fault of it is raised on every rank.
-
-    Args:
-        group: The ranks.
-        find: Returns plain Python values; called on rank 0 only.
-
-    Raises:
-        AitrainError: What `find` raised.
-    """
-    found: Any = None
-    raised: AitrainError | None = None
-    if group.ranks.is_first:
-        try:
-            found = find()
-        except AitrainError as error:
-            raised = error
-    fault, found = group.from_first((None if raised is None else (raised.exit_code, str(raised)), found))
-    if fault is not None:
-        raise raised or of_code(*fault)
-    return found
 
 
 def tidy(directory: RunDirectory, config: RunConfig) -> None:
@@ -87,7 +63,7 @@ def starting_point(
         chosen = store.choose(folder, options.checkpoint)
         return str(chosen.path), chosen.step, chosen.manifest
 
-    found = by_first(group, find)
+    found = group.by_first(find)
     return None if found is None else Checkpoint(Path(found[0]), found[1], found[2])
 
 
@@ -134,17 +110,6 @@ def refuse_changed_rate(config: RunConfig, progress: Progress, steps: int, optio
     )
 
 
-def is_stopped_early(config: RunConfig, progress: Progress) -> bool:
-    """Return whether a run ended because its validation loss no longer improved.
-
-    Args:
-        config: The run.
-        progress: How far it is.
-    """
-    patience = config.evaluate.patience
-    return patience is not None and progress.evaluations_without_improvement >= patience
-
-
 def compare_inputs(
     directory: RunDirectory,
     config: RunConfig,
@@ -181,5 +146,5 @@ def compare_inputs(
             directory.freeze(config, now)
         return now
 
-    facts: dict[str, Any] = by_first(group, find)
+    facts: dict[str, Any] = group.by_first(find)
     return facts

@@ -329,10 +329,10 @@ def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -
         Interrupted: It was to give up; the evaluation is still due then.
     """
     config = directory.config()
-    chosen = store.choose(directory.checkpoints(config), str(step))
     done = step in (event.get("step") for event in directory.all_of("evaluated"))
     if not config.has_validation or done:
         return
+    chosen = store.choose(directory.checkpoints(config), str(step))
     tokenizer = load_tokenizer(config.model)
     samples = prepare_samples(config, tokenizer, Group(Ranks(), "cpu"))
     assert samples.validation is not None, "the recipe names held-out data"

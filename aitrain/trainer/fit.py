@@ -26,9 +26,7 @@ from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.strategy.own_device import OwnDevice
 from aitrain.tasks.causal_lm import CausalLM
 from aitrain.trainer.continuation import (
-    by_first,
     compare_inputs,
-    is_stopped_early,
     refuse_changed_rate,
     set_aside_later,
     starting_point,
@@ -72,7 +70,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         tokenizer = load_tokenizer(config.model)
         resume = starting_point(directory, config, group, options)
         progress = Progress.from_state(resume.state if resume else {})
-        if is_stopped_early(config, progress):
+        if progress.is_stopped_early(config.evaluate.patience):
             return finish_stopped_early(directory, group, progress, stopper)
         data = prepare_samples(config, tokenizer, group, stopper)
         facts = compare_inputs(directory, config, tokenizer, data, resume, group, options)
@@ -105,7 +103,11 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         announce(session, plan, data, accelerator, options)
         trainer = build_trainer(config, ranks, accelerator, plan.accumulation, StepEdge(session))
         run_trainer(trainer, session, train_loader(config, data, plan, tokenizer))
-        stopped = stopper.reason is not None and progress.step < steps and not is_stopped_early(config, progress)
+        stopped = (
+            stopper.reason is not None
+            and progress.step < steps
+            and not progress.is_stopped_early(config.evaluate.patience)
+        )
         return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
 
 
@@ -125,12 +127,12 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
     """
     # with ranks of our own launcher the file is on this machine
     group = group or Group(ranks, choose_accelerator(directory.config()))
-    config = from_plain(by_first(group, lambda: to_plain(directory.config())))
+    config = from_plain(group.by_first(lambda: to_plain(directory.config())))
     accelerator = choose_accelerator(config)
     if accelerator == "cuda":
         group.refuse_shared_devices()
     # a GGUF file is converted and a hub name downloaded once, and not by all ranks at the same time
-    by_first(group, lambda: str(local_folder(config.model)))
+    group.by_first(lambda: str(local_folder(config.model)))
     return group, config, accelerator
 
 

@@ -55,6 +55,14 @@ class Progress:
         if loss is not None and self.step and (best is None or loss < best):
             self.best_step = self.step
 
+    def is_stopped_early(self, patience: int | None) -> bool:
+        """Return whether the validation loss has no longer improved for as long as the run waits for it.
+
+        Args:
+            patience: Evaluations without improvement that end a run; None = it is never ended so.
+        """
+        return patience is not None and self.evaluations_without_improvement >= patience
+
     def judge(self, loss: float, min_improvement: float) -> bool:
         """Take in a validation loss.
 

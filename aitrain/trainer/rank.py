@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from aitrain.dist import early_signals
 from aitrain.dist.ranks import detect
 from aitrain.errors import AitrainError
 from aitrain.io.home import ensure_home
+from aitrain.io.terminal import speak_anywhere
 from aitrain.trainer.run_directory import RunDirectory
 
 _PR_SET_PDEATHSIG = 1
@@ -31,9 +31,7 @@ def main(words: Sequence[str]) -> int:
     """
     early_signals.hold()
     ensure_home()
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character gets its escape
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    speak_anywhere()
     # a launcher that was killed must not leave ranks behind
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parser = argparse.ArgumentParser()

@@ -9,7 +9,7 @@ from typing import Any
 from aitrain.config import RunConfig
 from aitrain.data.prepare import Files, Prepared, open_prepared, prepare
 from aitrain.dist.group import Group
-from aitrain.errors import AitrainError, DataError, Interrupted, of_code
+from aitrain.errors import AitrainError, DataError, Interrupted
 from aitrain.io import remove_leftovers
 from aitrain.models.assets import cache
 from aitrain.preflight import local_path
@@ -51,18 +51,15 @@ def prepare_samples(config: RunConfig, tokenizer: Any, group: Group, stopper: St
             raise Interrupted(f"Interrupted by {stopper.reason} while the data was prepared; nothing was trained yet")
 
     found: Prepared | None = None
-    fault: tuple[int, str] | None = None
-    if group.ranks.is_first:
+
+    def find() -> list[tuple[str, str, int]]:
+        nonlocal found
         for path in remove_leftovers(cache_folder(), exclusive=False):
             print(f"removed what an interrupted preparation had left: {path}", file=sys.stderr)
-        try:
-            found = prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config), show)
-        except AitrainError as error:
-            fault = (error.exit_code, str(error))
-    fault = group.from_first(fault)
-    if fault is not None:
-        raise of_code(*fault)
-    account = group.from_first(_account(found) if found else None)
+        found = prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config), show)
+        return _account(found)
+
+    account = group.by_first(find)
     own: AitrainError | None = None
     if found is None:
         try:

@@ -191,7 +191,7 @@ def _tidied(directory: RunDirectory, start: Start) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, Interrupted) or (isinstance(error, SystemExit) and error.code == EXIT_REQUEUE):
-            directory.event("waiting", step=0, reason=str(error))
+            directory.event("waiting", reason=str(error))
         elif start.is_new and directory.is_untouched and _is_told(error):
             shutil.rmtree(directory.path, ignore_errors=True)
         elif directory.events() > told:

@@ -119,8 +119,7 @@ class StepEdge(pl.Callback):
         self._evaluate(trainer, record)
         if session.is_first and record:
             session.directory.amend_last_metrics(step, record)
-        patience = session.config.evaluate.patience
-        if patience is not None and session.progress.evaluations_without_improvement >= patience:
+        if session.progress.is_stopped_early(session.config.evaluate.patience):
             self._save(trainer)
             trainer.should_stop = True
             self._event("stopped", reason=EARLY)
@@ -192,8 +191,7 @@ class StepEdge(pl.Callback):
             for tracker in session.trackers:
                 tracker.log_metrics({k: v for k, v in record.items() if v is not None and k != "step"}, step=done)
         self._guard(record)
-        patience = config.evaluate.patience
-        early = patience is not None and session.progress.evaluations_without_improvement >= patience
+        early = session.progress.is_stopped_early(config.evaluate.patience)
         if last or stop or early or improved or due or _due(config.checkpoint.every_steps, done):
             self._save(trainer)
         if stop or early:

@@ -16,7 +16,7 @@ from aitrain.dist.group import Group
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import DataError, RecipeError
-from aitrain.trainer.continuation import by_first, refuse_changed_rate
+from aitrain.trainer.continuation import refuse_changed_rate
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
@@ -38,7 +38,7 @@ def test_a_fault_of_the_first_rank_is_raised() -> None:
         raise DataError("line 3")
 
     with pytest.raises(DataError, match="line 3"):
-        by_first(Group(Ranks(), "cpu"), find)
+        Group(Ranks(), "cpu").by_first(find)
 
 
 @pytest.mark.parametrize(
