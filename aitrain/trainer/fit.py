@@ -103,11 +103,8 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         announce(session, plan, data, accelerator, options)
         trainer = build_trainer(config, ranks, accelerator, plan.accumulation, StepEdge(session))
         run_trainer(trainer, session, train_loader(config, data, plan, tokenizer))
-        stopped = (
-            stopper.reason is not None
-            and progress.step < steps
-            and not progress.is_stopped_early(config.evaluate.patience)
-        )
+        early = progress.is_stopped_early(config.evaluate.patience)
+        stopped = stopper.reason is not None and progress.step < steps and not early
         return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
 
 
