@@ -42,6 +42,15 @@ TESTED_ELSEWHERE = {
     **{f"aitrain/models/{name}.py": "tests/models/test_fuse.py" for name in ("fused_head", "fused_adapter")},
     # one look at a model folder
     "aitrain/models/weight_files.py": "tests/models/test_folder.py",
+    # talking to Slurm, which only a real one proves
+    **{f"aitrain/launch/{name}.py": "tests/e2e/test_slurm.py" for name in ("local_nodes", "local_site", "slurm")},
+    "aitrain/trainer/supervised.py": "tests/e2e/test_slurm.py",
+    # three parts of one thing
+    **{
+        f"aitrain/dist/{name}.py": "tests/dist/test_supervisor.py" for name in ("heartbeat", "lifeline", "rank_process")
+    },
+    "aitrain/launch/hand_in.py": "tests/launch/test_submit.py",
+    "aitrain/commands.py": "tests/test_cli.py",
     # whole runs, which only whole runs prove
     "aitrain/trainer/fit.py": "tests/e2e/test_equality.py",
     # the rules of a group show only in the sentence a user reads, so they are tested through the door
@@ -72,6 +81,7 @@ LONG_FOR_A_REASON: dict[str, str] = {
 }
 HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "transformers", "peft", "accelerate")
 TORCH_FREE = ("aitrain.cli", "aitrain.recipe", "aitrain.preflight", "aitrain.config", "aitrain.errors", "aitrain.io")
+TORCH_FREE += ("aitrain.watch", "aitrain.dist.supervisor", "aitrain.trainer.supervised")
 TORCH_FREE += ("aitrain.launch.submit", "aitrain.launch.show", "aitrain.trainer.run_directory")
 TORCH_FREE += ("aitrain.models.folder", "aitrain.models.assets", "aitrain.report.runs", "aitrain.dist.ranks")
 

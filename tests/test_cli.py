@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aitrain import __version__, cli
+from aitrain.commands import Command
 from aitrain.recipe import compose, freeze
 
 HEAVY = ("torch", "lightning", "pytorch_lightning", "deepspeed", "transformers", "peft", "wandb", "numpy", "pyarrow")
@@ -104,7 +105,7 @@ def test_show_explains_a_key(capsys: pytest.CaptureFixture[str]) -> None:
 def test_runs_are_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["runs", str(run.parent)]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.split() == [str(run), "7", "1.2500", "finished"]
+    assert line.split() == [str(run), "7", "1.2500", "-", "-", "finished"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.COMMANDS, "show", cli.Command("", cli.COMMANDS["show"].arguments, broken))
+    monkeypatch.setitem(cli.COMMANDS, "show", Command("", cli.COMMANDS["show"].arguments, broken))
     with pytest.raises(ZeroDivisionError):
         cli.main(["show"])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aitrain.cli import OVERRIDES
+from aitrain.commands import OVERRIDES
 from aitrain.config import GROUPS, RunConfig
 from aitrain.config.adapter import Qlora
 from aitrain.config.optim import AdamW, Muon

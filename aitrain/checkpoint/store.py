@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.errors import CheckpointError
 from aitrain.io import discard, new_directory, write_text
@@ -170,6 +171,7 @@ def _write_kind(folder: Path, kind: str, named: Iterator[tuple[str, torch.Tensor
         shard, filled = {}, 0
 
     for name, tensor in named:
+        heartbeat.beat("writing a checkpoint")
         shard[name] = tensor.contiguous()
         filled += tensor.numel() * tensor.element_size()
         if filled >= SHARD_BYTES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Cluster:
-    """What `aitrain submit` asks of Slurm; `aitrain train` does not read it."""
+    """What `aitrain submit` asks of Slurm; `aitrain train` reads only `restarts`."""
 
     name: str | None = None
     """Profile of the cluster (`aitrain show cluster` lists them), or the path of a profile of yours."""
@@ -29,6 +29,13 @@ class Cluster:
     """Seconds before the time limit at which the run is told to save and stop; `null` = three minutes and the time to
     write 16 bytes per weight at 1 GB/s, at least five minutes."""
 
+    requeue: bool | None = None
+    """Whether the job puts itself back into the queue until the run is done; `false` = a chain of jobs, each of which
+    waits for the one before. `null` = as the profile says."""
+
+    restarts: int = 3
+    """Restarts in a row without a new checkpoint after which a requeued job, or a chain, gives up."""
+
     container: str | None = None
     """Container image (`.sif`), or environment file (`.toml`) at CSCS; `null` = no container."""
 
@@ -45,6 +52,8 @@ class Cluster:
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield f"cluster.{key}={value} must be at least 1"
+        if self.restarts < 0:
+            yield f"cluster.restarts={self.restarts} must not be negative"
         if self.time_min is not None and self.signal_s is not None and self.signal_s >= 60 * self.time_min:
             yield (
                 f"cluster.signal_s={self.signal_s} is not less than cluster.time_min={self.time_min}: "

@@ -19,6 +19,7 @@ RESUMABLE = (
     "trainer.nodes",
     "trainer.micro_batch_sequences",
     "trainer.accelerator",
+    "trainer.hang_min",
     "trainer.activation_checkpointing",
     "strategy",
     "model.attention",

@@ -53,6 +53,10 @@ class Trainer:
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, much less memory."""
 
+    hang_min: float | None = 20.0
+    """Minutes without progress on any rank after which a run under srun writes the stacks of all ranks and ends, to go
+    on from its newest checkpoint; `null` = never. Must be more than the longest step takes, compilation included."""
+
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
         if self.max_steps is None and self.max_epochs is None:
@@ -62,6 +66,8 @@ class Trainer:
             )
         if self.max_epochs is not None and self.max_epochs <= 0:
             yield f"trainer.max_epochs={self.max_epochs} must be above 0"
+        if self.hang_min is not None and self.hang_min <= 0:
+            yield f"trainer.hang_min={self.hang_min} must be above 0"
         for key in ("max_steps", "global_batch_sequences", "micro_batch_sequences", "devices", "nodes"):
             value = getattr(self, key)
             if value is not None and value < 1:

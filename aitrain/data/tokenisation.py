@@ -20,6 +20,7 @@ from aitrain.data.masking import Encoded, encode
 from aitrain.data.records import Placed, read_records
 from aitrain.data.report import Places, SourceReport
 from aitrain.data.token_set import DIGEST_BYTES, TokenSet, TokenWriter
+from aitrain.dist import heartbeat
 from aitrain.errors import DataError, ModelError
 
 _AT_ONCE = 256
@@ -116,6 +117,7 @@ class Tokenisation:
         # what has more characters than so many tokens can have is too long: it is not tokenised to find that out
         most = None if longest is None else data.sequence_tokens * longest
         for batch in self._batches(self._records()):
+            heartbeat.beat("preparing data")
             rendered: list[tuple[str, Rendered]] = []
             for where, record in batch:
                 try:
@@ -219,6 +221,7 @@ class Tokenisation:
         documents: list[bytes] = []
         where = ""
         for batch in self._batches(self._records(data.text_field)):
+            heartbeat.beat("preparing data")
             for _, record in batch:
                 if isinstance(record, DataError):
                     self.faults.add(record)

@@ -105,6 +105,17 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group())
 
 
+def job_number(environment: Mapping[str, str]) -> str | None:
+    """Return the number of the Slurm job around this process, `JOB_INDEX` in an array; `None` = there is none.
+
+    Args:
+        environment: Variables.
+    """
+    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
+
+
 def detect(environment: Mapping[str, str] | None = None) -> Ranks:
     """Read this process's place from the variables its launcher set.
 
@@ -147,8 +158,8 @@ def detect(environment: Mapping[str, str] | None = None) -> Ranks:
             local_rank=_number(env, "SLURM_LOCALID"),
             local_world=world // nodes,
             address=env.get("MASTER_ADDR") or first_host(nodelist),
-            # below the ephemeral range of Linux (32768), spread by job and step so that jobs on one node do not meet
-            port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + (job * 31 + step) % 12000,
+            # even, because the supervisors of the ranks meet at the port behind it; below the ephemeral range of Linux (32768), spread by job and step so that jobs on one node do not meet
+            port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + (job * 31 + step) % 6000 * 2,
             launcher="srun",
         )
     else:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from aitrain.launch.ask import Ask, Run
 from aitrain.launch.choices import Address, Container, DeviceFlag, Runtime, Tasks
 from aitrain.launch.profile import Profile
 from aitrain.launch.times import slurm_time
@@ -19,73 +20,6 @@ CACHES = (
 
 OFFLINE = (("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_OFFLINE", "1"), ("TRANSFORMERS_OFFLINE", "1"))
 """What keeps Hugging Face libraries from opening a connection."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a job trains, as far as its script depends on it."""
-
-    recipe: str
-    """Recipe and overrides, as the user wrote them."""
-
-    directory: str
-    """Run directory, an absolute path."""
-
-    work_directory: str
-    """Directory that relative paths of the recipe start from."""
-
-    python: str = "python3"
-    """The Python that has aitrain: on the nodes, or inside the container."""
-
-    container: str | None = None
-    """Container image or environment file."""
-
-    venv_archive: str | None = None
-    """Archive of the virtual environment, to be unpacked on every node."""
-
-    binds: tuple[str, ...] = ()
-    """Folders that a container must see."""
-
-    opens_hub: bool = False
-    """Whether the model is fetched from a hub during the job."""
-
-    opens_wandb: bool = False
-    """Whether metrics are sent while the job runs."""
-
-    cache: str | None = None
-    """`AITRAIN_CACHE` of the user, if it is set."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a job asks of Slurm."""
-
-    name: str
-    """Name of the job."""
-
-    nodes: int
-    """Nodes."""
-
-    devices: int
-    """Devices per node."""
-
-    minutes: int
-    """Time limit."""
-
-    signal_s: int
-    """Seconds before the time limit at which the run is told to stop."""
-
-    account: str | None = None
-    """Account."""
-
-    partition: str | None = None
-    """Partition."""
-
-    qos: str | None = None
-    """QoS."""
-
-    practice_env: bool = False
-    """Whether the network variables of practice are set too."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +38,11 @@ class Job:
     def ready(self) -> bool:
         """Whether this is a ready script for any recipe."""
         return self.run is None
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether a job is followed by another one, because it cannot be requeued."""
+        return not self.ready and not self.ask.requeue
 
     @property
     def devices(self) -> int:
@@ -178,7 +117,11 @@ class Job:
     @property
     def log(self) -> str:
         """Where the output of the job goes; its folder must exist when the job starts."""
-        return f"{self.run.directory}/logs/slurm-%j.out" if self.run else "slurm-%x-%j.out"
+        if self.run is None:
+            return "slurm-%x-%j.out"
+        if self.run.sweep is not None:
+            return f"{self.run.sweep}/%a/logs/slurm-%A_%a.out"
+        return f"{self.run.directory}/logs/slurm-%j.out"
 
     @property
     def venv_archive(self) -> str | None:
@@ -272,7 +215,7 @@ class Job:
             ranks = [f"--ntasks={self.ask.nodes * self.devices}", f"--ntasks-per-node={self.devices}"]
             ranks.append(f"--cpus-per-task={self.cores}")
         request = self.profile.request
-        more = ["--kill-on-bad-exit=0", "--wait=60"]
+        more = ["--kill-on-bad-exit=0", "--wait=10"]
         if self.bind_when_full:
             more.append('"${BIND[@]}"')
         elif self.full_nodes and request.cpu_bind_full_node:
@@ -304,6 +247,15 @@ class Job:
         return [f'IN_CONTAINER=({command} {binds} --bind "$NODE_LOCAL" {shlex.quote(self.run.container)})']
 
     @property
+    def srun_once(self) -> str:
+        """The beginning of an srun that runs aitrain once."""
+        words = ["srun", "--nodes=1", "--ntasks=1"]
+        if self.profile.software.container is Container.edf and self.run is not None and self.run.container is not None:
+            words.append(shlex.quote(f"--environment={self.run.container}"))
+        start = ['"${IN_CONTAINER[@]}"'] if self.container_lines else []
+        return " ".join([*words, *self.profile.request.srun, *start, '"$PYTHON" -m aitrain'])
+
+    @property
     def program(self) -> list[str]:
         """The program that every rank runs, in lines."""
         start = ['"${IN_CONTAINER[@]}"'] if self.container_lines else []
@@ -324,14 +276,16 @@ class Job:
     @property
     def again(self) -> str:
         """What to give to sbatch to go on by hand."""
+        if self.run is not None and self.run.sweep is not None:
+            return f"--array=$SLURM_ARRAY_TASK_ID {self.run.sweep}/job.sbatch"
         return (
             f"{self.run.directory}/job.sbatch" if self.run else "the same words, after export AITRAIN_RUN_DIR=$RUN_DIR"
         )
 
     @property
     def device_hours(self) -> float:
-        """Most device-hours that one run of the job, without requeues, can take."""
-        return self.ask.nodes * self.devices * self.ask.minutes / 60
+        """Most device-hours that the job, or all of a sweep, can take without requeues."""
+        return self.ask.nodes * self.devices * self.ask.minutes / 60 * (1 if self.run is None else self.run.runs)
 
     @property
     def cost(self) -> str:

@@ -126,6 +126,9 @@ class Request:
     cpu_bind_full_node: str | None = None
     """`--cpu-bind` of srun when all devices of a node are used, in the order of the devices."""
 
+    requeue: bool = True
+    """Whether a job may put itself back into the queue; if not, jobs of one run follow each other (singleton)."""
+
     sbatch: list[str] = field(default_factory=list)
     """More flags of sbatch."""
 

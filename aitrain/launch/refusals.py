@@ -127,15 +127,7 @@ def _size_faults(cluster: Cluster, ask: Ask) -> Iterator[str]:
 
 
 def _time_faults(cluster: Cluster, ask: Ask) -> Iterator[str]:
-    limits, where = cluster.profile.limits(ask.partition, ask.qos), _where(cluster, ask)
-    if limits.max_hours is not None and ask.minutes > limits.max_hours * 60:
-        most = math.floor(limits.max_hours * 60)
-        yield (
-            f"cluster.time_min={ask.minutes} ({ask.minutes / 60:g} h), but {where} allows {limits.max_hours:g} h: "
-            f"write --time={most // 60:02d}:{most % 60:02d}:00 or less; the job is requeued until the run is done"
-            + _elsewhere(cluster, ask, "hours")
-        )
-    elif ask.minutes * 60 <= ask.signal_s:
+    if ask.minutes * 60 <= ask.signal_s:
         yield (
             f"cluster.time_min={ask.minutes} leaves no time to train, because the run is told to save {ask.signal_s} s "
             f"before the limit: write cluster.time_min={ask.signal_s // 60 + 5} or more, or a smaller cluster.signal_s"

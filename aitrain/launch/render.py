@@ -6,7 +6,7 @@ import shlex
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aitrain.launch.job import Job
 from aitrain.launch.times import slurm_time
@@ -15,8 +15,9 @@ TEMPLATES = Path(__file__).parents[1] / "_launch"
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(
+def environment() -> Environment:
+    """Return what reads the templates in `launch/`, for bash and configuration files."""
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -24,8 +25,8 @@ def _template() -> Template:
         keep_trailing_newline=True,
         autoescape=False,  # bash, not HTML; `| sh` quotes
     )
-    environment.filters |= {"sh": shlex.quote, "slurm_time": slurm_time}
-    return environment.get_template("job.sbatch.jinja")
+    made.filters |= {"sh": shlex.quote, "slurm_time": slurm_time}
+    return made
 
 
 def render(job: Job) -> str:
@@ -34,4 +35,4 @@ def render(job: Job) -> str:
     Args:
         job: What it asks for and does.
     """
-    return _template().render(job=job).lstrip()
+    return environment().get_template("job.sbatch.jinja").render(job=job).lstrip()

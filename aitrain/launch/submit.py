@@ -5,31 +5,31 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aitrain.config import RunConfig
 from aitrain.config.adapter import NoAdapter
-from aitrain.config.paths import absolute_paths
 from aitrain.dist.ranks import Ranks
-from aitrain.errors import EXIT_DONE, AitrainError, DataError, LaunchError, RecipeError
-from aitrain.io import write_text, writing
+from aitrain.errors import EXIT_DONE, AitrainError, DataError, RecipeError
 from aitrain.io.home import user_path
 from aitrain.launch.choices import Runtime
 from aitrain.launch.clusters import Cluster, load, names, warning
-from aitrain.launch.job import Ask, Job, Run, counted, smallest_set
-from aitrain.launch.refusals import Place, cluster_faults, opens_hub, opens_wandb, placeholder_fault, purged_area
+from aitrain.launch.hand_in import Wanted, hand_in, remarks
+from aitrain.launch.job import Ask, Job, Run, smallest_set
+from aitrain.launch.local_slurm import running_site
+from aitrain.launch.refusals import Place, cluster_faults, opens_hub, opens_wandb, placeholder_fault
 from aitrain.launch.render import render
-from aitrain.launch.times import default_minutes, minutes, notice_s, slurm_time
+from aitrain.launch.slurm import LOCAL
+from aitrain.launch.times import default_minutes, minutes, notice_s
 from aitrain.models.folder import ModelFacts, inspect
 from aitrain.preflight import Machine, data_faults, local_path, machine_faults, model_faults, room_faults
 from aitrain.recipe import compose
+from aitrain.sweep import sweep
 from aitrain.trainer.run_directory import RunDirectory
 
 ADAPTER_SHARE = 0.02
@@ -74,18 +74,75 @@ def submit(recipe: str, overrides: Sequence[str], flags: Flags, dry_run: bool) -
     Raises:
         AitrainError: Recipe, cluster or Slurm do not allow it; nothing has been written or queued then.
     """
-    config, cluster = _configuration(recipe, overrides, flags)
+    return _submit([_wanted(recipe, overrides, flags)], shlex.join([recipe, *overrides]), flags, dry_run)
+
+
+def submit_sweep(recipe: str, overrides: Sequence[str], flags: Flags, dry_run: bool) -> int:
+    """Submit every combination of lists and ranges as one job array, or show its script.
+
+    Args:
+        recipe: Name or path of a recipe.
+        overrides: Words `key=value`, with lists or ranges of alternatives; `run.dir` is the folder of the whole sweep.
+        flags: The other words.
+        dry_run: Print the script on standard output; write and submit nothing.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        AitrainError: A combination is refused, or they ask for different jobs; nothing has been written or queued then.
+    """
+    wanted = [_wanted(recipe, words, flags) for words in sweep(overrides)]
+    places = {each.config.run.dir for each in wanted}
+    if len(places) > 1:
+        raise RecipeError("run.dir differs between the runs of the sweep: give the folder of the whole sweep, or none")
+    name = re.sub(r"[^\w.+-]+", "-", wanted[0].config.run.name or "aitrain")
+    folder = user_path(places.pop() or f"runs/{name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    for number, each in enumerate(wanted):
+        each.config.run.dir = f"{folder}/{number}"
+        if each.config.checkpoint.path is not None:
+            each.config.checkpoint.path = f"{user_path(each.config.checkpoint.path).absolute()}/{number}"
+    return _submit(wanted, shlex.join([recipe, *overrides, "-m"]), flags, dry_run, folder)
+
+
+def _submit(wanted: list[Wanted], words: str, flags: Flags, dry_run: bool, folder: Path | None = None) -> int:
+    """Check all runs, then write and hand in their job; with a folder they are a sweep."""
+    cluster = wanted[0].cluster
     if not dry_run and (fault := placeholder_fault(cluster)):
         raise RecipeError(fault)
-    model = inspect(config.model)
-    job = plan(config, cluster, flags.nodes, shlex.join([recipe, *overrides]), model)
-    _refuse(config, cluster, job.ask, model)
-    for note in _remarks(config, cluster):
+    jobs = []
+    if folder is not None and folder.exists():
+        raise RecipeError(f"run.dir={folder} exists already: choose a new folder for the sweep")
+    for each in wanted:
+        model = inspect(each.config.model)
+        jobs.append(plan(each.config, each.cluster, flags.nodes, words, model))
+        _refuse(each.config, each.cluster, jobs[-1].ask, model)
+    job = jobs[0] if folder is None else _array(jobs, folder)
+    for note in remarks(wanted[0].config, cluster, job):
         print(note, file=sys.stderr)
     if dry_run:
         print(render(job), end="")
         return EXIT_DONE
-    return _hand_in(config, cluster, job)
+    return hand_in(wanted, cluster, job)
+
+
+def _array(jobs: list[Job], folder: Path) -> Job:
+    """Return the one job of a sweep, whose tasks must ask for the same."""
+    asks = [replace(job.ask, name="", signal_s=0) for job in jobs]
+    runs = [job.run for job in jobs if job.run is not None]
+    alike = [(run.container, run.venv_archive, run.python, run.opens_hub, run.opens_wandb) for run in runs]
+    if len(set(asks)) > 1 or len(set(alike)) > 1:
+        raise RecipeError(
+            "The runs of the sweep ask for different jobs (nodes, devices, time, account, container, ...), but they "
+            "are one job array: submit them one by one, or sweep over other keys"
+        )
+    ask = replace(jobs[0].ask, signal_s=max(job.ask.signal_s for job in jobs))
+    binds = smallest_set([str(folder), *(place for run in runs for place in run.binds)])
+    return replace(jobs[0], ask=ask, run=replace(runs[0], sweep=str(folder), runs=len(jobs), binds=binds))
+
+
+def _wanted(recipe: str, overrides: Sequence[str], flags: Flags) -> Wanted:
+    return Wanted(list(overrides), *_configuration(recipe, overrides, flags))
 
 
 def _configuration(recipe: str, overrides: Sequence[str], flags: Flags) -> tuple[RunConfig, Cluster]:
@@ -142,19 +199,33 @@ def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str, mo
     name = re.sub(r"[^\w.+-]+", "-", config.run.name or "aitrain")
     config.run.dir = os.path.abspath(user_path(config.run.dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     partition, qos = keys.partition or profile.partition, keys.qos or profile.qos
+    requeue = profile.request.requeue if keys.requeue is None else keys.requeue
     ask = Ask(
-        name=name,
+        # jobs of a chain wait for all jobs of their name, so no other run may have it
+        name=name if requeue else re.sub(r"[^\w.+-]+", "-", Path(config.run.dir).name),
         nodes=nodes or config.trainer.nodes or 1,
         devices=config.trainer.devices or profile.device.per_node,
-        minutes=keys.time_min or default_minutes(profile.limits(partition, qos).max_hours),
+        minutes=_minutes(keys.time_min, profile.limits(partition, qos).max_hours),
         signal_s=keys.signal_s or notice_s(_trained_weights(config, model)),
         account=keys.account or profile.account or os.environ.get("SBATCH_ACCOUNT"),
         partition=partition,
         qos=qos,
         practice_env=keys.practice_env,
+        requeue=requeue,
     )
     notes = [note for note in (warning(profile),) if note]
-    return Job(profile, ask, _run(config, recipe), tuple(notes))
+    run = _run(config, recipe)
+    site = running_site() if cluster.name == LOCAL else None
+    if site is not None and not site.namespaces:
+        run = replace(run, address="127.0.0.1")  # the names of its nodes are not known to this host
+    return Job(profile, ask, run, tuple(notes))
+
+
+def _minutes(wanted: int | None, max_hours: float | None) -> int:
+    """Return the time limit of one job; a run that wants more goes on in the next one."""
+    if wanted is None:
+        return default_minutes(max_hours)
+    return wanted if max_hours is None else min(wanted, max(1, int(60 * max_hours)))
 
 
 def _trained_weights(config: RunConfig, model: ModelFacts) -> int | None:
@@ -243,61 +314,3 @@ def _taken(run_dir: Path) -> Iterator[str]:
         yield f"run.dir={run_dir} belongs to another run: choose a new one"
     else:
         yield f"run.dir={run_dir} exists already: choose a new one"
-
-
-def _remarks(config: RunConfig, cluster: Cluster) -> Iterator[str]:
-    """Yield what the user should know, though the job can run."""
-    if area := purged_area(cluster, Path(str(config.run.dir)), os.environ):
-        yield (
-            f"note: {config.run.dir} is on {area.path}, where files are deleted after {area.purge_days} days: "
-            "copy what you want to keep"
-        )
-    if note := warning(cluster.profile):
-        yield f"note: {note}"
-    for name in sorted(os.environ):
-        if name.startswith("SBATCH_") and name != "SBATCH_ACCOUNT":
-            yield f"note: {name}={os.environ[name]} is ignored: it would override the job script"
-
-
-def _hand_in(config: RunConfig, cluster: Cluster, job: Job) -> int:
-    """Write the job folder, call sbatch, and say what was queued; when that fails, the folder is gone again."""
-    if shutil.which("sbatch") is None:
-        raise LaunchError(
-            f"sbatch is not found here: run this on a login node of {cluster.name}, or add --dry-run to see the script"
-        )
-    directory = RunDirectory.create(absolute_paths(config))
-    script = directory.path / "job.sbatch"
-    try:
-        with writing(str(script), "free space there, or choose another run.dir"):
-            write_text(script, render(job))
-        number = _sbatch(script)
-    except AitrainError:  # not after Ctrl-C: the job may be in the queue by then, and its folder must be there
-        shutil.rmtree(directory.path, ignore_errors=True)
-        raise
-    directory.event("submitted", job=number, cluster=cluster.name, nodes=job.ask.nodes, devices=job.devices)
-    size = f"{counted(job.ask.nodes, 'node')} x {counted(job.devices, job.device_word)}"
-    print(
-        f"Submitted job {number} to {cluster.name}: {size}, {slurm_time(job.ask.minutes)}, at most {job.cost}\n"
-        f"run     {directory.path}\n"
-        f"script  {script}\n"
-        f"log     {directory.path}/logs/slurm-{number}.out\n"
-        "The data was not read; `aitrain check` does that."
-    )
-    return EXIT_DONE
-
-
-def _sbatch(script: Path) -> str:
-    """Hand a script to Slurm and return the number of the job.
-
-    Variables of sbatch would win over the lines of the script, so it sees none of them.
-
-    Source: https://slurm.schedmd.com/sbatch.html, "INPUT ENVIRONMENT VARIABLES".
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
-    command = ["sbatch", "--parsable", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    number = done.stdout.strip().split(";")[0]
-    if done.returncode or not number.isdigit():
-        said = " ".join(line.removeprefix("sbatch: ").strip() for line in done.stderr.splitlines() if line.strip())
-        raise LaunchError(f"sbatch refused the job: {said or f'exit code {done.returncode}'}")
-    return number

@@ -13,19 +13,22 @@ from aitrain.errors import AitrainError
 TAIL_BYTES = 1 << 20
 STATES = {
     "submitted": "submitted, not started",
+    "launched": "starting",
     "started": "running or broken off",
     "resumed": "running or broken off",
     "finished": "finished",
     "waiting": "stopped, can be resumed",
     "stopped": "stopped, can be resumed",
     "failed": "failed",
+    "rank_failed": "a rank failed, can be resumed",
+    "given_up": "given up",
 }
 """Event -> state of a run, until a later one of these events."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run as `aitrain runs` lists it."""
+    """One run as `aitrain runs` and `aitrain status` show it."""
 
     path: Path
     """Run directory."""
@@ -37,7 +40,43 @@ class RunSummary:
     """Loss of the last step; `None` = no step yet."""
 
     state: str
-    """Where the run stands."""
+    """Where the run stands, by its own events."""
+
+    is_over: bool = False
+    """Whether it is finished, so that it is in no queue."""
+
+    total_steps: int | None = None
+    """Optimizer steps of the whole run; `None` = not known yet."""
+
+    tokens_per_s: float | None = None
+    """Tokens per second over all ranks, in the last step."""
+
+    step_time_s: float | None = None
+    """Seconds of the last step."""
+
+    checkpoint: int | None = None
+    """Step of the newest checkpoint; `None` = there is none."""
+
+    job: str | None = None
+    """Slurm job that runs it or will; `None` = none does."""
+
+    cluster: str | None = None
+    """Profile that it was submitted with."""
+
+    trouble: str | None = None
+    """What ended it the last time, if that was not on purpose."""
+
+    restarts: int = 0
+    """How often a job has gone on with it by itself."""
+
+    best_validation: float | None = None
+    """Smallest held-out loss so far; `None` = never measured."""
+
+    host: str | None = None
+    """Where rank 0 runs, or ran."""
+
+    pid: int | None = None
+    """Its process there."""
 
 
 def runs(folder: Path) -> list[RunSummary]:
@@ -62,8 +101,34 @@ def summary(run: Path) -> RunSummary:
         run: Run directory.
     """
     metrics = next(_newest(run / "metrics.jsonl"), {})
-    known = (STATES[record["event"]] for record in _newest(run / "events.jsonl") if record.get("event") in STATES)
-    return RunSummary(run, int(metrics.get("step", 0)), metrics.get("loss"), next(known, "not started"))
+    events = list(_newest(run / "events.jsonl"))
+    kind = next((event["event"] for event in events if event.get("event") in STATES), None)
+
+    def last(key: str, *kinds: str) -> Any:
+        return next((event[key] for event in events if event.get("event") in kinds and key in event), None)
+
+    trouble = next((event for event in events if event.get("event") in (*STATES, "checkpoint")), {})
+    return RunSummary(
+        path=run,
+        steps=int(metrics.get("step", 0)),
+        loss=metrics.get("loss"),
+        state=STATES.get(kind or "", "not started"),
+        is_over=kind == "finished",
+        total_steps=last("steps", "started", "resumed"),
+        tokens_per_s=metrics.get("tokens_per_s"),
+        step_time_s=metrics.get("step_time_s"),
+        checkpoint=last("step", "checkpoint"),
+        job=last("job", "launched", "submitted"),
+        cluster=last("cluster", "submitted"),
+        trouble=trouble.get("reason") or trouble.get("error"),
+        restarts=sum(event.get("event") == "launched" and bool(event.get("automatic")) for event in events),
+        best_validation=min(
+            (event["val_loss"] for event in events if isinstance(event.get("val_loss"), float)),
+            default=None,
+        ),
+        host=last("host", "started", "resumed"),
+        pid=last("pid", "started", "resumed"),
+    )
 
 
 def _newest(file: Path) -> Iterator[dict[str, Any]]:

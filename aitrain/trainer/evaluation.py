@@ -24,6 +24,7 @@ from aitrain.data.batches import EvaluationBatches, pad_token_id
 from aitrain.data.chat_template import ChatTemplate
 from aitrain.data.conversation import Conversation
 from aitrain.data.token_set import TokenSet
+from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import Interrupted, MissingExtraError, RecipeError
@@ -103,6 +104,7 @@ def validate(
         for number, batch in enumerate(loader):
             if stopper.agreed():
                 return None
+            heartbeat.beat("evaluation")
             moved = strategy.batch_to_device(batch, dataloader_idx=0)
             step: Any = strategy.validation_step(moved, number)
             sums += step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import socket
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,7 @@ from aitrain.config.frozen import from_plain, to_plain
 from aitrain.config.trainer import Accelerator
 from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, pad_token_id, total_steps
 from aitrain.data.prepare import Prepared
+from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted, RecipeError
@@ -64,6 +66,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         AitrainError: Anything the user can mend.
     """
     options = options or ResumeOptions()
+    heartbeat.tell(run=str(directory.path))
     group, config, accelerator = meet(directory, ranks, group)
     quiet()
     with rank_log(directory, ranks), Stopper(group) as stopper:
@@ -128,6 +131,8 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
     accelerator = choose_accelerator(config)
     if accelerator == "cuda":
         group.refuse_shared_devices()
+    hang_min = config.trainer.hang_min
+    heartbeat.tell(hang_s=None if hang_min is None else 60 * hang_min)
     # a GGUF file is converted and a hub name downloaded once, and not by all ranks at the same time
     group.by_first(lambda: str(local_folder(config.model)))
     return group, config, accelerator
@@ -357,6 +362,8 @@ def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str,
         "gradient_accumulation": plan.accumulation,
         "steps": session.total_steps,
         "samples": len(data.train),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
     }
     if session.resume is not None:
         set_aside_later(session.directory, config, session.resume, options)

@@ -21,6 +21,7 @@ from aitrain.io import write_bytes
 from aitrain.io.home import user_path
 from aitrain.preflight import refuse_faults, usable_devices
 from aitrain.recipe import amend, compose
+from aitrain.trainer.restarts import note_launch
 from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
 
@@ -105,7 +106,9 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
             return _unless_finished(directory, continuation(directory.config(), config, path), overrides)
         # a start that was killed before it froze anything leaves an empty directory
         refuse_faults(given, new_run=not RunDirectory.is_blank(path))
-        return Start(RunDirectory.create(config, over_blank=True).path, is_new=True)
+        directory = RunDirectory.create(config, over_blank=True)
+        note_launch(directory, os.environ, config.cluster.restarts)
+        return Start(directory.path, is_new=True)
 
     return _start(new_or_same)
 
@@ -116,6 +119,7 @@ def _unless_finished(directory: RunDirectory, config: RunConfig, overrides: Sequ
     same_length = (before.max_steps, before.max_epochs) == (config.trainer.max_steps, config.trainer.max_epochs)
     if directory.is_finished and same_length:
         return Start(directory.path, is_finished=True)
+    note_launch(directory, os.environ, config.cluster.restarts)
     return _going_on(directory, config, overrides)
 
 

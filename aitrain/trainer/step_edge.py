@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from aitrain.checkpoint import store
 from aitrain.config import RunConfig
+from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.errors import GuardError
 from aitrain.optim.build import set_learning_rate
@@ -149,6 +150,7 @@ class StepEdge(pl.Callback):
             batch_idx: Its number.
         """
         session = self.session
+        heartbeat.beat(f"step {session.progress.step + 1}")
         factor = learning_rate_factor(session.config.schedule, session.progress.step, session.total_steps)
         self._lr = set_learning_rate(trainer.strategy.optimizers[0], factor)
 

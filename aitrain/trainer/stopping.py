@@ -7,7 +7,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from aitrain.dist import early_signals
+from aitrain.dist import early_signals, heartbeat
 from aitrain.dist.group import Group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -54,6 +54,7 @@ class Stopper:
         Args:
             wish: This rank's wish; it travels together with the question about stopping.
         """
+        heartbeat.beat_again()
         told = self.group.largest(2 if self.reason is not None else int(wish))
         if told == 2 and self.reason is None:
             self.reason = "another rank"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aitrain.config import RunConfig
+from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted
 from aitrain.trainer.display import Display, duration
@@ -45,12 +46,13 @@ def _export_at_end(directory: RunDirectory, config: RunConfig, step: int, stoppe
         return EXIT_DONE
     display.say("exporting ...")
     try:
-        export(
-            directory.path,
-            directory.export,
-            Wanted(merge=config.export.merge, replace=True, changed_inputs=True),
-            lambda: stopper.reason is not None,
-        )
+        with heartbeat.beating_while_writing("export"):
+            export(
+                directory.path,
+                directory.export,
+                Wanted(merge=config.export.merge, replace=True, changed_inputs=True),
+                lambda: stopper.reason is not None,
+            )
     except Interrupted:
         return EXIT_REQUEUE
     except AitrainError as error:

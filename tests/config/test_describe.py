@@ -31,4 +31,4 @@ def test_keys_for_submit_are_said_to_be_for_submit_only() -> None:
     assert "cluster" not in describe(compose("sft_lora", words))
     text = describe(compose("sft_lora", [*words, "cluster.name=lumi_g", "cluster.account=a"]))
     (line,) = [line for line in text.splitlines() if line.startswith("cluster")]
-    assert "name=lumi_g account=a practice_env=false; only `aitrain submit` reads this" in line
+    assert "name=lumi_g account=a restarts=3 practice_env=false; only `aitrain submit` reads this" in line

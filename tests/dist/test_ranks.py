@@ -44,7 +44,7 @@ def test_our_own_launcher_is_told_apart() -> None:
 
 def test_srun() -> None:
     ranks = detect(SRUN)
-    assert ranks == Ranks(5, 8, 1, 4, "gcn12", 20000 + (4711 * 31 + 3) % 12000, "srun")
+    assert ranks == Ranks(5, 8, 1, 4, "gcn12", 20000 + (4711 * 31 + 3) % 6000 * 2, "srun")
     assert (ranks.nodes, ranks.node) == (2, 1)
 
 

@@ -1,0 +1,349 @@
+"""The commands of the command line: what each takes, and who does it. Heavy imports stand inside the functions."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aitrain.dist import early_signals
+from aitrain.errors import EXIT_DONE, AitrainError
+
+FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
+"""Ends of names that no folder has by intent."""
+
+OVERRIDES = "group=option or key=value, for instance optim=muon trainer.max_steps=100"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line."""
+
+    does: str
+    """What it does, in one line."""
+
+    arguments: Callable[[argparse.ArgumentParser], None]
+    """Declares its words."""
+
+    run: Callable[[argparse.Namespace], int]
+    """Does it, and returns the exit code."""
+
+    is_watched: bool = False
+    """Whether each rank that srun starts runs as the child of a supervisor."""
+
+    passes_on: bool = False
+    """Whether the words after the first are read by somebody else."""
+
+
+def _takes_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or path of a YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=OVERRIDES)
+
+
+def _takes_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
+
+
+def _run_directory(path: Path) -> Path:
+    """Return a run directory, or refuse a folder that is none."""
+    if (path / "run.yaml").is_file():
+        return path
+    why = "holds no run.yaml, so it is no run directory" if path.is_dir() else "does not exist"
+    raise AitrainError(f"{path} {why}: `aitrain runs` lists the runs here")
+
+
+def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one recipe in full")
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from aitrain.config.source import find, header, names, task_of
+
+    if args.name:
+        print(find(args.name).read_text(encoding="utf-8"), end="")
+        return EXIT_DONE
+    listed = names()
+    width = max(map(len, listed))
+    for name in listed:
+        title, *rest = header(find(name)) or ["(no description)"]
+        print(f"{name:<{width}}  {title}")
+        for line in [f"task: {task_of(find(name))}", *rest]:
+            print(f"{'':<{width}}  {line}")
+    return EXIT_DONE
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topic", metavar="GROUP[.key]", nargs="?", help="for instance optim, optim=muon or optim.lr")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="with `cluster`: the profile of one cluster")
+
+
+def _show(args: argparse.Namespace) -> int:
+    from aitrain.config.manual import manual, overview
+
+    if args.name is not None and args.topic != "cluster":
+        raise AitrainError(f"aitrain show {args.topic} {args.name}: only `cluster` takes a name: leave {args.name} out")
+    if args.topic == "cluster":
+        from aitrain.launch.show import listing, profile_text
+
+        print(profile_text(args.name) if args.name else f"{manual('cluster')}\n\n{listing()}")
+        return EXIT_DONE
+    print(manual(args.topic) if args.topic else overview())
+    return EXIT_DONE
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_recipe(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="check every combination of lists and ranges")
+    parser.add_argument("--no-data", action="store_true", help="do not read the data: only recipe, machine and files")
+    parser.add_argument("--show", metavar="N", type=int, default=1, help="samples to show with their trained tokens")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from aitrain.preflight import refuse_faults
+    from aitrain.recipe import compose, describe
+    from aitrain.sweep import refuse_shared_directories, sweep
+
+    combinations = sweep(args.overrides) if args.multirun else [args.overrides]
+    configs = [compose(args.recipe, words) for words in combinations]
+    refuse_shared_directories(configs)
+    for config in configs:
+        print(describe(config), flush=True)
+        refuse_faults(config)
+        if not args.no_data:
+            from aitrain.trainer.inspection import audit
+
+            audit(config, args.show)
+        print("\nNothing is wrong." if not args.no_data else "\nNothing is wrong; the data was not read.")
+    return EXIT_DONE
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_recipe(parser)
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="run every combination of lists and ranges in turn"
+    )
+    parser.add_argument(
+        "--or-resume",
+        action="store_true",
+        help="continue the run in run.dir if there is one; RECIPE may be its run.yaml",
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    early_signals.hold()
+    if args.multirun and args.or_resume:
+        raise AitrainError("--or-resume continues one run, but -m starts many: give one of the two")
+    if args.multirun:
+        from aitrain.sweep import train_each
+
+        return train_each(args.recipe, args.overrides)
+    from aitrain.trainer.start import train, train_or_resume
+
+    return train_or_resume(args.recipe, args.overrides) if args.or_resume else train(args.recipe, args.overrides)
+
+
+def _submit_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_recipe(parser)
+    parser.add_argument("--cluster", metavar="NAME", help="profile, or its path (`aitrain show cluster` lists them)")
+    parser.add_argument("--nodes", metavar="N", type=int, help="nodes; default: trainer.nodes, else 1")
+    parser.add_argument("--time", metavar="H:MM:SS", help="time limit of the job, as Slurm writes it")
+    parser.add_argument("--account", help="account that pays")
+    parser.add_argument("--partition", help="partition, where not that of the profile")
+    parser.add_argument("--qos", help="QoS, where not that of the profile")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="every combination of lists and ranges, as one array"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the job script and submit nothing")
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from aitrain.launch.submit import Flags, submit, submit_sweep
+
+    flags = Flags(args.cluster, args.nodes, args.time, args.account, args.partition, args.qos)
+    return (submit_sweep if args.multirun else submit)(args.recipe, args.overrides, flags, args.dry_run)
+
+
+def _resume_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_run(parser)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="length, devices, logging, checkpoints")
+    _takes_checkpoint(parser)
+    _takes_changed_inputs(parser)
+    parser.add_argument(
+        "--changed-rate", action="store_true", help="go on although the new length makes the learning rate jump"
+    )
+
+
+def _takes_changed_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--changed-inputs", action="store_true", help="go on although model or data are not what the run began with"
+    )
+
+
+def _resume(args: argparse.Namespace) -> int:
+    early_signals.hold()
+    run, checkpoint = _run_directory(args.run), _checkpoint(args)
+    from aitrain.trainer.resume_options import ResumeOptions
+    from aitrain.trainer.start import resume
+
+    return resume(run, args.overrides, ResumeOptions(checkpoint, args.changed_inputs, args.changed_rate))
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_run(parser)
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="model folder to write; must not exist")
+    parser.add_argument("--adapter-only", action="store_true", help="write the adapter, not merged into the weights")
+    _takes_checkpoint(parser)
+    _takes_changed_inputs(parser)
+
+
+def _takes_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="which one; default newest")
+
+
+def _checkpoint(args: argparse.Namespace) -> str:
+    word = str(args.checkpoint)
+    if word not in ("best", "newest") and not word.isdigit():
+        raise AitrainError(f"--checkpoint {word} is no checkpoint: write a step, best or newest")
+    return word
+
+
+def _export(args: argparse.Namespace) -> int:
+    run, checkpoint = _run_directory(args.run), _checkpoint(args)
+    if args.to.exists():
+        raise AitrainError(f"--to {args.to} exists already: choose a new folder")
+    if args.to.suffix.lower() in FILE_SUFFIXES:
+        raise AitrainError(
+            f"--to {args.to} names a file, but a Hugging Face folder is written: "
+            f"write for instance --to {args.to.with_suffix('')}"
+        )
+    from aitrain.trainer.export import Wanted, export
+
+    export(run, args.to, Wanted(not args.adapter_only, checkpoint, flat=True, changed_inputs=args.changed_inputs))
+    return EXIT_DONE
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_run(parser)
+    parser.add_argument("--data", metavar="FILE", help="held-out data; default: that of the run")
+    parser.add_argument("--lm-eval", metavar="TASKS", help="benchmarks of lm-eval, with commas (extra `lm-eval`)")
+    _takes_checkpoint(parser)
+    _takes_changed_inputs(parser)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    run, checkpoint = _run_directory(args.run), _checkpoint(args)
+    from aitrain.trainer.evaluation import evaluate_run
+
+    evaluate_run(run, args.data, args.lm_eval, checkpoint, args.changed_inputs)
+    return EXIT_DONE
+
+
+def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path("runs"), help="default: runs")
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from aitrain.watch import runs_text
+
+    print(runs_text(args.folder))
+    return EXIT_DONE
+
+
+def _status(args: argparse.Namespace) -> int:
+    from aitrain.watch import status_text
+
+    print(status_text(_run_directory(args.run)))
+    return EXIT_DONE
+
+
+def _logs_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_run(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until the run is over")
+    parser.add_argument("--rank", metavar="N", type=int, help="log of one rank; default: that of the job, or rank 0")
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from aitrain.watch import show_log
+
+    show_log(_run_directory(args.run), args.rank, args.follow)
+    return EXIT_DONE
+
+
+def _stop_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_run(parser)
+    parser.add_argument("--now", action="store_true", help="end it at once; steps since its newest checkpoint are lost")
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from aitrain.watch import stop
+
+    print(stop(_run_directory(args.run), args.now))
+    return EXIT_DONE
+
+
+def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="asset to fetch; without it they are listed")
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from aitrain.models import assets
+
+    if args.name:
+        print(assets.fetch(args.name))
+    else:
+        print(assets.listing())
+    return EXIT_DONE
+
+
+def _local_slurm_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = ["start", "stop", "status", "kill-node", "start-node"]
+    parser.add_argument("action", choices=actions, help="kill-node lets a node crash, start-node brings it back")
+    parser.add_argument("node", metavar="NODE", nargs="?", help="with kill-node and start-node, for instance node2")
+    parser.add_argument("--nodes", metavar="N", type=int, default=4, help="nodes; default 4")
+    parser.add_argument("--gpus", metavar="N", type=int, default=2, help="pretended GPUs per node; default 2")
+    parser.add_argument(
+        "--one-host", action="store_true", help="all nodes on this host, as for users that are not root"
+    )
+    parser.add_argument("--dir", metavar="DIR", type=Path, help="its folder; default ~/.cache/aitrain/local-slurm")
+
+
+def _local_slurm(args: argparse.Namespace) -> int:
+    from aitrain.launch import local_slurm
+
+    print(local_slurm.act(args.action, args.node, args.nodes, args.gpus, args.dir, args.one_host))
+    return EXIT_DONE
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["ops", "train"], help="what is measured")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="words of the benchmark; --help lists them")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.what == "ops":
+        from aitrain.bench.ops.command import main as measure
+    else:
+        from aitrain.bench.train import main as measure
+    return measure(args.words)
+
+
+COMMANDS: dict[str, Command] = {
+    "recipes": Command("lists recipes; with a name, one in full", _recipes_arguments, _recipes),
+    "show": Command("explains a group or a key", _show_arguments, _show),
+    "check": Command("checks recipe, machine and data, says what will run; trains nothing", _check_arguments, _check),
+    "train": Command("trains here: this machine, or as a rank under torchrun or srun", _train_arguments, _train, True),
+    "submit": Command("submits a recipe as a Slurm job, or shows the job script", _submit_arguments, _submit),
+    "resume": Command("continues a run from its newest good checkpoint", _resume_arguments, _resume, True),
+    "export": Command("writes a run's model as a Hugging Face folder", _export_arguments, _export),
+    "evaluate": Command("measures a run's model on held-out data", _evaluate_arguments, _evaluate),
+    "runs": Command("lists the runs in a folder, those in the queue too", _runs_arguments, _runs),
+    "status": Command("tells where a run stands: in the queue, its step, its speed, its trouble", _takes_run, _status),
+    "logs": Command("prints the log of a run", _logs_arguments, _logs),
+    "stop": Command("asks a run to save and end", _stop_arguments, _stop),
+    "fetch": Command("fetches the real model and data of the quickstart", _fetch_arguments, _fetch),
+    "local-slurm": Command(
+        "runs a real Slurm of several nodes on this machine, to try `submit`", _local_slurm_arguments, _local_slurm
+    ),
+    "bench": Command("measures here, rivals in the same run", _bench_arguments, _bench, passes_on=True),
+}

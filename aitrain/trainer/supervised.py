@@ -1,0 +1,75 @@
+"""A rank under srun runs as the child of a supervisor; what that finds is kept in the run directory. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from aitrain.dist import early_signals, supervisor
+from aitrain.dist.ranks import detect, job_number
+from aitrain.dist.supervisor import Supervisor
+from aitrain.dist.verdict import Verdict
+from aitrain.errors import EXIT_REQUEUE, AitrainError
+from aitrain.io import append_line, write_text, writing
+
+EXCLUDED = "excluded-nodes"
+"""File in `logs/` of a run: one name per line of the nodes that its job script shall avoid from now on."""
+
+
+def is_wanted() -> bool:
+    """Return whether this process is a rank under srun that has no supervisor yet."""
+    return supervisor.is_wanted(os.environ)
+
+
+def supervise(words: Sequence[str]) -> int:
+    """Run a command of aitrain as one rank, watched.
+
+    Args:
+        words: The command and its words, as after `aitrain`.
+
+    Returns:
+        The exit code, the same on every rank: that of the command, or 75 when a rank died or hung and the run can go
+        on from its newest checkpoint.
+
+    Raises:
+        LaunchError: The ranks contradict each other, or have no port to meet at.
+    """
+    early_signals.hold()
+    ranks = detect()
+    return Supervisor(ranks, [sys.executable, "-m", "aitrain", *words], note_end).run()
+
+
+def note_end(verdict: Verdict, run: Path | None) -> None:
+    """Keep how a run ended for its job script, and a failure in its events, its node in the list of those to avoid.
+
+    Args:
+        verdict: How.
+        run: The run directory; `None` = not known yet.
+    """
+    goes_on = verdict.code == EXIT_REQUEUE
+    job = job_number(os.environ)
+    if verdict.reason is not None:
+        more = "; the run can go on from its newest checkpoint" if goes_on else ""
+        print(f"All ranks were ended{more}.", file=sys.stderr)
+    if run is None:
+        return
+    try:
+        with writing(str(run / "logs"), "free space there"):
+            if verdict.reason is not None:
+                append_line(run / "events.jsonl", _event(verdict, job))
+                if goes_on and verdict.node is not None:
+                    append_line(run / "logs" / EXCLUDED, verdict.node)
+            if job is not None:
+                write_text(run / "logs" / "exit-code", f"{verdict.code}\n")
+    except AitrainError as error:  # the job ends anyway, and says why
+        print(error, file=sys.stderr)
+
+
+def _event(verdict: Verdict, job: str | None) -> str:
+    facts = {"rank": verdict.rank, "node": verdict.node, "reason": verdict.reason, "job": job}
+    time_now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return json.dumps({"time": time_now, "event": "rank_failed", **facts}, ensure_ascii=False)

@@ -1,0 +1,249 @@
+"""Runs while they wait and run: what their files and Slurm's queue say together, their logs, and how to stop them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aitrain.errors import AitrainError, LaunchError
+from aitrain.io import write_text, writing
+from aitrain.launch.ask import SWEEP
+from aitrain.launch.slurm import QueuedJob, Slurm
+from aitrain.report.runs import RunSummary, runs, summary
+
+STOP_FILE = "stop"
+"""File in `logs/` of a run that tells its job script not to go on after the next save."""
+
+LAST_LINES = 20
+LOOK_S = 0.5
+
+
+@dataclass
+class Queue:
+    """What Slurm says about the jobs of some runs."""
+
+    jobs: dict[str, QueuedJob] = field(default_factory=dict)
+    """Jobs that wait or run, by number."""
+
+    asked: set[str | None] = field(default_factory=set)
+    """Clusters whose queue was read."""
+
+    silent: list[str] = field(default_factory=list)
+    """Why a queue could not be read."""
+
+
+def read_queue(found: Sequence[RunSummary]) -> Queue:
+    """Ask Slurm about the jobs of runs that are not over.
+
+    Args:
+        found: The runs.
+    """
+    queue = Queue()
+    for cluster in dict.fromkeys(run.cluster for run in found if run.job is not None and not run.is_over):
+        try:
+            queue.jobs |= {job.number: job for job in Slurm(cluster).jobs()}
+            queue.asked.add(cluster)
+        except LaunchError as error:
+            queue.silent.append(str(error))
+    return queue
+
+
+def state_of(run: RunSummary, queue: Queue) -> str:
+    """Return where a run stands, in a few words.
+
+    Args:
+        run: The run.
+        queue: What Slurm says.
+    """
+    job = queue.jobs.get(run.job or "")
+    if job is None:
+        unknown = run.job is None or run.is_over or run.cluster not in queue.asked
+        alive = run.state.startswith(("running", "starting", "submitted"))
+        return run.state if unknown or not alive else f"interrupted (job {run.job} is gone)"
+    if job.state == "PENDING":
+        return f"waiting in the queue ({job.reason})"
+    if job.state == "RUNNING":
+        return f"running on {job.nodes}"
+    return job.state.lower()
+
+
+def runs_text(folder: Path) -> str:
+    """Return the runs in a folder as a table; those of a sweep with the words in which they differ.
+
+    Args:
+        folder: Folder of run directories.
+
+    Raises:
+        AitrainError: The folder does not exist.
+    """
+    found = runs(folder)
+    if not found:
+        return f"no runs in {folder}"
+    queue = read_queue(found)
+    words = _words_of_sweep(folder)
+    rows = [("run", "steps", "loss", "held-out", "job", "state", "differs in" if words else "")]
+    if words:
+        found.sort(key=lambda run: int(run.path.name) if run.path.name.isdigit() else len(found))
+    for run in found:
+        loss, best = ("-" if value is None else f"{value:.4f}" for value in (run.loss, run.best_validation))
+        differs = words.get(run.path.name, "")
+        rows.append((str(run.path), str(run.steps), loss, best, run.job or "-", state_of(run, queue), differs))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    lines = []
+    for path, *numbers, state, differs in rows:
+        middle = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths[1:5], strict=True))
+        lines.append(f"{path:<{widths[0]}}  {middle}  {state:<{widths[5]}}  {differs}".rstrip())
+    return "\n".join([*lines, *(f"The queue could not be read: {why}" for why in queue.silent)])
+
+
+def _words_of_sweep(folder: Path) -> dict[str, str]:
+    """Return what the runs of a sweep differ in, by the name of their folder; empty where there is no sweep."""
+    try:
+        words = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(number): str(text) for number, text in enumerate(words)}
+
+
+def status_text(path: Path) -> str:
+    """Return everything that is known about one run, for people.
+
+    Args:
+        path: Run directory.
+    """
+    run = summary(path)
+    queue = read_queue([run])
+    lines = [f"{path}: {state_of(run, queue)}"]
+    job = queue.jobs.get(run.job or "")
+    if job is not None:
+        lines.append(_queue_line(run, job))
+    elif run.job is not None:
+        lines.append(f"  job         {run.job} on {run.cluster or 'Slurm'}")
+    of = f" of {run.total_steps}" if run.total_steps else ""
+    loss = "" if run.loss is None else f", loss {run.loss:.4f}"
+    speed = "" if run.tokens_per_s is None else f", {run.tokens_per_s:,.0f} tokens/s"
+    lines.append(f"  step        {run.steps}{of}{loss}{speed}")
+    if job is not None and job.state == "RUNNING" and run.total_steps and run.step_time_s:
+        left = (run.total_steps - run.steps) * run.step_time_s
+        lines.append(f"  left        about {_duration(left)} of training, {job.time_left} until the time limit")
+    lines.append(f"  checkpoint  {'none yet' if run.checkpoint is None else f'step {run.checkpoint}'}")
+    if run.restarts:
+        lines.append(f"  restarts    {run.restarts}")
+    if run.trouble:
+        lines.append(f"  trouble     {run.trouble}")
+    log = _log(path, None)
+    if log is not None:
+        lines.append(f"  log         {log}")
+    if job is None and not run.is_over and (path / "job.sbatch").is_file() and not queue.silent:
+        lines.append(f"  continue    sbatch {path}/job.sbatch")
+    return "\n".join([*lines, *(f"The queue could not be read: {why}" for why in queue.silent)])
+
+
+def _queue_line(run: RunSummary, job: QueuedJob) -> str:
+    if job.state != "PENDING":
+        return f"  job         {job.number} on {job.nodes}, {job.time_left} left"
+    place, waiting = Slurm(run.cluster).place_in_queue(job)
+    start = "" if job.starts in ("N/A", "") else f", expected to start at {job.starts}"
+    return f"  job         {job.number}, number {place} of {waiting} that wait in partition {job.partition}{start}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _log(path: Path, rank: int | None) -> Path | None:
+    """Return the log of a rank; for rank 0, that of the newest job where there is one."""
+    jobs = sorted((path / "logs").glob("slurm-*.out"), key=lambda file: file.stat().st_mtime)
+    if rank is None and jobs:
+        return jobs[-1]
+    file = path / "logs" / f"rank-{rank or 0}.log"
+    return file if file.is_file() else None
+
+
+def show_log(path: Path, rank: int | None, follow: bool) -> None:
+    """Print the log of a run.
+
+    Args:
+        path: Run directory.
+        rank: Which rank; `None` = what the job printed, or rank 0.
+        follow: Go on with what is added, from the last lines, until the run is over.
+
+    Raises:
+        AitrainError: There is none yet.
+    """
+    file = _log(path, rank)
+    while file is None and follow:
+        time.sleep(LOOK_S)
+        file = _log(path, rank)
+    if file is None:
+        there = sorted(int(log.stem.split("-")[1]) for log in (path / "logs").glob("rank-*.log"))
+        which = f": there are logs of ranks {there[0]} to {there[-1]}" if there else ": the run has not started yet"
+        raise AitrainError(f"{path} has no log{'' if rank is None else f' of rank {rank}'}{which}")
+    with open(file, encoding="utf-8", errors="replace") as log:
+        text = log.read()
+        sys.stdout.write("".join(text.splitlines(keepends=True)[-LAST_LINES:]) if follow else text)
+        sys.stdout.flush()
+        while follow:
+            over = summary(path).is_over  # asked before the last read, so that nothing is missed
+            if added := log.read():
+                sys.stdout.write(added)
+                sys.stdout.flush()
+            elif over:
+                return
+            time.sleep(LOOK_S)
+
+
+def stop(path: Path, now: bool) -> str:
+    """Stop a run: it saves and does not go back into the queue. `aitrain resume` or its job script continue it.
+
+    Args:
+        path: Run directory.
+        now: End it at once, without a save.
+
+    Returns:
+        What was done, for the user.
+
+    Raises:
+        AitrainError: It does not run, or cannot be reached from here.
+    """
+    run = summary(path)
+    if run.is_over:
+        raise AitrainError(f"{path} is finished: there is nothing to stop")
+    slurm = Slurm(run.cluster)
+    if run.job is not None:
+        job = {job.number: job for job in slurm.jobs()}.get(run.job)
+        if job is None:
+            raise AitrainError(f"{path} is not in the queue (its last job was {run.job}): there is nothing to stop")
+        with writing(str(path / "logs"), "free space there"):
+            write_text(path / "logs" / STOP_FILE, "")
+        if now or job.state == "PENDING":
+            slurm.cancel(job.number)
+            return f"Cancelled job {job.number}. Continue with: sbatch {path}/job.sbatch"
+        slurm.cancel(job.number, ["--signal=USR1"])
+        return (
+            f"Asked job {job.number} to save and end after its step: `aitrain status {path}` shows when it has. "
+            f"Continue with: sbatch {path}/job.sbatch"
+        )
+    return _stop_here(run, now)
+
+
+def _stop_here(run: RunSummary, now: bool) -> str:
+    """Stop a run that no job runs: by its process, on this machine."""
+    if run.pid is None or not run.state.startswith("running"):
+        raise AitrainError(f"{run.path} does not run ({run.state}): there is nothing to stop")
+    if run.host != socket.gethostname():
+        raise AitrainError(f"{run.path} runs on {run.host}: stop it there")
+    command = Path(f"/proc/{run.pid}/cmdline")
+    if not command.is_file() or b"aitrain" not in command.read_bytes():
+        raise AitrainError(f"{run.path} does not run any more: there is nothing to stop")
+    os.kill(run.pid, signal.SIGKILL if now else signal.SIGTERM)
+    done = "Killed it" if now else "Asked it to save and end after the step it is in"
+    return f"{done}. Continue with: aitrain resume {run.path}"

@@ -1,0 +1,323 @@
+"""Whole runs on a real Slurm: submitted, requeued, hit by every fault, watched and stopped.
+
+One cluster and a few runs are shared by all tests, because starting four ranks takes longer than what they do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from slurm_cluster import (
+    GPUS,
+    NODES,
+    aitrain,
+    events,
+    is_over,
+    job_of,
+    jobs_named,
+    log,
+    node_of,
+    queue,
+    rank_processes,
+    records,
+    slurm,
+    steps,
+    submit,
+    wait_for,
+)
+from tiny import CONTEXT_TOKENS, make_data, make_model
+
+from aitrain.launch import local_slurm
+from aitrain.launch.clusters import names
+
+pytestmark = pytest.mark.timeout(900)  # a scenario may wait for others that share two cores with it
+EXPECTED = Path(__file__).parents[1] / "launch/expected"
+PROFILES = names({})
+LIMITED, FAULTY, SHORT = 320, 80, 10
+"""Steps of the runs; with a constant learning rate, a short run is the beginning of a long one."""
+
+
+@dataclass
+class Place:
+    """Where the tests of this file work."""
+
+    folder: Path
+    words: list[str]
+
+    alone: subprocess.Popen[bytes] | None = None
+
+    def recipe(self, max_steps: int) -> list[str]:
+        return [*self.words, f"trainer.max_steps={max_steps}"]
+
+    def losses(self) -> list[float]:
+        """Return the losses of one rank without Slurm; that run is done while the others wait for Slurm."""
+        assert self.alone is not None and self.alone.wait(200) == 0
+        return [record["loss"] for record in records(self.folder / "alone/metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A running cluster, and a folder that all of its nodes see."""
+    if shutil.which("slurmctld") is None and not os.environ.get("AITRAIN_NEED_SLURM"):
+        pytest.skip(f"Slurm is not installed: {local_slurm.PACKAGES}")
+    with (
+        tempfile.TemporaryDirectory(prefix=".aitrain-slurm-", dir=Path.home()) as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        folder = Path(name)
+        patch.setenv("AITRAIN_LOCAL_SLURM", str(folder / "slurm"))
+        patch.delenv("SLURM_CONF", raising=False)
+        patch.chdir(folder)
+        model, data = make_model(folder / "model"), make_data(folder / "data.jsonl", samples=64)
+        words = ["sft_full", f"model.path={model}", f"data.path={data}", f"data.sequence_tokens={CONTEXT_TOKENS}"]
+        words += ["trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.max_epochs=null", "optim.lr=1e-5"]
+        words += [
+            "trainer.global_batch_sequences=32",
+            "trainer.micro_batch_sequences=2",
+            "schedule=constant",
+            "schedule.warmup_steps=0",
+            "export.at_end=false",
+        ]
+        aitrain("local-slurm", "start", "--nodes", str(NODES), "--gpus", str(GPUS))
+        found = Place(folder, words)
+        command = [sys.executable, "-m", "aitrain", "train", *found.recipe(LIMITED), f"run.dir={folder}/alone"]
+        found.alone = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            yield found
+        finally:
+            found.alone.kill()
+            slurm("scancel", "--user", str(os.getuid()))
+            aitrain("local-slurm", "stop")
+        assert local_slurm.running_site() is None
+
+
+def assert_equals(run: Path, losses: list[float]) -> None:
+    """Each step once, in order, with the losses of the uninterrupted run."""
+    metrics = records(run / "metrics.jsonl")
+    assert [record["step"] for record in metrics] == list(range(1, len(losses) + 1))
+    assert [record["loss"] for record in metrics] == pytest.approx(losses, rel=2e-4)
+
+
+def next_life(run: Path, lives: int, past: int, seconds: float = 60) -> int:
+    """Wait until a run was started so many times and has got past a step; return its step."""
+    wait_for(f"start {lives} of {run.name}", lambda: len(events(run, "started", "resumed")) >= lives, seconds, run)
+    wait_for(f"step {past} of {run.name}", lambda: steps(run) > past, seconds, run)
+    return steps(run)
+
+
+def limit_twice(place: Place) -> None:
+    """A run meets its time limit in the middle, twice."""
+    run = place.folder / "limited"
+    submit([*place.recipe(LIMITED), "trainer.devices=1"], run, "cluster.signal_s=30")
+    for life in (1, 2):
+        next_life(run, life, steps(run) + 2)
+        # the warning comes at Slurm's next look, within 30 s; the limit itself would be 30 s later
+        slurm("scontrol", "update", f"JobId={job_of(run)}", "EndTime=now+59seconds")
+        wait_for(f"start {life + 1} after a time limit", lambda life=life: len(events(run, "launched")) > life, 90, run)
+    wait_for("the limited run is over", lambda: is_over(run), 120, run)
+    assert_equals(run, place.losses()[:LIMITED])
+    first, second = (event["step"] for event in events(run, "resumed"))
+    assert 0 < first < second < LIMITED, "the limit did not come in the middle of the run"
+    assert len({event["job"] for event in events(run, "launched")}) == 1, "a requeued job keeps its number"
+
+
+def break_in_every_way(place: Place) -> None:
+    """Kill a rank, stop one, send a signal, let a node crash; the run goes on after each, and is as if it were not."""
+    run = place.folder / "faulty"
+    submit([*place.recipe(FAULTY), "trainer.devices=1"], run, "checkpoint.every_steps=5")
+    next_life(run, 1, 12)
+    ranks = rank_processes(run)
+    killed_on = node_of(ranks[1])
+    os.kill(ranks[1], signal.SIGKILL)
+    wait_for("the other rank ends", lambda: not set(rank_processes(run).values()) & set(ranks.values()), 10, run)
+    wait_for("start 2 after a rank was killed", lambda: len(events(run, "launched")) == 2, 60, run)
+    (failure,) = events(run, "rank_failed")
+    assert (failure["rank"], failure["node"]) == (1, killed_on)
+    assert f"Rank 1 on {killed_on} was killed by signal 9" in log(run)
+
+    next_life(run, 2, 17)
+    ranks = rank_processes(run)
+    stopped_on = node_of(ranks[1])
+    assert killed_on not in {node_of(pid) for pid in ranks.values()}, "the node was not excluded"
+    os.kill(ranks[1], signal.SIGSTOP)
+    wait_for("start 3 after a rank was stopped", lambda: len(events(run, "launched")) == 3, 80, run)
+    failure = events(run, "rank_failed")[-1]
+    assert (failure["rank"], failure["node"]) == (1, stopped_on) and "was stopped (SIGSTOP)" in failure["reason"]
+    assert "most recent call first" in (run / "logs/rank-1.log").read_text(), "its stack was not written"
+
+    done = next_life(run, 3, 22)
+    slurm("scancel", "--signal=USR1", job_of(run))
+    wait_for("start 4 after a signal", lambda: len(events(run, "launched")) == 4, 60, run)
+    assert len(events(run, "rank_failed")) == 2
+    assert steps(run) >= done, "what was done was not saved"
+
+    next_life(run, 4, steps(run) + 1)
+    dead = node_of(rank_processes(run)[1])
+    aitrain("local-slurm", "kill-node", dead)
+    wait_for("the lost node is noticed", lambda: len(events(run, "rank_failed")) == 3, 40, run)
+    assert events(run, "rank_failed")[-1]["node"] == dead
+    wait_for("start 5 after a node was lost", lambda: len(events(run, "launched")) == 5, 120, run)
+    aitrain("local-slurm", "start-node", dead)
+    wait_for("the faulty run is over", lambda: is_over(run), 120, run)
+    assert_equals(run, place.losses()[:FAULTY])
+    assert not rank_processes(run) and not rank_processes(run, supervised=False)
+
+
+def train_on_four_ranks(place: Place) -> None:
+    """Two nodes x two ranks, with ddp and with ZeRO-2."""
+    for name, words in (("ddp", []), ("zero", ["strategy=deepspeed_zero2"])):
+        run = place.folder / name
+        submit([*place.recipe(SHORT), *words], run)
+        wait_for(f"{name} is over", lambda run=run: is_over(run), 120, run)
+        assert_equals(run, place.losses()[:SHORT])
+        assert (events(run, "started")[0]["nodes"], events(run, "started")[0]["ranks"]) == (2, 4)
+
+
+def sweep_as_an_array(place: Place) -> None:
+    """Four runs, one array, one table."""
+    sweep = place.folder / "sweep"
+    words = [*place.recipe(SHORT), "optim.lr=1e-5,1e-3", "seed=1,2", "trainer.devices=1", "-m"]
+    number = submit(words, sweep, "--nodes", "1")
+    runs = [sweep / str(index) for index in range(4)]
+    for run in runs:
+        wait_for(f"run {run.name} of the sweep is over", lambda run=run: is_over(run), 120, run)
+    assert {job_of(run) for run in runs} == {f"{number}_{index}" for index in range(4)}
+    table = (sweep / "results.txt").read_text().splitlines()
+    assert table == aitrain("runs", str(sweep)).splitlines()
+    assert [line.split()[0] for line in table] == ["run", *map(str, runs)]
+    assert [line.split("finished")[1].strip() for line in table[1:]] == [
+        f"optim.lr={rate} seed={seed}" for rate in ("1e-05", "0.001") for seed in (1, 2)
+    ]
+
+
+def chain_without_requeue(place: Place) -> None:
+    """Where requeueing is off, the next job waits from the start and goes on in the same run directory."""
+    run = place.folder / "chain"
+    first = submit([*place.recipe(40), "cluster.requeue=false", "trainer.devices=1"], run, "--nodes", "1")
+    next_life(run, 1, 3)
+    (waiting,) = [job for job in jobs_named("chain") if job[0] != first]
+    assert waiting[1] == "Dependency"
+    slurm("scancel", "--signal=USR1", first)
+    wait_for("the second job of the chain", lambda: len(events(run, "launched")) == 2, 90, run)
+    assert job_of(run) == waiting[0] != first
+    wait_for("the chain is over", lambda: is_over(run), 120, run)
+    assert_equals(run, place.losses()[:40])
+    wait_for("no third job is left", lambda: not jobs_named("chain"), 60, run)
+
+
+def give_up(place: Place) -> None:
+    """A rank that is killed at each start is restarted only as often as the recipe allows."""
+    run = place.folder / "hopeless"
+    number = submit([*place.recipe(SHORT), "cluster.restarts=1", "trainer.devices=1"], run, "--nodes", "1")
+    for life in (1, 2):
+        wait_for(
+            f"start {life}", lambda life=life: len(events(run, "launched")) == life and rank_processes(run), 90, run
+        )
+        os.kill(rank_processes(run)[0], signal.SIGKILL)
+    wait_for("it gives up", lambda: "was restarted 1 times without a new checkpoint" in log(run), 90, run)
+    wait_for("the job is gone", lambda: number not in queue(), 60, run)
+
+
+def watch_and_stop(place: Place) -> None:
+    """Watched while it waits, while it runs, after it was stopped, and when it was continued and cancelled."""
+    run = place.folder / "watched"
+    slurm("scontrol", "update", "PartitionName=low", "State=DOWN")
+    number = submit([*place.recipe(LIMITED), "trainer.devices=1"], run, "--partition", "low")
+    wait_for("it waits", lambda: "waiting in the queue (PartitionDown)" in aitrain("status", str(run)), 20)
+    assert f"job         {number}, number 1 of 1 that wait in partition low" in aitrain("status", str(run))
+    slurm("scontrol", "update", "PartitionName=low", "State=UP")
+    next_life(run, 1, 3)
+    status = aitrain("status", str(run))
+    (nodes,) = (words[2] for words in jobs_named("sft_full", "low"))
+    for words in (f"{run}: running on {nodes}", f"of {LIMITED}, loss 5.", "tokens/s", "until the time limit"):
+        assert words in status, status
+    assert f"running on {nodes}" in aitrain("runs", str(place.folder))
+    command = [sys.executable, "-m", "aitrain", "logs", str(run), "-f"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None and "64 samples" in follower.stdout.readline()
+        follower.kill()
+    assert f"Asked job {number} to save" in aitrain("stop", str(run))
+    wait_for("it has stopped", lambda: number not in queue(), 60, run)
+    done = steps(run)
+    assert "stopped, can be resumed" in aitrain("status", str(run)) and events(run, "checkpoint")[-1]["step"] == done
+    assert "Stopped by aitrain stop" in log(run) and len(events(run, "launched")) == 1
+    assert "nothing to stop" in aitrain("stop", str(run), code=2)
+    assert aitrain("logs", str(run)) == log(run)
+    with open(run / "logs/rank-1.log", "a") as file:
+        file.write("what rank 1 said\n")
+    assert aitrain("logs", str(run), "--rank", "1").endswith("what rank 1 said\n")
+    assert "no log of rank 9: there are logs of ranks 0 to 1" in aitrain("logs", str(run), "--rank", "9", code=2)
+
+    slurm("sbatch", str(run / "job.sbatch"))
+    next_life(run, 2, done)
+    number = job_of(run)
+    assert "Cancelled job" in aitrain("stop", str(run), "--now")
+    wait_for("it is gone", lambda: number not in queue(), 60, run)
+    time.sleep(8)  # a requeued job would be back after six
+    assert number not in queue(), "a cancelled job came back"
+
+
+def cluster_on_one_host(place: Place) -> None:
+    """Without namespaces, as for ordinary users: a second cluster beside the first."""
+    folder, run = place.folder / "host", place.folder / "on-one-host"
+    own = {"AITRAIN_LOCAL_SLURM": str(folder)}
+    said = aitrain("local-slurm", "start", "--nodes", "2", "--gpus", "2", "--one-host", variables=own)
+    try:
+        assert "all on this host (as --one-host asks)" in said
+        assert "runs in" in aitrain("local-slurm", "start", code=2, variables=own)
+        submit([*place.recipe(SHORT), "trainer.devices=1"], run, variables=own)
+        wait_for("the run is over", lambda: is_over(run, variables=own), 120, run)
+        assert events(run, "started")[0]["nodes"] == 2
+        assert "node9 is not a node" in aitrain("local-slurm", "kill-node", "node9", code=2, variables=own)
+    finally:
+        aitrain("local-slurm", "stop", variables=own)
+    assert "No cluster was started" in aitrain("local-slurm", "stop", code=2, variables=own)
+    assert slurm("sinfo", "--noheader", "-p", "debug", "-o", "%D").strip() == str(NODES), "the other one still runs"
+
+
+SCENARIOS: list[list[Callable[[Place], None]]] = [
+    [limit_twice],
+    [break_in_every_way],
+    [train_on_four_ranks, sweep_as_an_array, chain_without_requeue, give_up, watch_and_stop, cluster_on_one_host],
+]
+"""Three rows that run side by side, because much of this is waiting for Slurm."""
+
+
+@pytest.fixture(scope="module")
+def outcomes(place: Place) -> Iterator[dict[str, Future[None]]]:
+    """All scenarios, begun."""
+    pools = [ThreadPoolExecutor(1) for _ in SCENARIOS]
+    yield {
+        scenario.__name__: pool.submit(scenario, place)
+        for pool, row in zip(pools, SCENARIOS, strict=True)
+        for scenario in row
+    }
+    for pool in pools:
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("name", [scenario.__name__ for row in SCENARIOS for scenario in row])
+def test_on_slurm(name: str, outcomes: dict[str, Future[None]]) -> None:
+    outcomes[name].result()
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_script_of_every_profile_is_accepted(place: Place, name: str) -> None:
+    """Partition, account and QoS are those of the cluster here; everything else stands as it is."""
+    script = EXPECTED / f"{name}.sbatch"
+    said = slurm("sbatch", "--test-only", "--partition=debug", "--account=root", "--qos=normal", str(script))
+    assert re.search(r"Job \d+ to start at", said)
+    with pytest.raises(AssertionError, match="allocation failure"):
+        slurm("sbatch", "--test-only", "--partition=debug", "--gres=gpu:99", str(script))

@@ -1,0 +1,57 @@
+"""Restarts of a job by itself: as many as bring the run further, and a few that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aitrain.errors import GuardError
+from aitrain.trainer.restarts import note_launch
+from aitrain.trainer.run_directory import RunDirectory
+
+
+def launch(directory: RunDirectory, restart: int, **more: str) -> None:
+    note_launch(directory, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restart), **more}, 2)
+
+
+def test_restarts_without_a_new_checkpoint_are_given_up(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for restart in range(3):
+        launch(directory, restart)
+    directory.event("rank_failed", reason="rank 3 on node2 was killed")
+    with pytest.raises(GuardError, match="restarted 2 times without .* rank 3 on node2 was killed.*sbatch"):
+        launch(directory, 3)
+    launch(directory, 0)  # somebody hands it in again
+    launch(directory, 1)
+    launch(directory, 2)
+    with pytest.raises(GuardError):
+        launch(directory, 3)
+
+
+def test_restarts_that_bring_a_checkpoint_go_on_for_ever(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for restart in range(9):
+        launch(directory, restart)
+        directory.event("checkpoint", step=restart)
+
+
+def test_the_jobs_of_a_chain_count_as_restarts(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for link in range(1, 4):
+        note_launch(directory, {"SLURM_JOB_ID": str(link), "AITRAIN_LINK": str(link)}, 2)
+    with pytest.raises(GuardError):
+        note_launch(directory, {"SLURM_JOB_ID": "4", "AITRAIN_LINK": "4"}, 2)
+
+
+def test_without_slurm_nothing_is_counted(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for _ in range(5):
+        note_launch(directory, {}, 0)
+    assert not directory.events_file.exists()
+
+
+def test_a_task_of_an_array_has_its_own_number(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    launch(directory, 0, SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
+    assert directory.last_of("launched")["job"] == "5_2"
