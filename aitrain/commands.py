@@ -283,16 +283,23 @@ def _stop(args: argparse.Namespace) -> int:
 
 
 def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", help="asset to fetch; without it they are listed")
+    parser.add_argument("name", metavar="RECIPE|ASSET", nargs="?", help="what to fetch; without it, assets are listed")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="with a recipe: its keys, model.path above all"
+    )
 
 
 def _fetch(args: argparse.Namespace) -> int:
     from aitrain.models import assets
 
-    if args.name:
+    if not args.name:
+        print(assets.listing())
+    elif args.name in assets.ASSETS and not args.overrides:
         print(assets.fetch(args.name))
     else:
-        print(assets.listing())
+        from aitrain.fetching import fetch_recipe
+
+        fetch_recipe(args.name, args.overrides)
     return EXIT_DONE
 
 
@@ -313,6 +320,30 @@ def _local_slurm(args: argparse.Namespace) -> int:
 
     print(local_slurm.act(args.action, args.node, args.nodes, args.gpus, args.dir, args.one_host))
     return EXIT_DONE
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--job", action="store_true", help="inside an allocation: measure every node of it")
+    parser.add_argument("--cluster", metavar="NAME", help="profile, for its rules and figures")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    early_signals.hold()
+    import os
+
+    from aitrain.doctor.finding import exit_code, text_of
+    from aitrain.launch.clusters import load
+
+    cluster = load(args.cluster) if args.cluster else None
+    if args.job:
+        from aitrain.doctor.job import examine
+
+        return examine(cluster)
+    from aitrain.doctor.login import look
+
+    findings = look(cluster, os.environ)
+    print(text_of(findings))
+    return exit_code(findings, in_job=False)
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -341,7 +372,10 @@ COMMANDS: dict[str, Command] = {
     "status": Command("tells where a run stands: in the queue, its step, its speed, its trouble", _takes_run, _status),
     "logs": Command("prints the log of a run", _logs_arguments, _logs),
     "stop": Command("asks a run to save and end", _stop_arguments, _stop),
-    "fetch": Command("fetches the real model and data of the quickstart", _fetch_arguments, _fetch),
+    "fetch": Command(
+        "brings what a recipe needs into the local store, for machines without a network", _fetch_arguments, _fetch
+    ),
+    "doctor": Command("says what is wrong here, or with the nodes of a job", _doctor_arguments, _doctor, True),
     "local-slurm": Command(
         "runs a real Slurm of several nodes on this machine, to try `submit`", _local_slurm_arguments, _local_slurm
     ),

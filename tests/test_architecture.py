@@ -45,6 +45,10 @@ TESTED_ELSEWHERE = {
     # talking to Slurm, which only a real one proves
     **{f"aitrain/launch/{name}.py": "tests/e2e/test_slurm.py" for name in ("local_nodes", "local_site", "slurm")},
     "aitrain/trainer/supervised.py": "tests/e2e/test_slurm.py",
+    "aitrain/doctor/job.py": "tests/e2e/test_slurm.py",
+    "aitrain/doctor/finding.py": "tests/doctor/test_judge.py",
+    # a hub over real HTTP, and a run that uses what came from it
+    **{f"aitrain/{name}.py": "tests/e2e/test_fetch.py" for name in ("fetching", "models/store")},
     # three parts of one thing
     **{
         f"aitrain/dist/{name}.py": "tests/dist/test_supervisor.py" for name in ("heartbeat", "lifeline", "rank_process")

@@ -103,7 +103,6 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("seed=-1", "seed=-1 must be 0 or more"),
         ("run.name=a/b", "run.name='a/b' must be a plain name"),
         ("model.path=''", "model.path='' is empty"),
-        ("model.revision=main", "model.revision='main' has no effect without the network"),
         ("data.sequence_tokens=1", "data.sequence_tokens=1 must be at least 2"),
         ("data.workers=-1", "data.workers=-1 must be 0 or more"),
         ("data.validation_samples=0", "data.validation_samples=0 must be at least 1"),

@@ -72,6 +72,3 @@ class Model:
         """Yield every broken rule of this group, one sentence each."""
         if self.path != MISSING and not str(self.path).strip():
             yield "model.path='' is empty: write a folder, a .gguf file, asset:NAME or a hub name"
-        if self.revision is not None and not self.allow_network:
-            rule = "has no effect without the network: remove it, or add model.allow_network=true"
-            yield f"model.revision={self.revision!r} {rule}"

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aitrain.config import RunConfig
@@ -20,6 +20,7 @@ from aitrain.launch.refusals import purged_area
 from aitrain.launch.render import render
 from aitrain.launch.slurm import Slurm
 from aitrain.launch.times import slurm_time
+from aitrain.models.store import pinned
 from aitrain.trainer.run_directory import RunDirectory
 
 
@@ -70,7 +71,7 @@ def hand_in(wanted: list[Wanted], cluster: Cluster, job: Job) -> int:
     script = folder / "job.sbatch"
     directories: list[RunDirectory] = []
     try:
-        directories = [RunDirectory.create(absolute_paths(each.config)) for each in wanted]
+        directories = [RunDirectory.create(_fixed(each.config)) for each in wanted]
         with writing(str(script), "free space there, or choose another run.dir"):
             write_text(script, render(job))
             if job.run.sweep is not None:
@@ -99,6 +100,10 @@ def hand_in(wanted: list[Wanted], cluster: Cluster, job: Job) -> int:
     if job.run.sweep is not None:
         print(f"`aitrain runs {folder}` compares the runs; when they have ended, {folder}/results.txt does too.")
     return EXIT_DONE
+
+
+def _fixed(config: RunConfig) -> RunConfig:
+    return absolute_paths(replace(config, model=pinned(config.model)))
 
 
 def _differences(wanted: list[Wanted]) -> list[str]:

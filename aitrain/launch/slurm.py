@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -170,7 +171,6 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
         done: The command, which has ended.
     """
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    text = " ".join(
-        line.split(": ", 1)[-1] if line.startswith(("sbatch:", "squeue:", "scancel:")) else line for line in lines
-    )
+    lines = [line for line in lines if ": fatal: " in line] or lines  # what went before it says the same in detail
+    text = " ".join(re.sub(r"^(sbatch|squeue|scancel|sinfo|sacctmgr): ", "", line) for line in lines)
     return text or f"exit code {done.returncode}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from aitrain.config.model import Model, ModelInit
 from aitrain.errors import ModelError
 from aitrain.io.home import user_path
+from aitrain.models import store
 from aitrain.models.assets import resolve
 from aitrain.models.gguf_header import read_header
 from aitrain.models.safetensors_header import Tensor, count_parameters, main_dtype
@@ -100,6 +101,14 @@ def inspect(model: Model) -> ModelFacts:
     Returns:
         Facts and faults; nothing is raised for a model that cannot be used.
     """
+    found = _inspect(model)
+    fetched = (Path(found.path) / store.MANIFEST).is_file()
+    if model.revision is not None and found.kind is not Kind.hub and not fetched:
+        found.faults.append(f"model.revision={model.revision!r} has no effect on a local model: remove it")
+    return found
+
+
+def _inspect(model: Model) -> ModelFacts:
     given = str(model.path)
     if given.startswith("asset:"):
         try:
@@ -118,11 +127,17 @@ def inspect(model: Model) -> ModelFacts:
         return ModelFacts(
             given, Kind.folder, [(f"model.path={given} does not exist: name a Hugging Face folder or a .gguf file")]
         )
+    try:
+        stored = store.find(model)
+    except ModelError as error:
+        return ModelFacts(given, Kind.hub, [str(error)])
+    if stored is not None:
+        return _inspect_folder(stored.folder, Kind.folder, model)
     facts = ModelFacts(given, Kind.hub)
     if not model.allow_network:
         facts.faults.append(
-            f"model.path={given} is no folder here; as a hub name it needs the network: add model.allow_network=true, "
-            "or download it to a folder and name that"
+            f"model.path={given} is no folder here; as a name on a hub it must be fetched first: run `aitrain fetch "
+            f"RECIPE model.path={given}` where there is a network, or add model.allow_network=true"
         )
     return facts
 

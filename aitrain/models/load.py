@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from aitrain.config.model import Model, ModelInit
 from aitrain.errors import MissingExtraError, ModelError
 from aitrain.io.home import user_path
+from aitrain.models import store
 from aitrain.models.folder import Kind, inspect
 from aitrain.models.gguf import converted
 from aitrain.models.quiet import first_line, quiet
@@ -29,7 +30,6 @@ LOADING_ERRORS = (
     AttributeError,
     SafetensorError,
 )
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "*.py", "README.md", "LICENSE*"]
 
 
 def local_folder(model: Model) -> Path:
@@ -53,6 +53,7 @@ def local_folder(model: Model) -> Path:
             raise ModelError("\n".join(found.faults))
         return folder
     path = Path(facts.path)
+    store.verify(path)
     return converted(path) if path.suffix == ".gguf" else path
 
 
@@ -67,7 +68,7 @@ def _downloaded(model: Model) -> Path:
 
     try:
         with quiet():
-            return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=_HUB_FILES))
+            return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=store.PATTERNS))
     except (OSError, ValueError) as error:
         at = f"@{model.revision}" if model.revision else ""
         raise ModelError(

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aitrain.config import RunConfig
@@ -19,6 +19,7 @@ from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, Interrupted, RecipeError, of_code
 from aitrain.io import write_bytes
 from aitrain.io.home import user_path
+from aitrain.models.store import pinned
 from aitrain.preflight import refuse_faults, usable_devices
 from aitrain.recipe import amend, compose
 from aitrain.trainer.restarts import note_launch
@@ -69,9 +70,14 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
             )
         config = compose(recipe, overrides)
         refuse_faults(config)  # with paths as the user wrote them
-        return Start(RunDirectory.create(absolute_paths(config)).path, is_new=True)
+        return Start(RunDirectory.create(_fixed(config)).path, is_new=True)
 
     return _start(new_run)
+
+
+def _fixed(config: RunConfig) -> RunConfig:
+    """Return a configuration that means the same from every directory: its paths, and a model that was fetched."""
+    return absolute_paths(replace(config, model=pinned(config.model)))
 
 
 def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
@@ -94,7 +100,7 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
             directory = RunDirectory.open(frozen.parent)
             return _unless_finished(directory, amend(directory.config(), overrides), overrides)
         given = compose(recipe, overrides)
-        config = absolute_paths(given)
+        config = _fixed(given)
         if config.run.dir is None:
             raise RecipeError(
                 "--or-resume needs run.dir, else no restart could find the run again: add for instance "

@@ -198,10 +198,8 @@ class StepEdge(pl.Callback):
             self._save(trainer)
         if stop or early:
             trainer.should_stop = True
-            self._event(
-                "stopped",
-                reason=EARLY if early else f"signal {session.stopper.reason}",
-            )
+            asked = str(session.stopper.reason)
+            self._event("stopped", reason=EARLY if early else f"signal {asked}" if asked.startswith("SIG") else asked)
         if (last or early) and not stop:
             session.after = answers(trainer, session.task, session.tokenizer, config, session.stopper)
             self._event("answers", step=done, answers=session.after) if session.after else None
@@ -274,6 +272,7 @@ class StepEdge(pl.Callback):
         )
         strategy.barrier()
         self._saved_at = time.monotonic()
+        session.stopper.limit.note_save(self._saved_at - began)
 
     def _event(self, kind: str, **facts: Any) -> None:
         if self.session.is_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -9,6 +10,7 @@ from typing import Any
 
 from aitrain.dist import early_signals, heartbeat
 from aitrain.dist.group import Group
+from aitrain.trainer.time_limit import TimeLimit
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 EXIT_AT_ONCE = 130
@@ -25,6 +27,7 @@ class Stopper:
     def __init__(self, group: Group) -> None:
         self.group = group
         self.reason: str | None = None
+        self.limit = TimeLimit(os.environ if group.ranks.is_first else {})
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopper:
@@ -55,6 +58,8 @@ class Stopper:
             wish: This rank's wish; it travels together with the question about stopping.
         """
         heartbeat.beat_again()
+        if self.reason is None and self.limit.is_near():
+            self.reason = "the time limit of the job"
         told = self.group.largest(2 if self.reason is not None else int(wish))
         if told == 2 and self.reason is None:
             self.reason = "another rank"

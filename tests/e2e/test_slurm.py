@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hub import serve
 from slurm_cluster import (
     GPUS,
     NODES,
@@ -287,10 +288,69 @@ def cluster_on_one_host(place: Place) -> None:
     assert slurm("sinfo", "--noheader", "-p", "debug", "-o", "%D").strip() == str(NODES), "the other one still runs"
 
 
+SPY = """
+import os, sys
+ALLOWED = ("10.77.", "127.", "::1", "::ffff:10.77.", "node", "localhost")
+def note(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        place = str(arguments[1][0])
+    elif event == "socket.getaddrinfo" and arguments[0]:
+        place = str(arguments[0])
+    else:
+        return
+    if not place.startswith(ALLOWED):
+        open(os.environ["SPY_LOG"], "a").write(f"{event} {place}\\n")
+sys.addaudithook(note)
+open(os.environ["SPY_LOG"] + ".alive", "a").write("x")
+"""
+
+
+def train_without_a_network(place: Place) -> None:
+    """A model from a hub, fetched where there is a network, on nodes that have no route to anywhere."""
+    run, spy = place.folder / "offline", place.folder / "spy"
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(SPY)
+    words = [word for word in place.recipe(SHORT) if not word.startswith("model.path=")]
+    words += ["model.path=company/tiny", "trainer.devices=1"]
+    with serve("company/tiny", place.folder / "model") as (address, _):
+        own = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        aitrain("fetch", *words, variables=own)
+    submit(words, run, variables={"PYTHONPATH": str(spy), "SPY_LOG": str(spy / "log"), "HF_HUB_OFFLINE": "0"})
+    wait_for("the run is over", lambda: is_over(run), 120, run)
+    assert_equals(run, place.losses()[:SHORT])
+    assert (spy / "log.alive").stat().st_size >= 4, "supervisors and ranks were not watched"
+    assert not (spy / "log").exists(), (spy / "log").read_text()
+    slurm("srun", "--nodes=1", "bash", "-c", "! ip route | grep -q default")
+
+
+def doctor_names_a_slow_node(place: Place) -> None:
+    """One rank shares a single core with others that keep it busy; before that, all are alike."""
+    job = ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", "--partition=low"]
+    doctor = [sys.executable, "-m", "aitrain", "doctor", "--job", "--cluster", "local_slurm"]
+    began = time.monotonic()
+    said = slurm(*job, *doctor, code=None)
+    assert "all-reduce between nodes: " in said and "each node writes" in said and "the nodes agree within" in said
+    assert said.count("TFLOP/s  ") == 2 and time.monotonic() - began < 60
+    script = place.folder / "slow.sh"
+    busy = "for i in 1 2 3 4 5 6; do (setsid timeout 14 bash -c 'while :; do :; done' &); done"
+    script.write_text(
+        f'if [ "$SLURM_PROCID" = 1 ]; then {busy}; exec taskset -c 0 "$@"; fi\nexec "$@"\n'.replace(
+            "timeout 14", "taskset -c 0 timeout 14"
+        )
+    )
+    said = slurm(*job, "srun", "bash", str(script), *doctor, code=4)
+    (slow,) = re.findall(r"rank +1  (node\d+)", said)
+    assert re.search(rf"WRONG  device +rank 1 on {slow} .*sbatch --exclude={slow}", said), said
+    assert "this is none: run it inside salloc or sbatch" in aitrain("doctor", "--job", code=2)
+    said = aitrain("doctor", "--cluster", "local_slurm")
+    assert "answers; partitions debug, short, low" in said and "Nothing is wrong." in said
+
+
 SCENARIOS: list[list[Callable[[Place], None]]] = [
     [limit_twice],
     [break_in_every_way],
-    [train_on_four_ranks, sweep_as_an_array, chain_without_requeue, give_up, watch_and_stop, cluster_on_one_host],
+    [train_on_four_ranks, sweep_as_an_array, chain_without_requeue, give_up, watch_and_stop, cluster_on_one_host]
+    + [train_without_a_network, doctor_names_a_slow_node],
 ]
 """Three rows that run side by side, because much of this is waiting for Slurm."""
 

@@ -209,3 +209,10 @@ def test_the_estimate_without_weights_is_exact_for_a_llama(folder: Path, tmp_pat
     reference = AutoModelForCausalLM.from_config(config)
     facts = inspect(Model(path=str(tmp_path / "plan"), init=ModelInit.random))
     assert facts.parameters == sum(weight.numel() for weight in reference.parameters())
+
+
+def test_a_revision_of_a_local_model_is_refused() -> None:
+    """It would be ignored without a word; of a name on a hub, `aitrain fetch` and the lock file take note of it."""
+    found = inspect(Model(path="asset:tiny-llama", revision="main"))
+    assert found.faults == ["model.revision='main' has no effect on a local model: remove it"]
+    assert not any("revision" in fault for fault in inspect(Model(path="company/model", revision="main")).faults)

@@ -1,0 +1,1 @@
+"""What is wrong with this environment, this allocation or one of its nodes, and what to do about it."""

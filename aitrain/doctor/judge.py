@@ -1,0 +1,109 @@
+"""What the measurements of all ranks mean: which node is slow, whose clock is off, whether the fabric is used. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from aitrain.doctor.finding import Finding, Grade
+from aitrain.launch.choices import Runtime
+from aitrain.launch.clusters import Cluster
+
+if TYPE_CHECKING:
+    from aitrain.doctor.measure import Measured
+
+SLOW = 0.7
+"""Share of the fastest rank's rate below which a rank counts as slow: all do the same at the same time."""
+
+LARGEST_SKEW_S = 2.0
+POOR_FABRIC = 0.3
+"""Share of the profile's bandwidth below which messages seem to take another way."""
+
+WRITE_SPREAD = 0.3
+"""Share of the median write rate below which a node's file system counts as slow."""
+
+
+def judge(found: Sequence[Measured], cluster: Cluster | None) -> list[Finding]:
+    """Return what is fine and what is wrong, the nodes named.
+
+    Args:
+        found: What every rank measured.
+        cluster: The cluster, for its figures; `None` = not known.
+    """
+    return [*_devices(found, cluster), *_links(found, cluster), *_files(found), *_clocks(found)]
+
+
+def _devices(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Finding]:
+    best = max(each.tflops for each in found)
+    slow = [each for each in found if each.tflops < SLOW * best]
+    for each in slow:
+        yield Finding(
+            "device",
+            f"rank {each.rank} on {each.node} ({each.device}) multiplies at {each.tflops:.3g} TFLOP/s, "
+            f"{100 * each.tflops / best:.0f} % of the fastest: leave the node out (sbatch --exclude={each.node}) and "
+            "tell the site",
+            Grade.wrong,
+        )
+    kinds = sorted({each.device for each in found})
+    if len(kinds) > 1:
+        yield Finding("device", f"the ranks have different ones: {', '.join(kinds)}", Grade.note)
+    if not slow:
+        rates = f"{min(each.tflops for each in found):.3g} to {best:.3g} TFLOP/s each"
+        yield Finding("device", f"{len(found)} x {kinds[0]}, {rates}")
+    on_cpu = all(each.memory_gb is None for each in found)
+    if cluster is not None and on_cpu and cluster.profile.device.runtime is not Runtime.cpu:
+        advice = "does the job ask for GPUs, and is this torch built for them?"
+        yield Finding("device", f"no GPU is seen on any rank, but {cluster.name} has some: {advice}", Grade.wrong)
+
+
+def _links(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Finding]:
+    within: dict[str, float] = {}
+    for each in found:
+        if each.within_gbps is not None:
+            within[each.node] = min(each.within_gbps, within.get(each.node, each.within_gbps))
+    if within:
+        worst = min(within, key=lambda node: within[node])
+        if within[worst] < 0.5 * max(within.values()):
+            said = f"all-reduce within {worst}: {within[worst]:.3g} Gbit/s, others reach {max(within.values()):.3g}"
+            yield Finding("node", f"{said}: leave {worst} out and tell the site", Grade.wrong)
+        else:
+            yield Finding("node", f"all-reduce within a node: {min(within.values()):.3g} Gbit/s or more")
+    between = [each.between_gbps for each in found if each.between_gbps is not None]
+    if not between:
+        return
+    rate, network = min(between), found[0].network
+    text = f"all-reduce between nodes: {rate:.3g} Gbit/s, {network}"
+    promised = cluster.profile.fabric.gbps_per_node if cluster is not None else None
+    if promised is not None:
+        text += f"; the nodes have {promised:g} Gbit/s"
+    on_gpu = found[0].memory_gb is not None
+    if on_gpu and "Socket" in network:
+        advice = "the fast network is not used: check NCCL_SOCKET_IFNAME, NCCL_NET and the plugin in the container"
+        yield Finding("fabric", f"{text}: {advice}", Grade.wrong)
+    elif promised is not None and on_gpu and rate < POOR_FABRIC * promised:
+        yield Finding("fabric", f"{text}: less than {100 * POOR_FABRIC:.0f} % of it is reached", Grade.wrong)
+    else:
+        yield Finding("fabric", text)
+
+
+def _files(found: Sequence[Measured]) -> Iterator[Finding]:
+    rates = {each.node: each.write_gbps for each in found if each.write_gbps is not None}
+    middle = median(rates.values())
+    slow = [node for node, rate in rates.items() if rate < WRITE_SPREAD * middle]
+    text = f"each node writes {min(rates.values()):.2g} to {max(rates.values()):.2g} GB/s, all at the same time"
+    if slow:
+        yield Finding("files", f"{text}; slow: {', '.join(slow)}: try again, then tell the site", Grade.note)
+    else:
+        yield Finding("files", text)
+
+
+def _clocks(found: Sequence[Measured]) -> Iterator[Finding]:
+    middle = median(each.time_s for each in found)
+    off = {each.node: each.time_s - middle for each in found if abs(each.time_s - middle) > LARGEST_SKEW_S}
+    if off:
+        nodes = ", ".join(f"{node} by {skew:+.1f} s" for node, skew in off.items())
+        yield Finding("clock", f"off on {nodes}: tell the site; times in logs mislead", Grade.wrong)
+    else:
+        spread = max(each.time_s for each in found) - min(each.time_s for each in found)
+        yield Finding("clock", f"the nodes agree within {spread:.1g} s")

@@ -1,0 +1,43 @@
+"""`aitrain fetch RECIPE`: brings model and data of a recipe to this machine, so that its jobs need no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from aitrain.errors import DataError, ModelError
+from aitrain.models import assets, store
+from aitrain.models.folder import HUB_NAME, inspect
+from aitrain.preflight import data_faults
+from aitrain.recipe import compose
+
+
+def fetch_recipe(recipe: str, overrides: Sequence[str]) -> None:
+    """Fetch what a recipe names and is not here yet, and say where everything is.
+
+    Args:
+        recipe: Name or path of a recipe.
+        overrides: Words `key=value`.
+
+    Raises:
+        ModelError: The model cannot be fetched.
+        DataError: A data file is missing; data of your own is not fetched.
+    """
+    config = compose(recipe, overrides)
+    for given in (config.model.path, config.data.path, config.data.validation_path):
+        if given is not None and given.startswith("asset:"):
+            assets.fetch(given.removeprefix("asset:").partition("/")[0])
+    found = inspect(config.model)
+    named = found.kind.name == "hub" or store.find(config.model) is not None
+    if named and HUB_NAME.fullmatch(str(config.model.path)):
+        stored = store.fetch(config.model, Path.cwd())
+        print(f"{store.LOCK} in this folder names it: commit it together with your recipe")
+        print(f"model  {stored.folder}")
+    else:
+        if found.faults:
+            raise ModelError("\n".join(found.faults))
+        print(f"model  {found.path}")
+    faults = data_faults(config)
+    if faults:
+        raise DataError("\n".join(faults))
+    print(f"data   {config.data.path}")
