@@ -12,7 +12,7 @@ PIP_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv quickstart test test-all test-slow check format docs gpu gpu-wheels gpu-rivals clean
+.PHONY: help venv quickstart test test-all test-slow soak check format docs gpu gpu-wheels gpu-rivals clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ test: $(STAMP) ## the CPU test suite of every day
 
 test-all: $(STAMP) ## also the slow tests: planted bugs, kernels compiled for every GPU, long matrices
 	@$(PYTEST) -m "not gpu and not multi_gpu" $(ARGS)
+
+soak: $(STAMP) ## twenty rounds of faults on a real Slurm, about ten minutes; prints how long each took
+	@$(PYTEST) -m soak -s --numprocesses 0 tests/e2e $(ARGS)
 
 test-slow: $(STAMP) ## only the slow tests; ARGS names their folders
 	@$(PYTEST) -m "slow and not gpu and not multi_gpu" $(ARGS) || [ $$? -eq 5 ]  # 5: none of them is slow

@@ -38,6 +38,16 @@ class Queue:
     silent: list[str] = field(default_factory=list)
     """Why a queue could not be read."""
 
+    def job_of(self, run: RunSummary) -> QueuedJob | None:
+        """Return the job of a run: the one it knows of, or one whose script was handed in by hand since.
+
+        Args:
+            run: The run.
+        """
+        script = str((run.path / "job.sbatch").absolute())
+        by_hand = (job for job in self.jobs.values() if job.script == script)
+        return self.jobs.get(run.job or "") or next(by_hand, None)
+
 
 def read_queue(found: Sequence[RunSummary]) -> Queue:
     """Ask Slurm about the jobs of runs that are not over.
@@ -62,7 +72,7 @@ def state_of(run: RunSummary, queue: Queue) -> str:
         run: The run.
         queue: What Slurm says.
     """
-    job = queue.jobs.get(run.job or "")
+    job = queue.job_of(run)
     if job is None:
         unknown = run.job is None or run.is_over or run.cluster not in queue.asked
         alive = run.state.startswith(("running", "starting", "submitted"))
@@ -121,7 +131,7 @@ def status_text(path: Path) -> str:
     run = summary(path)
     queue = read_queue([run])
     lines = [f"{path}: {state_of(run, queue)}"]
-    job = queue.jobs.get(run.job or "")
+    job = queue.job_of(run)
     if job is not None:
         lines.append(_queue_line(run, job))
     elif run.job is not None:
@@ -219,7 +229,7 @@ def stop(path: Path, now: bool) -> str:
         raise AitrainError(f"{path} is finished: there is nothing to stop")
     slurm = Slurm(run.cluster)
     if run.job is not None:
-        job = {job.number: job for job in slurm.jobs()}.get(run.job)
+        job = Queue({job.number: job for job in slurm.jobs()}).job_of(run)
         if job is None:
             raise AitrainError(f"{path} is not in the queue (its last job was {run.job}): there is nothing to stop")
         with writing(str(path / "logs"), "free space there"):

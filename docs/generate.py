@@ -284,13 +284,13 @@ def site_page(name: str) -> str:
     out += [f"{profile.note[0].upper()}{profile.note[1:]}.\n"] if profile.note else []
     out += ["## First job\n", "```bash", *first_job(cluster), "```\n"]
     if profile.device.runtime is Runtime.rocm:
-        made = "[Your software](../on-a-cluster.md#your-software) says how the environment `inside` is made."
+        made = "[Your software](../jobs.md#your-software) says how the environment `inside` is made."
         out.append(f"The image brings torch for these GPUs; {made}\n")
     if name in READY:
         sbatch = f"sbatch {ready_job(name).usage_flags}launch/{name}.sbatch sft_lora"
         out += ["Or without any new command, with the script that is ready in `launch/`:\n", "```bash"]
         out += [f"{sbatch} \\\n  model.path=MODEL_FOLDER data.path=chats.jsonl", "```\n"]
-    out += ["What `aitrain submit` writes and checks stands under [On a cluster](../on-a-cluster.md).\n"]
+    out += ["What `aitrain submit` writes and checks stands under [Jobs in detail](../jobs.md).\n"]
     out += ["## What is known\n", *site_facts(cluster), ""]
     out += limits_table("partition", profile.partitions) + limits_table("QoS", profile.qos_limits)
     out += areas_table(profile)

@@ -23,6 +23,7 @@ VARIABLE = "AITRAIN_SUPERVISED"
 """Set in the environment of a rank that has a supervisor."""
 
 TICK_S = 0.2
+CALL_S = 5.0
 STACK_S = 2.0
 """Seconds that ranks get to write their stacks."""
 
@@ -55,16 +56,20 @@ class Supervisor:
         ranks: This rank's place.
         command: Program and arguments of the rank.
         on_end: Called on rank 0 with the verdict and the run directory, if that is known.
+        while_running: Called on rank 0 with the run directory every few seconds.
 
     Raises:
         LaunchError: The port where the supervisors meet is in use.
     """
 
     def __init__(
-        self, ranks: Ranks, command: Sequence[str], on_end: Callable[[Verdict, Path | None], None]
+        self, ranks: Ranks, command: Sequence[str], on_end: Callable[[Verdict, Path | None], None],
+        while_running: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.ranks = ranks
         self._on_end = on_end
+        self._while_running = while_running
+        self._called_at = 0.0
         env = dict(os.environ)
         step = "/".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
         self._hub: Hub | None = None
@@ -162,6 +167,9 @@ class Supervisor:
         """On rank 0: return how the run ends, once that is clear."""
         assert self._hub is not None
         self._hub.listen()
+        if "run" in self.child.facts and time.monotonic() - self._called_at > CALL_S:
+            self._called_at = time.monotonic()
+            self._while_running(Path(self.child.facts["run"]))
         states = [self.state(), *self._hub.all_states()]
         if (verdict := failed(states)) is not None:
             return verdict

@@ -48,6 +48,9 @@ class QueuedJob:
     priority: int
     """Priority."""
 
+    script: str = ""
+    """Path of its script, as it was handed in."""
+
 
 class Slurm:
     """Slurm, as this user sees it from here.
@@ -113,7 +116,7 @@ class Slurm:
         Raises:
             LaunchError: Slurm does not answer.
         """
-        columns = _SEPARATOR.join(("%i", "%T", "%r", "%S", "%L", "%N", "%P", "%Q"))
+        columns = _SEPARATOR.join(("%i", "%T", "%r", "%S", "%L", "%N", "%P", "%Q", "%o"))
         done = self.run(["squeue", "--noheader", "--me", "--array", "-o", columns])
         if done.returncode:
             raise LaunchError(f"squeue failed: {said(done)}")
@@ -128,6 +131,7 @@ class Slurm:
                 nodes=row[5].strip(),
                 partition=row[6].strip(),
                 priority=int(row[7].strip() or 0),
+                script=row[8].strip(),
             )
             for row in rows
         ]

@@ -2,13 +2,75 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
+from aitrain.dist import heartbeat
 from aitrain.dist.ranks import job_number
-from aitrain.errors import GuardError
+from aitrain.errors import GuardError, LaunchError
+from aitrain.io import write_text
 from aitrain.trainer.run_directory import RunDirectory
 
 PROGRESS = ("checkpoint", "finished")
+RUNNING = "running"
+"""File in `logs/` of a run that the job which trains it keeps fresh, and removes at its end."""
+
+FRESH_S = 5.0
+"""Seconds between two touches of that file."""
+
+STALE_S = 25.0
+"""Seconds without a touch after which its job is gone."""
+
+ENDING_S = 120.0
+"""Seconds that another job gets to end, for instance after `aitrain stop`."""
+
+
+def claim(directory: RunDirectory, environment: Mapping[str, str]) -> None:
+    """Make sure that no other job trains this run, so that two never write into it; wait for one that is ending.
+
+    Args:
+        directory: The run.
+        environment: Variables of the job.
+
+    Raises:
+        LaunchError: Another job trains it.
+    """
+    job = job_number(environment)
+    if job is None:
+        return
+    own = f"{job} {environment.get('SLURM_RESTART_COUNT') or 0}"
+    mark = directory.logs / RUNNING
+    began = seen = time.monotonic()
+    touched = _touched(mark)
+    while touched is not None and _holder(mark) != own:
+        if (now := _touched(mark)) != touched:
+            touched, seen = now, time.monotonic()
+        if time.monotonic() - seen > STALE_S:
+            break
+        if time.monotonic() - began > ENDING_S:
+            raise LaunchError(
+                f"{directory.path} is being trained by job {_holder(mark).split()[0]}: wait until it has ended, or "
+                f"stop it with `aitrain stop {directory.path}`"
+            )
+        time.sleep(0.5)
+    directory.logs.mkdir(exist_ok=True)
+    write_text(mark, own)
+    heartbeat.tell(run=str(directory.path))  # the supervisor removes it, whatever happens from here on
+
+
+def _touched(mark: Path) -> int | None:
+    try:
+        return mark.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _holder(mark: Path) -> str:
+    try:
+        return mark.read_text() or "?"
+    except FileNotFoundError:
+        return "?"
 
 
 def note_launch(directory: RunDirectory, environment: Mapping[str, str], most: int) -> None:
@@ -23,10 +85,12 @@ def note_launch(directory: RunDirectory, environment: Mapping[str, str], most: i
 
     Raises:
         GuardError: The run did not get on in any of them (exit code 4).
+        LaunchError: Another job trains the run.
     """
     job = job_number(environment)
     if job is None:
         return
+    claim(directory, environment)
     automatic = int(environment.get("SLURM_RESTART_COUNT") or 0) > 0 or int(environment.get("AITRAIN_LINK") or 0) > 1
     without = _without_progress(directory) + 1 if automatic else 0
     if without > most:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from aitrain.dist import early_signals, supervisor
@@ -15,6 +16,7 @@ from aitrain.dist.supervisor import Supervisor
 from aitrain.dist.verdict import Verdict
 from aitrain.errors import EXIT_REQUEUE, AitrainError
 from aitrain.io import append_line, write_text, writing
+from aitrain.trainer.restarts import RUNNING
 
 EXCLUDED = "excluded-nodes"
 """File in `logs/` of a run: one name per line of the nodes that its job script shall avoid from now on."""
@@ -40,7 +42,17 @@ def supervise(words: Sequence[str]) -> int:
     """
     early_signals.hold()
     ranks = detect()
-    return Supervisor(ranks, [sys.executable, "-m", "aitrain", *words], note_end).run()
+    return Supervisor(ranks, [sys.executable, "-m", "aitrain", *words], note_end, touch).run()
+
+
+def touch(run: Path) -> None:
+    """Keep the mark fresh by which another job sees that this one trains the run.
+
+    Args:
+        run: The run directory.
+    """
+    with suppress(OSError):  # the run itself says when its disk is gone
+        os.utime(run / "logs" / RUNNING)
 
 
 def note_end(verdict: Verdict, run: Path | None) -> None:
@@ -63,6 +75,7 @@ def note_end(verdict: Verdict, run: Path | None) -> None:
                 append_line(run / "events.jsonl", _event(verdict, job))
                 if goes_on and verdict.node is not None:
                     append_line(run / "logs" / EXCLUDED, verdict.node)
+            (run / "logs" / RUNNING).unlink(missing_ok=True)
             if job is not None:
                 write_text(run / "logs" / "exit-code", f"{verdict.code}\n")
     except AitrainError as error:  # the job ends anyway, and says why

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from aitrain.errors import GuardError
+from aitrain.errors import GuardError, LaunchError
+from aitrain.trainer import restarts
 from aitrain.trainer.restarts import note_launch
 from aitrain.trainer.run_directory import RunDirectory
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The marks of earlier jobs count as stale at once."""
+    monkeypatch.setattr(restarts, "STALE_S", 0.0)
 
 
 def launch(directory: RunDirectory, restart: int, **more: str) -> None:
@@ -55,3 +65,42 @@ def test_a_task_of_an_array_has_its_own_number(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     launch(directory, 0, SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
     assert directory.last_of("launched")["job"] == "5_2"
+
+
+def test_two_jobs_never_train_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark of another job: gone at once, gone after a while, stale after a crash, or kept fresh."""
+    directory = RunDirectory(tmp_path)
+    mark = directory.logs / restarts.RUNNING
+    monkeypatch.setattr(restarts, "STALE_S", 1.0)
+    monkeypatch.setattr(restarts, "ENDING_S", 2.5)
+    launch(directory, 0)
+    assert mark.read_text() == "7 0"
+    launch(directory, 0)  # its own
+
+    began = time.monotonic()
+    launch(directory, 1)  # it crashed, and left its mark
+    assert 1.0 < time.monotonic() - began < 2.4 and mark.read_text() == "7 1"
+
+    mark.write_text("8 0")
+    ending = threading.Timer(0.3, mark.unlink)
+    ending.start()
+    began = time.monotonic()
+    launch(directory, 2)
+    assert time.monotonic() - began < 1.2, "it waited for a job that had ended"
+
+    mark.write_text("8 0")
+    done = threading.Event()
+
+    def keep_fresh() -> None:
+        while not done.wait(0.2):
+            os.utime(mark)
+
+    keeper = threading.Thread(target=keep_fresh)
+    keeper.start()
+    try:
+        with pytest.raises(LaunchError, match="is being trained by job 8: wait until it has ended, or stop it"):
+            launch(directory, 3)
+    finally:
+        done.set()
+        keeper.join()
+    assert mark.read_text() == "8 0"
