@@ -23,6 +23,8 @@ STOP_FILE = "stop"
 
 LAST_LINES = 20
 LOOK_S = 0.5
+QUIET_S = 10.0
+"""Seconds without a new line after which a log that is followed asks whether anybody still writes it."""
 
 
 @dataclass
@@ -201,14 +203,28 @@ def show_log(path: Path, rank: int | None, follow: bool) -> None:
         text = log.read()
         sys.stdout.write("".join(text.splitlines(keepends=True)[-LAST_LINES:]) if follow else text)
         sys.stdout.flush()
+        idle = 0.0
         while follow:
-            over = summary(path).is_over  # asked before the last read, so that nothing is missed
+            over = summary(path).is_over or (idle > QUIET_S and _has_ended(path))  # asked before the last read
             if added := log.read():
                 sys.stdout.write(added)
                 sys.stdout.flush()
+                idle = 0.0
             elif over:
                 return
+            elif idle > QUIET_S:
+                idle = 0.0
             time.sleep(LOOK_S)
+            idle += LOOK_S
+
+
+def _has_ended(path: Path) -> bool:
+    """Return whether nothing trains a run any more, and no job waits to."""
+    run = summary(path)
+    queue = read_queue([run])
+    if run.job is None or run.cluster not in queue.asked:
+        return not run.state.startswith(("running", "starting", "submitted"))
+    return queue.job_of(run) is None
 
 
 def stop(path: Path, now: bool) -> str:

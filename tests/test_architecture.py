@@ -49,7 +49,7 @@ TESTED_ELSEWHERE = {
     "aitrain/doctor/finding.py": "tests/doctor/test_judge.py",
     # a hub over real HTTP, and a run that uses what came from it
     **{f"aitrain/{name}.py": "tests/e2e/test_fetch.py" for name in ("fetching", "models/store")},
-    # three parts of one thing
+    # parts of one thing
     **{
         f"aitrain/dist/{name}.py": "tests/dist/test_supervisor.py" for name in ("heartbeat", "lifeline", "rank_process")
     },

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from types import NoneType
 from typing import Any
 
 from aitrain.dist.verdict import FIRST_CONTACT_S, LOST_S, RankState, Verdict
+from aitrain.errors import LaunchError
 
 REPORT_S = 2.0
 """Seconds between two reports."""
 
 SEND_S = 5.0
 LARGEST_MESSAGE = 1 << 20
+FILES_BESIDE = 64
+KINDS: dict[str, Any] = {
+    "node": str,
+    "doing": str,
+    "silent_s": (int, float),
+    "beats": int,
+    "stopped_s": (int, float, NoneType),
+    "code": (int, NoneType),
+    "tail": list,
+}
+"""What a report may say about a rank, by type; anything else comes from a stranger and is left out."""
 
 
 class Line:
@@ -89,6 +103,7 @@ class Hub:
 
     Raises:
         OSError: The port is in use.
+        LaunchError: This process may not open a connection per rank.
     """
 
     def __init__(self, port: int, world: int, run: str) -> None:
@@ -101,6 +116,7 @@ class Hub:
         self._told_at = 0.0
         self._listener: socket.socket | None = None
         if self.states:
+            _allow_connections(world)
             self._listener = socket.create_server(("", port), backlog=world, reuse_port=False)
             self._listener.setblocking(False)
 
@@ -140,12 +156,15 @@ class Hub:
 
     def _note(self, rank: int, message: dict[str, Any]) -> None:
         known = self.states[rank]
-        fields = {name: value for name, value in message.items() if name in asdict(known)}
-        fields["tail"] = message.get("tail") or known.tail
+        fields = {name: value for name, value in message.items() if isinstance(value, KINDS.get(name, ()))}
+        if not fields.get("tail"):
+            fields["tail"] = known.tail
+        fields["tail"] = [str(line) for line in fields["tail"]]
         self.states[rank] = replace(known, **fields)
         self._heard[rank] = time.monotonic()
         if self.states[rank].code is not None:
-            self._ended.setdefault(rank, time.monotonic() - float(message.get("ended_s", 0.0)))
+            ended_s = message.get("ended_s", 0.0)
+            self._ended.setdefault(rank, time.monotonic() - (ended_s if isinstance(ended_s, (int, float)) else 0.0))
 
     def all_states(self) -> list[RankState]:
         """Return what is known about every rank but this one, as of now."""
@@ -193,6 +212,20 @@ class Hub:
             line.close()
         if self._listener is not None:
             self._listener.close()
+
+
+def _allow_connections(world: int) -> None:
+    """Raise the limit of open files, which is often 1024, to what a connection per rank takes."""
+    needed = world + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise LaunchError(
+            f"{world} ranks report to rank 0, but a process may open only {hard} files there: write `ulimit -n {needed}` "
+            "in the job script, or ask the site"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class Spoke:

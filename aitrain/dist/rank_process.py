@@ -19,6 +19,7 @@ from aitrain.dist.heartbeat import STACK_SIGNAL, VARIABLE
 
 TAIL_LINES = 100
 EARLY_LINES = 1000
+LONGEST_LINE = 2000
 HOLD_S = 5.0
 TRACEBACK = b"Traceback (most recent call last)"
 
@@ -105,7 +106,7 @@ class RankProcess:
             self._open_log()
 
     def _printed(self, line: bytes, stream: BinaryIO) -> None:
-        self.tail.append(line.decode(errors="replace"))
+        self.tail.append(line[:LONGEST_LINE].decode(errors="replace"))
         if self.rank != 0:
             self._to_log(line)
         elif self._held or TRACEBACK in line:

@@ -88,7 +88,7 @@ class Supervisor:
         self._ended_at = 0.0
         self._told: Verdict | None = None
         self._dump_asked = False
-        self._signalled: set[int] = set()
+        self._signalled: dict[int, float] = {}
         self.child = RankProcess(command, {**env, VARIABLE: "1"}, ranks.rank)
 
     def run(self) -> int:
@@ -117,10 +117,11 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        # Slurm may signal every process of the step, and a second SIGINT means at once
-        if number != signal.SIGINT or number not in self._signalled:
+        # Slurm may signal every process of the step, and a second SIGINT means at once: only one that is meant so
+        now = time.monotonic()
+        if number != signal.SIGINT or now - self._signalled.get(number, 0.0) > 1.0:
             self.child.send(number)
-        self._signalled.add(number)
+        self._signalled[number] = now
 
     def _forgive(self, pause: float) -> None:
         self.child.beat_at += pause

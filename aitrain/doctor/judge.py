@@ -45,6 +45,14 @@ def _devices(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Fin
             "tell the site",
             Grade.wrong,
         )
+    for each in found:
+        if each.memory_errors:
+            yield Finding(
+                "device",
+                f"rank {each.rank} on {each.node} has had {each.memory_errors} uncorrectable memory errors: leave the "
+                f"node out (sbatch --exclude={each.node}) and tell the site",
+                Grade.wrong,
+            )
     kinds = sorted({each.device for each in found})
     if len(kinds) > 1:
         yield Finding("device", f"the ranks have different ones: {', '.join(kinds)}", Grade.note)

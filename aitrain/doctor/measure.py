@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,6 +42,9 @@ class Measured:
 
     memory_gb: float | None
     """Memory of the device, in GB; `None` on CPUs."""
+
+    memory_errors: int | None
+    """Uncorrectable memory errors since the driver was loaded; `None` = not counted there."""
 
     tflops: float
     """Rate of matrix products, in TFLOP/s."""
@@ -94,6 +98,7 @@ def measure(ranks: Ranks, folder: Path) -> list[Measured]:
             node=node_name(os.environ),
             device=properties.name if properties else f"{len(os.sched_getaffinity(0))} CPU cores",
             memory_gb=properties.total_memory / 1e9 if properties else None,
+            memory_errors=memory_errors(str(properties.uuid)) if properties else None,
             tflops=tflops,
             time_s=clock,
             write_gbps=written,
@@ -105,6 +110,26 @@ def measure(ranks: Ranks, folder: Path) -> list[Measured]:
     finally:
         group.close()
         log.unlink(missing_ok=True)
+
+
+def memory_errors(uuid: str) -> int | None:
+    """Return the uncorrectable memory errors of an NVIDIA GPU; `None` where nvidia-smi does not tell them.
+
+    Args:
+        uuid: The device, with or without `GPU-` before it.
+
+    Source: `nvidia-smi --help-query-gpu`.
+    """
+    words = ["--query-gpu=uuid,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    for line in done.stdout.splitlines():
+        name, _, count = (word.strip() for word in line.partition(","))
+        if name.removeprefix("GPU-") == uuid.removeprefix("GPU-") and count.isdigit():
+            return int(count)
+    return None
 
 
 def product_rate(device: torch.device, seconds: float = PRODUCT_S) -> float:

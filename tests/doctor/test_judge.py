@@ -17,6 +17,7 @@ GOOD = [
         node=f"gcn{rank // 2}",
         device="NVIDIA H100",
         memory_gb=95.0,
+        memory_errors=0 if rank else None,
         tflops=600.0 + rank,
         time_s=1000.0 + 0.001 * rank,
         write_gbps=2.0 if rank % 2 == 0 else None,
@@ -41,6 +42,7 @@ def test_good_nodes_are_left_in_peace() -> None:
     ("rank", "change", "says"),
     [
         (3, {"tflops": 300.0}, "rank 3 on gcn1 (NVIDIA H100) multiplies at 300 TFLOP/s, 50 % of the fastest"),
+        (1, {"memory_errors": 2}, "rank 1 on gcn0 has had 2 uncorrectable memory errors"),
         (4, {"within_gbps": 300.0}, "all-reduce within gcn2: 300 Gbit/s, others reach 2e+03"),
         (0, {"network": "NCCL over Socket"}, "the fast network is not used"),
         (2, {"between_gbps": 20.0}, "all-reduce between nodes: 20 Gbit/s, NCCL over IB; the nodes have 800 Gbit/s"),

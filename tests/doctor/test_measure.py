@@ -30,3 +30,12 @@ def test_the_network_is_read_from_nccls_own_log(tmp_path: Path) -> None:
     assert measure._network(log) == "NCCL"
     log.write_text("n1:1:1 [0] NCCL INFO NET/Plugin: none\nn1:1:1 [0] NCCL INFO Using network Socket\n")
     assert measure._network(log) == "NCCL over Socket"
+
+
+def test_memory_errors_are_those_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measure.memory_errors("abc") is None
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/bash\necho 'GPU-abc, 3'; echo 'GPU-def, 0'; echo 'GPU-old, [N/A]'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert [measure.memory_errors(uuid) for uuid in ("abc", "GPU-def", "old", "none")] == [3, 0, None, None]

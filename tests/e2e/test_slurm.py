@@ -42,11 +42,13 @@ from tiny import CONTEXT_TOKENS, make_data, make_model
 
 from aitrain.launch import local_slurm
 from aitrain.launch.clusters import names
+from aitrain.launch.local_nodes import why_no_namespaces
 
 pytestmark = pytest.mark.timeout(900)  # a scenario may wait for others that share two cores with it
 ROOT = Path(__file__).parents[2]
 EXPECTED = ROOT / "tests/launch/expected"
 PROFILES = names({})
+HAS_NAMESPACES = why_no_namespaces() is None
 LIMITED, FAULTY, SHORT = 320, 80, 10
 """Steps of the runs; with a constant learning rate, a short run is the beginning of a long one."""
 
@@ -165,13 +167,16 @@ def break_in_every_way(place: Place) -> None:
     assert len(events(run, "rank_failed")) == 2
     assert steps(run) >= done, "what was done was not saved"
 
-    next_life(run, 4, steps(run) + 1)
-    dead = node_of(rank_processes(run)[1])
-    aitrain("local-slurm", "kill-node", dead)
-    wait_for("the lost node is noticed", lambda: len(events(run, "rank_failed")) == 3, 40, run)
-    assert events(run, "rank_failed")[-1]["node"] == dead
-    wait_for("start 5 after a node was lost", lambda: len(events(run, "launched")) == 5, 120, run)
-    aitrain("local-slurm", "start-node", dead)
+    if not HAS_NAMESPACES:
+        print("Nodes have no namespaces of their own here, so none of them can be lost.")
+    else:
+        next_life(run, 4, steps(run) + 1)
+        dead = node_of(rank_processes(run)[1])
+        aitrain("local-slurm", "kill-node", dead)
+        wait_for("the lost node is noticed", lambda: len(events(run, "rank_failed")) == 3, 40, run)
+        assert events(run, "rank_failed")[-1]["node"] == dead
+        wait_for("start 5 after a node was lost", lambda: len(events(run, "launched")) == 5, 120, run)
+        aitrain("local-slurm", "start-node", dead)
     wait_for("the faulty run is over", lambda: is_over(run), 120, run)
     assert_equals(run, place.losses()[:FAULTY])
     assert not rank_processes(run) and not rank_processes(run, supervised=False)
@@ -321,7 +326,8 @@ def train_without_a_network(place: Place) -> None:
     assert_equals(run, place.losses()[:SHORT])
     assert (spy / "log.alive").stat().st_size >= 4, "supervisors and ranks were not watched"
     assert not (spy / "log").exists(), (spy / "log").read_text()
-    slurm("srun", "--nodes=1", "bash", "-c", "! ip route | grep -q default")
+    if HAS_NAMESPACES:
+        slurm("srun", "--nodes=1", "bash", "-c", "! ip route | grep -q default")
 
 
 def follow_the_documentation(place: Place) -> None:

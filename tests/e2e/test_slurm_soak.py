@@ -1,4 +1,4 @@
-"""Twenty rounds of faults, one after the other, on one run: it goes on after each, and ends as if nothing had happened."""
+"""Twenty rounds of faults on one run, one after the other: it goes on after each, and ends as if nothing had been."""
 
 from __future__ import annotations
 
