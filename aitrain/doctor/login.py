@@ -132,7 +132,7 @@ def _disk(what: str, folder: Path, stands: Path, cluster: Cluster | None, enviro
     text, grade = f"{folder}: {free_gb:,.0f} GB free", Grade.ok
     if free_gb < SMALLEST_FREE_GB:
         text, grade = f"{text}: a checkpoint may not fit; free space, or use another folder", Grade.wrong
-    elif 0 < room.f_files and free_files < SMALLEST_FREE_FILES:
+    elif room.f_files > 0 and free_files < SMALLEST_FREE_FILES:
         text, grade = f"{text}, but only {free_files:,} more files: remove some", Grade.wrong
     area = purged_area(cluster, folder.absolute(), environment) if cluster is not None else None
     if area is not None and grade is Grade.ok:
