@@ -48,7 +48,7 @@ def job(profile: Profile) -> Job:
 def turns() -> dict[str, Job]:
     """Return the jobs that go other ways through the template, by the name of their committed script."""
     lumi, snellius, juwels = job(profile("lumi_g")), job(profile("snellius_h100")), job(profile("juwels_booster"))
-    assert lumi.run is not None and snellius.run is not None
+    assert lumi.run is not None and snellius.run is not None and juwels.run is not None
     part = replace(lumi.ask, nodes=1, devices=2, partition="small-g")
     one = replace(snellius.ask, nodes=1, devices=1, minutes=3 * 24 * 60 + 30)
     archive = replace(snellius.run, container=None, venv_archive="/shared/project 1/venv.tar.gz", cache="/shared/cache")
@@ -57,6 +57,11 @@ def turns() -> dict[str, Job]:
         "turn-part-of-a-node": replace(lumi, ask=part),
         "turn-one-device-and-archive": Job(snellius.profile, one, archive),
         "turn-connections": replace(lumi, run=connected),
+        "turn-chain": replace(snellius, ask=replace(snellius.ask, requeue=False)),
+        "turn-sweep": replace(lumi, run=replace(lumi.run, sweep="/shared/runs/rates", runs=4)),
+        "turn-sweep-chain": replace(
+            juwels, ask=replace(juwels.ask, requeue=False), run=replace(juwels.run, sweep="/shared/rates", runs=2)
+        ),
         "turn-practice-environment": replace(juwels, ask=replace(juwels.ask, practice_env=True)),
     }
 

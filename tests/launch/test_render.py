@@ -60,7 +60,8 @@ def test_every_script_saves_before_the_limit_and_goes_on_after_a_requeue(name: s
     text = render(JOBS[name])
     notice = int(re.search(r"^#SBATCH --signal=USR1@(\d+)$", text, re.MULTILINE)[1])  # type: ignore[index]
     assert notice >= 120, "Slurm looks every 30 s, and up to 30 s early"
-    assert "\n#SBATCH --requeue\n" in text and "\n#SBATCH --open-mode=append\n" in text
+    goes_on = "NEXT=$(sbatch " if "\n#SBATCH --no-requeue\n" in text else "\n#SBATCH --requeue\n"
+    assert goes_on in text and "\n#SBATCH --open-mode=append\n" in text
     assert text.count("--or-resume") == 1 and '"$RUN_DIR/run.yaml"' in text
     assert 'if [ "$code" -eq 75 ]; then' in text and text.rstrip().endswith('exit "$code"')
     assert "--kill-on-bad-exit=0" in text, "1 would turn the ranks' 75 into 143, so that nothing is requeued"
@@ -269,7 +270,9 @@ class Node:
         return done.returncode, self.seen.read_text().splitlines() if self.seen.exists() else [], done.stderr
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (1, False), (2, False), (143, False)])
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, False), (75, True), (137, True), (1, False), (2, False), (143, False)]
+)
 def test_only_code_75_puts_the_job_back_into_the_queue(tmp_path: Path, code: int, requeued: bool) -> None:
     ended, calls, _ = Node(tmp_path).run(render(job(profile("generic"))), code)
     assert ended == (0 if requeued else code)
