@@ -24,7 +24,9 @@ from aitrain.launch.binaries import (
 from aitrain.launch.choices import Container, Kind, Network, Runtime
 from aitrain.launch.clusters import Cluster
 from aitrain.launch.job import Ask, counted
+from aitrain.launch.local_slurm import running_site
 from aitrain.launch.profile import Area, Limits
+from aitrain.launch.slurm import LOCAL
 from aitrain.models.folder import HUB_NAME
 
 WAIT_DAYS = 1
@@ -283,10 +285,11 @@ def opens_wandb(config: RunConfig) -> bool:
     return isinstance(config.logger, Wandb) and config.logger.mode is WandbMode.online
 
 
-def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, place: Place) -> Iterator[str]:
+def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, desk: Place) -> Iterator[str]:
     """Yield files and folders on storage that only one node sees, or that is emptied when a job ends."""
-    if cluster.profile.device.runtime is Runtime.cpu:
-        return  # the nodes of `local_slurm` are this machine
+    site = running_site() if cluster.name == LOCAL else None
+    if cluster.profile.device.runtime is Runtime.cpu and site is None:
+        return  # the nodes are this machine
     keys = config.cluster
     named = {
         "run.dir": str(run_dir),
@@ -297,17 +300,22 @@ def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, place: Pla
         "model.chat_template": config.model.chat_template,
         "cluster.container": keys.container,
         "cluster.venv": keys.venv,
-        "AITRAIN_CACHE": place.environment.get("AITRAIN_CACHE"),
-        "the Python of this environment": None if keys.venv or keys.container else str(place.python),
+        "AITRAIN_CACHE": desk.environment.get("AITRAIN_CACHE"),
+        "the Python of this environment": None if keys.venv or keys.container else str(desk.python),
     }
-    local = (*LOST_WITH_THE_JOB, os.path.expandvars(cluster.profile.storage.node_local))
+    local: tuple[str, ...] = (*LOST_WITH_THE_JOB, os.path.expandvars(cluster.profile.storage.node_local))
+    if site is not None:  # its nodes share this machine's folders, but each has a /tmp of its own
+        local = ("/tmp", "/dev/shm") if site.namespaces else ()
+    shared = () if site is None else site.shared
     for key, path in named.items():
         if path is None or path.startswith("asset:") or (key == "model.path" and opens_hub(config)):
             continue
-        if any(_inside(Path(os.path.abspath(user_path(path))), root) for root in local):
+        place = Path(os.path.abspath(user_path(path)))
+        if any(_inside(place, root) for root in local) and not any(_inside(place, folder) for folder in shared):
+            better = "the parallel file system" if site is None else "another folder, or start `local-slurm` from there"
             yield (
                 f"{key}={path} is on a node's own storage, which other nodes and a requeued job do not see: move it to "
-                "the parallel file system"
+                f"{better}"
             )
 
 

@@ -98,7 +98,7 @@ def everything(folder: Path) -> set[str]:
         ("trainer.precision=fp64", "trainer.precision=fp64 is not one of fp32, bf16"),
         ("trainer.global_batch_sequences=5", "trainer.global_batch_sequences=5 does not divide over 1 devices x 2"),
         ("trainer.devices=3", "trainer.global_batch_sequences=4 does not divide over 3 devices x 2 per device"),
-        ("model.path=org/name", "model.path=org/name is no folder here; as a hub name it needs the network"),
+        ("model.path=org/name", "model.path=org/name is no folder here; as a name on a hub it must be fetched first"),
         ("model.path=./absent", "model.path=./absent does not exist"),
         (f"data.sequence_tokens={CONTEXT_TOKENS + 1}", f"write data.sequence_tokens={CONTEXT_TOKENS} or less"),
     ],

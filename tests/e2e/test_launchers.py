@@ -60,6 +60,7 @@ def srun(words: list[str], folder: Path) -> tuple[list[int], str]:
         "SLURM_STEP_TASKS_PER_NODE": "2",
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NODEID": "0",
+        "PATH": "/nowhere",  # as in a container: no scontrol, nothing of Slurm
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }

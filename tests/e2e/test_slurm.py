@@ -192,6 +192,14 @@ def train_on_four_ranks(place: Place) -> None:
         assert (events(run, "started")[0]["nodes"], events(run, "started")[0]["ranks"]) == (2, 4)
 
 
+def refuse_what_nodes_do_not_see(place: Place) -> None:
+    """A run directory in /tmp, which each node has for itself."""
+    words = ["submit", *place.recipe(SHORT), "--cluster", "local_slurm", "run.dir=/tmp/aitrain-nowhere/run"]
+    if HAS_NAMESPACES:
+        assert "run.dir=/tmp/aitrain-nowhere/run is on a node's own storage" in aitrain(*words, code=2)
+    assert not Path("/tmp/aitrain-nowhere").exists()
+
+
 def sweep_as_an_array(place: Place) -> None:
     """Four runs, one array, one table."""
     sweep = place.folder / "sweep"
@@ -368,7 +376,13 @@ def follow_the_documentation(place: Place) -> None:
 SCENARIOS: list[list[Callable[[Place], None]]] = [
     [limit_twice, give_up, watch_and_stop],
     [break_in_every_way, cluster_on_one_host, train_without_a_network],
-    [follow_the_documentation, train_on_four_ranks, sweep_as_an_array, chain_without_requeue],
+    [
+        follow_the_documentation,
+        refuse_what_nodes_do_not_see,
+        train_on_four_ranks,
+        sweep_as_an_array,
+        chain_without_requeue,
+    ],
 ]
 """Rows that run side by side, because much of this is waiting for Slurm."""
 
