@@ -43,11 +43,10 @@ quickstart: $(STAMP) ## fine-tune a real language model with LoRA on this machin
 	esac; \
 	$(BIN)/aitrain train quickstart $$model $(ARGS)
 
-# One worker per core and one for the jobs on Slurm, which wait most of their time; a file with its shared launches on one
-# worker. Some tests start two ranks at a time: on a small machine, more threads than cores makes every step slower.
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false \
-  PYTEST_XDIST_AUTO_NUM_WORKERS=$$(( $$(nproc) + 1 )) $(BIN)/python -m pytest -q \
-  --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# One worker per core, and a file with its shared launches on one worker. Some tests start two ranks at a time: on a small
+# machine, more threads than cores makes every step slower.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q \
+  --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test: $(STAMP) ## the CPU test suite of every day
 	@$(PYTEST) $(ARGS)
