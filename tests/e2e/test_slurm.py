@@ -114,7 +114,7 @@ def assert_equals(run: Path, losses: list[float]) -> None:
     assert [record["loss"] for record in metrics] == pytest.approx(losses, rel=2e-4)
 
 
-def next_life(run: Path, lives: int, past: int, seconds: float = 60) -> int:
+def next_life(run: Path, lives: int, past: int, seconds: float = 150) -> int:
     """Wait until a run was started so many times and has got past a step; return its step."""
     wait_for(f"start {lives} of {run.name}", lambda: len(events(run, "started", "resumed")) >= lives, seconds, run)
     wait_for(f"step {past} of {run.name}", lambda: steps(run) > past, seconds, run)
