@@ -181,10 +181,6 @@ class RankProcess:
         self._held.clear()
         return had
 
-    def early_output(self) -> list[str]:
-        """Return what was printed before the run directory was known, and so is in no log."""
-        return [line.decode(errors="replace") for line in self._early]
-
     def send(self, number: int) -> None:
         """Send the process a signal, unless it has ended.
 

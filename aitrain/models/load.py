@@ -53,8 +53,23 @@ def local_folder(model: Model) -> Path:
             raise ModelError("\n".join(found.faults))
         return folder
     path = Path(facts.path)
-    store.verify(path)
     return converted(path) if path.suffix == ".gguf" else path
+
+
+def verified_folder(model: Model) -> Path:
+    """Return the Hugging Face folder behind `model.path`, and refuse one that is not what was fetched.
+
+    It reads every file of a fetched model: let one rank call it, once.
+
+    Args:
+        model: The recipe's group `model`.
+
+    Raises:
+        ModelError: The model cannot be used; every reason is told.
+    """
+    folder = local_folder(model)
+    store.verify(folder)
+    return folder
 
 
 def _at(model: Model, folder: Path) -> Model:

@@ -23,7 +23,7 @@ from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted, RecipeError
-from aitrain.models.load import load_tokenizer, local_folder
+from aitrain.models.load import load_tokenizer, verified_folder
 from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.strategy.own_device import OwnDevice
 from aitrain.tasks.causal_lm import CausalLM
@@ -134,7 +134,7 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
     hang_min = config.trainer.hang_min
     heartbeat.tell(hang_s=None if hang_min is None else 60 * hang_min)
     # a GGUF file is converted and a hub name downloaded once, and not by all ranks at the same time
-    group.by_first(lambda: str(local_folder(config.model)))
+    group.by_first(lambda: str(verified_folder(config.model)))
     return group, config, accelerator
 
 
