@@ -6,11 +6,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from aitrain.config import RunConfig
-from aitrain.config.paths import absolute_paths
 from aitrain.errors import EXIT_DONE, AitrainError, LaunchError
 from aitrain.io import write_text, writing
 from aitrain.launch.ask import SWEEP
@@ -20,8 +19,7 @@ from aitrain.launch.refusals import purged_area
 from aitrain.launch.render import render
 from aitrain.launch.slurm import Slurm
 from aitrain.launch.times import slurm_time
-from aitrain.models.store import pinned
-from aitrain.trainer.run_directory import RunDirectory
+from aitrain.trainer.run_directory import RunDirectory, fixed
 
 
 @dataclass
@@ -71,7 +69,7 @@ def hand_in(wanted: list[Wanted], cluster: Cluster, job: Job) -> int:
     script = folder / "job.sbatch"
     directories: list[RunDirectory] = []
     try:
-        directories = [RunDirectory.create(_fixed(each.config)) for each in wanted]
+        directories = [RunDirectory.create(fixed(each.config)) for each in wanted]
         with writing(str(script), "free space there, or choose another run.dir"):
             write_text(script, render(job))
             if job.run.sweep is not None:
@@ -100,10 +98,6 @@ def hand_in(wanted: list[Wanted], cluster: Cluster, job: Job) -> int:
     if job.run.sweep is not None:
         print(f"`aitrain runs {folder}` compares the runs; when they have ended, {folder}/results.txt does too.")
     return EXIT_DONE
-
-
-def _fixed(config: RunConfig) -> RunConfig:
-    return absolute_paths(replace(config, model=pinned(config.model)))
 
 
 def _differences(wanted: list[Wanted]) -> list[str]:

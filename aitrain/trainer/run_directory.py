@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from aitrain.config import RunConfig
+from aitrain.config.paths import absolute_paths
 from aitrain.errors import AitrainError, RecipeError
 from aitrain.io import append_line, write_text, writing
+from aitrain.models.store import pinned
 from aitrain.recipe import freeze, load, load_facts
 
 _FREE = "free space on that disk, then go on with `aitrain resume {}`"
@@ -26,6 +28,18 @@ def default_directory(config: RunConfig) -> str:
         config: The run.
     """
     return os.path.abspath(f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def fixed(config: RunConfig) -> RunConfig:
+    """Return a configuration that means the same from every directory: its paths, and a model that was fetched.
+
+    Args:
+        config: A checked configuration.
+
+    Raises:
+        ModelError: The lock file cannot be read, or names content that is not in the store.
+    """
+    return absolute_paths(replace(config, model=pinned(config.model)))
 
 
 def whole_records(file: Path) -> list[dict[str, Any]]:

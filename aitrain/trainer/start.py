@@ -8,23 +8,21 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from aitrain.config import RunConfig
 from aitrain.config.frozen import continuation
-from aitrain.config.paths import absolute_paths
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, Interrupted, RecipeError, of_code
 from aitrain.io import write_bytes
 from aitrain.io.home import user_path
-from aitrain.models.store import pinned
 from aitrain.preflight import refuse_faults, usable_devices
 from aitrain.recipe import amend, compose
 from aitrain.trainer.restarts import note_launch
 from aitrain.trainer.resume_options import ResumeOptions
-from aitrain.trainer.run_directory import RunDirectory
+from aitrain.trainer.run_directory import RunDirectory, fixed
 
 FROZEN = "run.yaml"
 """Name of the frozen configuration in a run directory."""
@@ -70,14 +68,9 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
             )
         config = compose(recipe, overrides)
         refuse_faults(config)  # with paths as the user wrote them
-        return Start(RunDirectory.create(_fixed(config)).path, is_new=True)
+        return Start(RunDirectory.create(fixed(config)).path, is_new=True)
 
     return _start(new_run)
-
-
-def _fixed(config: RunConfig) -> RunConfig:
-    """Return a configuration that means the same from every directory: its paths, and a model that was fetched."""
-    return absolute_paths(replace(config, model=pinned(config.model)))
 
 
 def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
@@ -100,7 +93,7 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
             directory = RunDirectory.open(frozen.parent)
             return _unless_finished(directory, amend(directory.config(), overrides), overrides)
         given = compose(recipe, overrides)
-        config = _fixed(given)
+        config = fixed(given)
         if config.run.dir is None:
             raise RecipeError(
                 "--or-resume needs run.dir, else no restart could find the run again: add for instance "
