@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aitrain.dist import early_signals
 from aitrain.errors import EXIT_DONE, AitrainError
+from aitrain.io.imports import without_collection
 
 FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
 """Ends of names that no folder has by intent."""
@@ -111,7 +112,8 @@ def _check(args: argparse.Namespace) -> int:
         print(describe(config), flush=True)
         refuse_faults(config)
         if not args.no_data:
-            from aitrain.trainer.inspection import audit
+            with without_collection():
+                from aitrain.trainer.inspection import audit
 
             audit(config, args.show)
         print("\nNothing is wrong." if not args.no_data else "\nNothing is wrong; the data was not read.")
@@ -217,7 +219,8 @@ def _export(args: argparse.Namespace) -> int:
             f"--to {args.to} names a file, but a Hugging Face folder is written: "
             f"write for instance --to {args.to.with_suffix('')}"
         )
-    from aitrain.trainer.export import Wanted, export
+    with without_collection():
+        from aitrain.trainer.export import Wanted, export
 
     export(run, args.to, Wanted(not args.adapter_only, checkpoint, flat=True, changed_inputs=args.changed_inputs))
     return EXIT_DONE
@@ -233,7 +236,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     run, checkpoint = _run_directory(args.run), _checkpoint(args)
-    from aitrain.trainer.evaluation import evaluate_run
+    with without_collection():
+        from aitrain.trainer.evaluation import evaluate_run
 
     evaluate_run(run, args.data, args.lm_eval, checkpoint, args.changed_inputs)
     return EXIT_DONE

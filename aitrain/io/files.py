@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from aitrain.errors import AitrainError
@@ -18,6 +19,10 @@ PART = ".part"
 
 ABANDONED_S = 24 * 3600.0
 """A half-written thing of another machine that nobody has touched for so long has no writer any more."""
+
+CUT_LINE_LOOKS = 20
+CUT_LINE_PAUSE_S = 0.02
+"""How often, and with which pauses, to look at a last line without its end before it counts as cut by a crash."""
 
 
 def _beside(path: Path) -> Path:
@@ -149,14 +154,29 @@ def append_line(path: Path, line: str) -> None:
     """
     data = line.encode() + b"\n"
     with open(path, "ab+", buffering=0) as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a crash cut the last line: the new one must not become part of it
-                data = b"\n" + data
+        if not _ends_with_a_whole_line(file):  # a crash cut the last line: the new one must not become part of it
+            data = b"\n" + data
         written = file.write(data)
         if written < len(data):  # a disk that fills up within the line takes a part and says nothing
             file.truncate(file.tell() - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _ends_with_a_whole_line(file: FileIO) -> bool:
+    """Tell whether the last line is whole, after giving another writer the time to finish it.
+
+    While a line is being copied, another process can see a part of it: the size of a file grows page by page. No lock,
+    because a writer that was stopped, or whose machine is lost, would keep it.
+    """
+    for attempt in range(CUT_LINE_LOOKS):
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return True
+        if attempt + 1 < CUT_LINE_LOOKS:
+            time.sleep(CUT_LINE_PAUSE_S)
+    return False
 
 
 @contextmanager

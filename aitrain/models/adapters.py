@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import PreTrainedModel
 
 from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
 from aitrain.errors import ModelError
+from aitrain.io.imports import without_collection
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ def apply_adapter(
         return model
     if not isinstance(adapter, Lora):
         raise TypeError(f"adapter of unknown kind {type(adapter).__name__}")
+    with without_collection():
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
     if isinstance(adapter, Qlora):
         if not getattr(model, "is_loaded_in_4bit", False):
             raise ModelError(

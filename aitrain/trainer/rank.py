@@ -13,6 +13,7 @@ from aitrain.dist import early_signals
 from aitrain.dist.ranks import detect
 from aitrain.errors import AitrainError
 from aitrain.io.home import ensure_home
+from aitrain.io.imports import without_collection
 from aitrain.io.terminal import speak_anywhere
 from aitrain.trainer.run_directory import RunDirectory
 
@@ -40,7 +41,8 @@ def main(words: Sequence[str]) -> int:
     for flag in ("--changed-inputs", "--changed-rate"):
         parser.add_argument(flag, action="store_true")
     args = parser.parse_args(words)
-    from aitrain.trainer.fit import fit
+    with without_collection():
+        from aitrain.trainer.fit import fit
     from aitrain.trainer.resume_options import ResumeOptions
 
     ranks = detect()

@@ -18,6 +18,7 @@ from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, DataError, Interrupted, RecipeError, of_code
 from aitrain.io import write_bytes
 from aitrain.io.home import user_path
+from aitrain.io.imports import without_collection
 from aitrain.preflight import refuse_faults, usable_devices
 from aitrain.recipe import amend, compose
 from aitrain.trainer.restarts import note_launch
@@ -172,7 +173,8 @@ def _start(prepare: Callable[[], Start], options: ResumeOptions = ResumeOptions(
             if code not in (EXIT_DONE, EXIT_REQUEUE):
                 raise SystemExit(code if code > 0 else 128 - code)  # the ranks have said why
             return code
-        from aitrain.trainer.fit import fit
+        with without_collection():
+            from aitrain.trainer.fit import fit
 
         return fit(directory, Ranks(), options=options)
 
@@ -223,8 +225,9 @@ def _done(directory: RunDirectory) -> int:
 
 def _as_rank(ranks: Ranks, prepare: Callable[[], Start], options: ResumeOptions) -> int:
     """Run as one of many that torchrun or srun started: rank 0 checks and freezes, the others read what it froze."""
-    from aitrain.dist.group import Group
-    from aitrain.trainer.fit import fit
+    with without_collection():
+        from aitrain.dist.group import Group
+        from aitrain.trainer.fit import fit
 
     start = Start(Path())
     fault: tuple[int, str] | None = None

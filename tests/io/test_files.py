@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -105,15 +106,24 @@ def test_append_line_adds_whole_lines_of_several_writers(tmp_path: Path) -> None
     import sys
     from pathlib import Path
     from aitrain.io import append_line
-    for number in range(500):
+    for number in range(2000):
         append_line(Path(sys.argv[1]), sys.argv[2] * 300)
     """
-    writers = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(path), word]) for word in "ab"]
-    assert [writer.wait() for writer in writers] == [0, 0]
+    writers = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(path), word]) for word in "abcd"]
+    assert [writer.wait() for writer in writers] == [0] * 4
     lines = path.read_text().splitlines()
-    assert sorted(lines) == ["a" * 300] * 500 + ["b" * 300] * 500
+    counts = Counter(lines)  # the lines themselves would fill pages of a failure
+    assert counts == {word * 300: 2000 for word in "abcd"}, f"{len(lines)} lines, {counts['']} of them empty"
     append_line(path, "ü")
-    assert path.read_bytes().endswith("b\nü\n".encode()) or path.read_bytes().endswith("a\nü\n".encode())
+    assert path.read_text().endswith(f"{lines[-1]}\nü\n")
+
+
+def test_a_line_that_a_crash_has_cut_stays_apart_from_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    append_line(path, '{"step": 2}')
+    append_line(path, '{"step": 3}')
+    assert path.read_text().splitlines() == ['{"step": 1}', '{"st', '{"step": 2}', '{"step": 3}']
 
 
 def test_new_directory_appears_when_the_block_has_ended(tmp_path: Path) -> None:
