@@ -34,7 +34,12 @@ KINDS = {
 }
 STRATEGIES = ["ddp", "fsdp", "deepspeed_zero3"]
 EVERY = [(strategy, tied, kind) for strategy in STRATEGIES for tied in (True, False) for kind in KINDS]
-DAILY = [(s, t, k) for s, t, k in EVERY if s == "ddp" or (t and k in ("full", "embedding", "whole_embedding"))]
+DAILY = [
+    (strategy, tied, kind)
+    for strategy, tied, kind in EVERY
+    if (strategy == "ddp" and (tied or kind in ("full", "head", "both", "whole_head")))
+    or (tied and kind in ("full", "embedding", "whole_embedding"))
+]
 
 
 class Exports:

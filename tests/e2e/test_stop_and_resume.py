@@ -138,7 +138,7 @@ def stopped(runs: Runs, kind: str, name: str, number: signal.Signals) -> int:
     return done
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_one_rank_goes_on_bit_for_bit(runs: Runs, one_rank: list[float], number: signal.Signals) -> None:
     stopped(runs, "one", number.name, number)
     assert cli.main(["resume", str(runs[number.name])]) == 0
@@ -163,6 +163,7 @@ def test_one_command_line_starts_continues_and_finishes(runs: Runs, one_rank: li
     assert events(runs["requeued"]) == told
 
 
+@pytest.mark.slow  # every job on Slurm does this too
 def test_two_ranks_continue_from_the_frozen_file(runs: Runs, full: list[float]) -> None:
     """What a submitted job runs: the recipe is frozen when it is submitted, and the command names only that file."""
     from aitrain.recipe import compose, freeze
@@ -354,7 +355,7 @@ def test_dropout_differs_between_ranks_and_is_exact_after_a_resume(runs: Runs) -
 LONG = ["trainer.max_steps=100000"]
 
 
-@pytest.mark.parametrize("kind", ["one", "ddp"])
+@pytest.mark.parametrize("kind", [pytest.param("one", marks=pytest.mark.slow), "ddp"])
 def test_a_second_interrupt_ends_at_once(runs: Runs, kind: str) -> None:
     """Between two signals that close a step may end, and then the run has stopped already with a checkpoint."""
     name = f"twice-{kind}"

@@ -54,7 +54,7 @@ def test_jsonl_alone_has_no_tracker(small: Compose, tmp_path: Path) -> None:
     close_trackers([])
 
 
-def test_wandb_offline_writes_files_without_any_network(small: Compose, tmp_path: Path) -> None:
+def test_wandb_offline_writes_files_without_any_network_and_goes_on(small: Compose, tmp_path: Path) -> None:
     run = frozen(small, tmp_path / "run", "logger=wandb", "logger.project=verses")
     done = use(run, *(["unshare", "-rn"] if has_own_network() else []))
     assert done.returncode == 0, done.stderr
@@ -64,6 +64,11 @@ def test_wandb_offline_writes_files_without_any_network(small: Compose, tmp_path
     content = file.read_bytes()
     for word in (b"special_metric", b"43.5", b"verses", b"mine", b"asset:tiny-llama"):
         assert word in content, word
+
+    assert use(run).returncode == 0
+    ids = {folder.name.rsplit("-", 1)[-1] for folder in (run / "wandb").glob("offline-run-*")}
+    assert ids == {RunDirectory(run).last_of("tracker")["wandb"]}
+    assert len(RunDirectory(run).all_of("tracker")) == 1
 
 
 def test_tensorboard_writes_its_event_file(small: Compose, tmp_path: Path) -> None:
@@ -80,15 +85,6 @@ def test_tensorboard_names_its_extra(small: Compose, tmp_path: Path, monkeypatch
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'aitrain\[tensorboard\]', or write logger=jsonl"):
         build_trackers(small("logger=tensorboard"), RunDirectory(tmp_path))
-
-
-def test_a_resumed_run_continues_its_wandb_run(small: Compose, tmp_path: Path) -> None:
-    run = frozen(small, tmp_path / "run", "logger=wandb")
-    for _ in range(2):
-        assert use(run).returncode == 0
-    ids = {folder.name.rsplit("-", 1)[-1] for folder in (run / "wandb").glob("offline-run-*")}
-    assert ids == {RunDirectory(run).last_of("tracker")["wandb"]}
-    assert len(RunDirectory(run).all_of("tracker")) == 1
 
 
 def test_a_resumed_run_continues_its_curves(small: Compose, tmp_path: Path) -> None:

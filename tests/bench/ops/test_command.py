@@ -25,6 +25,8 @@ SMALLER = {"linear_loss": ((24, 16, 40),), "cross_entropy": ((12, 50),), "rope":
 SMALLER |= {"lora": ((7, 16, 16, 8, 24, 4),)}
 OPS = {"glu": ("aitrain.ops.glu",), "rope": ("aitrain.ops.rope",)}
 SMALLER_THAN_THAT = ((10, 24),)
+DAILY = ("norms", "linear_loss", "adamw")
+"""Parts of every day; the ops themselves have tests of their own."""
 
 
 def part(name: str) -> ModuleType:
@@ -37,7 +39,9 @@ def small_cases(name: str, monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     return list(part(name).cases(True))
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(
+    "name", [part if part in DAILY else pytest.param(part, marks=pytest.mark.slow) for part in PARTS]
+)
 def test_ours_and_the_plain_way_agree_with_the_exact_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for op in OPS.get(name, ()):
         if importlib.util.find_spec(op) is None or importlib.util.find_spec(f"{op}.op") is None:
