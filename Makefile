@@ -93,7 +93,7 @@ gpu: ## on a GPU machine: tests, kernels, compute-sanitizer, benchmarks; PART=na
 	  ops) code=0; \
 	    within 240 $(GPU_PYTHON) -m pytest -q -m "$$marks" tests/gpu/ops || code=1; \
 	    AITRAIN_TEST_OPS_DEVICE=cuda within 300 $(GPU_PYTHON) -m pytest -q tests/ops \
-	      --ignore tests/ops/test_aot.py --ignore tests/ops/test_mutants.py || code=1; \
+	      --ignore tests/ops/test_aot.py --ignore tests/ops/test_mutants.py --ignore tests/ops/attention || code=1; \
 	    return $$code ;; \
 	  sanitizer) if ! command -v compute-sanitizer >/dev/null; then \
 	      echo "make gpu: compute-sanitizer is not on PATH: the kernels' accesses and races were not checked"; return 0; fi; \

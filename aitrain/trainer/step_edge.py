@@ -237,7 +237,7 @@ class StepEdge(pl.Callback):
             "grad_norm": float(norm) if norm is not None else None,
             "step_time_s": round(seconds, 6),
             "tokens_per_s": round(tokens_per_s, 3),
-            "mfu": round(flops / session.peak_flops, 4) if session.peak_flops else None,
+            "mfu": float(f"{flops / session.peak_flops:.4g}") if session.peak_flops else None,
             "memory_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3) if cuda else None,
             "energy_j": None,
         }

@@ -20,3 +20,12 @@ def device() -> Iterator[None]:
     torch.set_default_device(name)
     yield
     torch.set_default_device(None)
+
+
+@pytest.fixture
+def on_the_cpu(device: None) -> Iterator[None]:
+    """Keep a test there that is about the CPU: what only it can refuse, or does bit for bit."""
+    import torch
+
+    with torch.device("cpu"):
+        yield

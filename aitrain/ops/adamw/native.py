@@ -165,13 +165,13 @@ def check(device: torch.device) -> str | None:
 
 
 def _sample(param: torch.dtype, moment: torch.dtype, device: torch.device) -> Bucket:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw(scale: float) -> list[torch.Tensor]:
         # several chunks, an end in the middle of a block, an address in the middle of a granule
         sizes = ((CHUNK * 2 + 512,), (300 + 1,), (40,))
-        found = [(torch.randn(size, generator=generator) * scale).to(device) for size in sizes]
-        return [*found, (torch.randn(600, generator=generator) * scale).to(device)[3:]]
+        found = [torch.randn(size, generator=generator, device=device) * scale for size in sizes]
+        return [*found, (torch.randn(600, generator=generator, device=device) * scale)[3:]]
 
     params = [x.to(param) for x in draw(1.0)]
     grads = [x.to(param) for x in draw(1.0)]

@@ -87,7 +87,7 @@ class TableCache:
         if self._table is None or columns != self._fixed:
             self._table = build_table(bucket)
         elif grads != self._grads:
-            by = torch.tensor(grads) - torch.tensor(self._grads)
+            by = torch.tensor(grads, device="cpu") - torch.tensor(self._grads, device="cpu")
             if (by % ALIGNMENT).any():  # one that was aligned may be so no longer
                 self._table = build_table(bucket)
             else:
@@ -154,12 +154,13 @@ def _behind(row: list[int], cut: int, sizes: list[int]) -> list[int]:
 def _part(rows: dict[int, list[int]], device: torch.device) -> Part | None:
     if not rows:
         return None
-    host = torch.tensor(list(rows.values()))
-    counts = (host[:, SIZE] + CHUNK - 1) // CHUNK
-    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    owner = torch.repeat_interleave(torch.arange(len(rows)), counts)
-    chunks = (owner << 32) | (torch.arange(len(first)) - first)
-    return Part(_to_device(host, device), _to_device(chunks, device), host, torch.tensor(list(rows)))
+    with torch.device("cpu"):  # whatever the user's default device is
+        host = torch.tensor(list(rows.values()))
+        counts = (host[:, SIZE] + CHUNK - 1) // CHUNK
+        first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        owner = torch.repeat_interleave(torch.arange(len(rows)), counts)
+        chunks = (owner << 32) | (torch.arange(len(first)) - first)
+        return Part(_to_device(host, device), _to_device(chunks, device), host, torch.tensor(list(rows)))
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -69,6 +69,7 @@ def forward(
         logits = _logits(x, head)
         chunk.put(losses, passes.loss_and_gradient_(logits, labels, scale, head.terms))
         sums.add(chunk, x, logits)
+        del logits  # before the next ones are made
     return _guarded(losses, head, targets), sums.result(hidden)
 
 
@@ -110,6 +111,7 @@ def measured(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[t
         chunk.put(losses, found.lse - found.picked)
         likeliest = logits.argmax(dim=1) if head.terms.logit_scale >= 0 else logits.argmin(dim=1)
         chunk.put(best, torch.where(labels >= 0, likeliest, -1))
+        del logits  # before the next ones are made
     return _guarded(losses, head, targets), best
 
 
@@ -141,6 +143,7 @@ def backward(
         parts = Statistics(*map(chunk.get, saved)), Statistics(*map(chunk.get, upstream))
         passes.gradient_(logits, labels, *parts, head.terms, mean, entropy)
         sums.add(chunk, x, logits)
+        del logits  # before the next ones are made
     return sums.result(hidden)
 
 

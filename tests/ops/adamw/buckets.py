@@ -26,7 +26,7 @@ SHAPES = [(3, 200), (17,), (256 + 16,), (0,)]
 
 def make_bucket(kind: str, shapes: Sequence[tuple[int, ...]] = SHAPES, seed: int = 0) -> Bucket:
     """Return a bucket in the middle of a training: moments are not zero."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     of_params, of_grads, of_moments = KINDS[kind]
 
     def draw(scale: float, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -58,7 +58,7 @@ def test_all_256_codes_come_back(code: Code, scale: float) -> None:
 
 @BOTH
 def test_blocks_keep_their_own_scale(code: Code) -> None:
-    x = torch.rand(2, 400, generator=torch.Generator().manual_seed(0)) + 0.5
+    x = torch.rand(2, 400, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) + 0.5
     x.view(-1)[:BLOCK] *= 1e6
     codes, scales = quantise(x, code.signed)
     assert codes.shape == x.shape

@@ -109,7 +109,7 @@ def test_only_on_nvidia_and_only_when_nothing_else_is_asked(monkeypatch: pytest.
 
     monkeypatch.setattr(native, "_usable", lambda device: True)
     monkeypatch.delenv("AITRAIN_OPS", raising=False)
-    assert not native.use_native(torch.zeros(1))
+    assert not native.use_native(torch.zeros(1, device="cpu"))
     assert native.use_native(OnGpu())  # type: ignore[arg-type]
     monkeypatch.setenv("AITRAIN_OPS", "triton")
     assert not native.use_native(OnGpu())  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ def arguments(bucket: Bucket, coefficients: torch.Tensor) -> tuple[object, ...]:
     return (*lists, list(bucket.offsets), coefficients, [1e-2, 0.9, 0.999, 1e-8, 0.1, 0.0], True, 3)
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 def test_twenty_steps_on_the_cpu_equal_torchs_fused_adamw_bit_for_bit() -> None:
     bucket = make_bucket("fp32")
     for moments in (bucket.exp_avgs, bucket.exp_avg_sqs):
@@ -29,7 +30,7 @@ def test_twenty_steps_on_the_cpu_equal_torchs_fused_adamw_bit_for_bit() -> None:
             moment.zero_()
     params = [torch.nn.Parameter(x.clone()) for x in bucket.params]
     optimizer = torch.optim.AdamW(params, lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
-    count, generator = torch.zeros(()), torch.Generator().manual_seed(1)
+    count, generator = torch.zeros(()), torch.Generator(torch.get_default_device()).manual_seed(1)
     for _ in range(20):
         for param, grad in zip(params, bucket.grads, strict=True):
             grad.copy_(torch.randn(grad.shape, generator=generator))

@@ -13,7 +13,7 @@ NUMBERS = Numbers(lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, s
 
 
 def test_twenty_steps_equal_torch_in_fp64() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     ours = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(5, 3), (7,), ()]]
     torchs = [torch.nn.Parameter(x.clone()) for x in ours]
     optimizer = torch.optim.AdamW(torchs, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, foreach=False)

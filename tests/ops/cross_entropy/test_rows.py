@@ -106,6 +106,7 @@ def test_a_target_outside_the_classes_shows_where_nobody_could_look() -> None:
     assert all(torch.equal(x, wrong) for x in (losses.isnan(), logits.isnan().any(1), back.isnan().any(1)))
 
 
+@pytest.mark.usefixtures("on_the_cpu")  # nobody can look at targets on a GPU without waiting for it
 def test_targets() -> None:
     given = torch.tensor([3, 7, 0, 7])
     assert rows.targets_of(given, 7, 7).tolist() == [3, -1, 0, -1]

@@ -140,6 +140,7 @@ def test_fake_tensors_have_the_shape_and_the_type() -> None:
     assert q_out.stride() == q.stride()
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 def test_a_position_outside_the_table_is_an_error_on_the_cpu() -> None:
     for bad in (5, -1):
         with pytest.raises((IndexError, RuntimeError), match="out of range"):
