@@ -12,9 +12,9 @@ _received: list[str] = []
 def hold() -> None:
     """Remember SIGUSR1 from now on; a run takes over with handlers of its own.
 
-    Python's own answer would be to die, and Slurm may send the signal while torch is still being imported. A parent that
-    starts ranks blocks the signal around that (`aitrain.dist.processes`, `rank_process`), so it is unblocked here. The
-    supervisor of this process, if it has one, is told from now on that it lives.
+    Python's own answer would be to die, and Slurm may send the signal while torch is still being imported. A parent
+    that starts ranks blocks the signal around that (`aitrain.dist.processes`, `rank_process`), so it is unblocked here.
+    The supervisor of this process, if it has one, is told from now on that it lives.
     """
     heartbeat.connect()
     signal.signal(signal.SIGUSR1, lambda number, _frame: _received.append(signal.Signals(number).name))

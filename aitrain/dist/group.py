@@ -154,10 +154,10 @@ class Group:
         Such a thread lets go of the tensors of the last collective a moment after the collective is done, and needs the
         interpreter for that. If the interpreter is ending by then, the process aborts ("terminate called without an
         active exception", exit code 134), and a run that ended well looks like one that crashed. The threads end when
-        the group is destroyed and nobody holds it any more. Where somebody does (FSDP and DeepSpeed keep it in their own
-        state), the tensors of the last collectives, which are ours, are held here, so that nothing is left to let go of.
-        NCCL's groups are left alone: destroying them talks to the other ranks, and a rank that leaves with an error must
-        not wait for those.
+        the group is destroyed and nobody holds it any more. Where somebody does (FSDP and DeepSpeed keep it in their
+        own state), the tensors of the last collectives, which are ours, are held here, so that nothing is left to let
+        go of. NCCL's groups are left alone: destroying them talks to the other ranks, and a rank that leaves with an
+        error must not wait for those.
         """
         group, self._host_group = self._host_group, None
         if group is None or not dist.is_initialized():

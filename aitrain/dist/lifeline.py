@@ -222,8 +222,8 @@ def _allow_connections(world: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise LaunchError(
-            f"{world} ranks report to rank 0, but a process may open only {hard} files there: write `ulimit -n {needed}` "
-            "in the job script, or ask the site"
+            f"{world} ranks report to rank 0, but a process may open only {hard} files there: write `ulimit -n "
+            f"{needed}` in the job script, or ask the site"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 

@@ -128,7 +128,7 @@ class RankProcess:
         path = Path(self.facts["run"]) / "logs" / f"rank-{self.rank}.log"
         with suppress(OSError):  # rank_log has told it, or will
             path.parent.mkdir(exist_ok=True)
-            self._log = open(path, "ab", buffering=0)
+            self._log = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the rank lives)
             while self._early:
                 _write(self._log, self._early.popleft())
 

@@ -63,7 +63,10 @@ class Supervisor:
     """
 
     def __init__(
-        self, ranks: Ranks, command: Sequence[str], on_end: Callable[[Verdict, Path | None], None],
+        self,
+        ranks: Ranks,
+        command: Sequence[str],
+        on_end: Callable[[Verdict, Path | None], None],
         while_running: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.ranks = ranks
@@ -79,8 +82,8 @@ class Supervisor:
                 self._hub = Hub(ranks.port + 1, ranks.world, step)
             except OSError as error:
                 raise LaunchError(
-                    f"Port {ranks.port + 1} of {node_name(env)} is in use ({error.strerror}), but the ranks of this run "
-                    "report there: set MASTER_PORT to a port that is free together with the one behind it"
+                    f"Port {ranks.port + 1} of {node_name(env)} is in use ({error.strerror}), but the ranks of this "
+                    "run report there: set MASTER_PORT to a port that is free together with the one behind it"
                 ) from error
         else:
             self._spoke = Spoke(ranks.address, ranks.port + 1, step)
@@ -200,7 +203,7 @@ class Supervisor:
             _show(verdict)
             run = self.child.facts.get("run")
             self._on_end(verdict, None if run is None else Path(run))
-        elif self._hub is None and verdict.rank == 0 and verdict.reason is not None and self._told is None:
+        elif verdict.rank == 0 and verdict.reason is not None and self._told is None:
             print(f"{self._node}: {verdict.reason}", file=sys.stderr)
         if verdict.rank not in (0, None) and self.child.withhold():
             print("What rank 0 said about it is in logs/rank-0.log.", file=sys.stderr)

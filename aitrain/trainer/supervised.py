@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +15,7 @@ from aitrain.dist.verdict import Verdict
 from aitrain.errors import EXIT_REQUEUE, AitrainError
 from aitrain.io import append_line, write_text, writing
 from aitrain.trainer.restarts import RUNNING
+from aitrain.trainer.run_directory import RunDirectory
 
 EXCLUDED = "excluded-nodes"
 """File in `logs/` of a run: one name per line of the nodes that its job script shall avoid from now on."""
@@ -72,7 +71,9 @@ def note_end(verdict: Verdict, run: Path | None) -> None:
     try:
         with writing(str(run / "logs"), "free space there"):
             if verdict.reason is not None:
-                append_line(run / "events.jsonl", _event(verdict, job))
+                RunDirectory(run).event(
+                    "rank_failed", rank=verdict.rank, node=verdict.node, reason=verdict.reason, job=job
+                )
                 if goes_on and verdict.node is not None:
                     append_line(run / "logs" / EXCLUDED, verdict.node)
             (run / "logs" / RUNNING).unlink(missing_ok=True)
@@ -80,9 +81,3 @@ def note_end(verdict: Verdict, run: Path | None) -> None:
                 write_text(run / "logs" / "exit-code", f"{verdict.code}\n")
     except AitrainError as error:  # the job ends anyway, and says why
         print(error, file=sys.stderr)
-
-
-def _event(verdict: Verdict, job: str | None) -> str:
-    facts = {"rank": verdict.rank, "node": verdict.node, "reason": verdict.reason, "job": job}
-    time_now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    return json.dumps({"time": time_now, "event": "rank_failed", **facts}, ensure_ascii=False)

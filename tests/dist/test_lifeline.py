@@ -56,7 +56,8 @@ def test_a_limit_that_cannot_be_raised_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"GET / HTTP/1.1\r\n\r\n", b'{"run": "other", "rank": 1}\n', b'{"run": "run", "rank": 9}\n', b"[1]\n", b"\xff\n"]
+    "said",
+    [b"GET / HTTP/1.1\r\n\r\n", b'{"run": "other", "rank": 1}\n', b'{"run": "run", "rank": 9}\n', b"[1]\n", b"\xff\n"],
 )
 def test_strangers_change_nothing(said: bytes) -> None:
     number = port()
@@ -67,7 +68,9 @@ def test_strangers_change_nothing(said: bytes) -> None:
         for _ in range(5):
             hub.listen()
             time.sleep(0.02)
-    after = [{**vars(state), "unheard_s": old["unheard_s"]} for state, old in zip(hub.all_states(), before, strict=True)]
+    after = [
+        {**vars(state), "unheard_s": old["unheard_s"]} for state, old in zip(hub.all_states(), before, strict=True)
+    ]
     assert after == before
     with socket.create_connection(("127.0.0.1", number)) as friend:
         friend.sendall(json.dumps({"run": "run", "rank": 2, "doing": "step 9"}).encode() + b"\n")

@@ -131,7 +131,8 @@ def test_what_ranks_print(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_rank_takes_the_others_down_in_seconds(victim: int, tmp_path: Path) -> None:
-    body = f"{NOTE_PID}print('my last words', file=sys.stderr)\nos.kill(os.getpid(), 9) if rank == {victim} else all_reduce()"
+    words = "print('my last words', file=sys.stderr)"
+    body = f"{NOTE_PID}{words}\nos.kill(os.getpid(), 9) if rank == {victim} else all_reduce()"
     codes, said = Started(body, tmp_path).end(within_s=10)
     assert codes == [75] * WORLD
     assert f"Rank {victim} on node{victim} was killed by signal 9 (SIGKILL" in said[0] and "at: step 3" in said[0]
@@ -161,7 +162,9 @@ def test_a_library_that_prints_a_traceback_does_not_silence_the_run(tmp_path: Pa
 
 
 def test_a_fault_of_another_rank_is_told(tmp_path: Path) -> None:
-    codes, said = Started("print('out of memory', file=sys.stderr) or sys.exit(2) if rank == 1 else all_reduce()", tmp_path).end()
+    codes, said = Started(
+        "print('out of memory', file=sys.stderr) or sys.exit(2) if rank == 1 else all_reduce()", tmp_path
+    ).end()
     assert codes == [2] * WORLD and "Rank 1 on node1 ended the run" in said[0] and "| out of memory" in said[0]
 
 
@@ -184,7 +187,8 @@ def test_a_hanging_rank_is_named_with_its_stack(way: str, tmp_path: Path) -> Non
 
 
 def test_a_rank_that_gets_on_keeps_the_others_from_counting_as_hung(tmp_path: Path) -> None:
-    body = "heartbeat.tell(hang_s=4.0)\nfor _ in range(12):\n  time.sleep(0.5)\n  heartbeat.beat('data') if rank == 1 else None"
+    body = "heartbeat.tell(hang_s=4.0)\nfor _ in range(12):\n  time.sleep(0.5)\n"
+    body += "  heartbeat.beat('data') if rank == 1 else None"
     assert Started(body, tmp_path).end()[0] == [0] * WORLD
 
 

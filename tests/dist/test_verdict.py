@@ -40,7 +40,9 @@ def test_others_get_a_moment_to_report_that_they_died_first() -> None:
 
 @pytest.mark.parametrize("code", [2, 3, 4])
 def test_a_fault_that_was_told_ends_the_run_with_its_code(code: int) -> None:
-    assert failed(states(code, None, None, ended_s=5.0)) is None, "the others have the same fault, and end by themselves"
+    assert failed(states(code, None, None, ended_s=5.0)) is None, (
+        "the others have the same fault, and end by themselves"
+    )
     assert failed(states(code, None, None, ended_s=20.0)) == Verdict(code, None, 0)
     verdict = failed(states(1, code, 1))
     assert verdict is not None and (verdict.code, verdict.rank, verdict.node) == (code, 1, None)
@@ -88,7 +90,10 @@ def test_who_keeps_the_others_waiting() -> None:
     found = states(None, None, None)
     for state in found:
         state.silent_s, state.beats = 70.0, 12
-    waiting = ["Thread 1 (most recent call first):", '  File "torch/distributed/distributed_c10d.py", line 1 in all_reduce']
+    waiting = [
+        "Thread 1 (most recent call first):",
+        '  File "torch/distributed/distributed_c10d.py", line 1 in all_reduce',
+    ]
     stacks = {0: waiting, 1: ["most recent call first", '  File "data.py", line 3 in read'], 2: waiting}
     verdict = of_stuck(found, "silent", stacks)
     assert (verdict.code, verdict.rank, verdict.node) == (75, 1, "node0") and "data.py" in verdict.tail[1]
