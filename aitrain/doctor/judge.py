@@ -57,12 +57,18 @@ def _devices(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Fin
     if len(kinds) > 1:
         yield Finding("device", f"the ranks have different ones: {', '.join(kinds)}", Grade.note)
     if not slow:
-        rates = f"{min(each.tflops for each in found):.3g} to {best:.3g} TFLOP/s each"
-        yield Finding("device", f"{len(found)} x {kinds[0]}, {rates}")
+        each_of = " each" if len(found) > 1 else ""
+        rates = _span(min(each.tflops for each in found), best, "TFLOP/s")
+        yield Finding("device", f"{len(found)} x {kinds[0]}, {rates}{each_of}")
     on_cpu = all(each.memory_gb is None for each in found)
     if cluster is not None and on_cpu and cluster.profile.device.runtime is not Runtime.cpu:
         advice = "does the job ask for GPUs, and is this torch built for them?"
         yield Finding("device", f"no GPU is seen on any rank, but {cluster.name} has some: {advice}", Grade.wrong)
+
+
+def _span(low: float, high: float, unit: str) -> str:
+    ends = dict.fromkeys((f"{low:.3g}", f"{high:.3g}"))
+    return f"{' to '.join(ends)} {unit}"
 
 
 def _links(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Finding]:
@@ -99,7 +105,8 @@ def _files(found: Sequence[Measured]) -> Iterator[Finding]:
     rates = {each.node: each.write_gbps for each in found if each.write_gbps is not None}
     middle = median(rates.values())
     slow = [node for node, rate in rates.items() if rate < WRITE_SPREAD * middle]
-    text = f"each node writes {min(rates.values()):.2g} to {max(rates.values()):.2g} GB/s, all at the same time"
+    span = _span(min(rates.values()), max(rates.values()), "GB/s")
+    text = f"each node writes {span}, all at the same time" if len(rates) > 1 else f"the node writes {span}"
     if slow:
         yield Finding("files", f"{text}; slow: {', '.join(slow)}: try again, then tell the site", Grade.note)
     else:
@@ -107,6 +114,8 @@ def _files(found: Sequence[Measured]) -> Iterator[Finding]:
 
 
 def _clocks(found: Sequence[Measured]) -> Iterator[Finding]:
+    if len({each.node for each in found}) == 1:
+        return
     middle = median(each.time_s for each in found)
     off = {each.node: each.time_s - middle for each in found if abs(each.time_s - middle) > LARGEST_SKEW_S}
     if off:

@@ -21,6 +21,7 @@ from aitrain.io.home import user_path
 from aitrain.launch.binaries import TorchBuild, program_architecture, torch_build
 from aitrain.launch.choices import Runtime
 from aitrain.launch.clusters import Cluster
+from aitrain.launch.job import counted
 from aitrain.launch.refusals import purged_area
 from aitrain.launch.slurm import Slurm, said
 from aitrain.preflight import machine
@@ -84,7 +85,11 @@ def _devices(environment: Mapping[str, str], root: Path) -> Iterator[Finding]:
     driver = _driver(root)
     found = re.search(r"\+cu(\d{2})\d", version)
     if driver is None or found is None:
-        there = f"{here.gpus} GPUs here" if here.gpus else "no GPU here: `aitrain doctor --job` looks at those of a job"
+        there = (
+            f"{counted(here.gpus, 'GPU')} here"
+            if here.gpus
+            else "no GPU here: `aitrain doctor --job` looks at those of a job"
+        )
         sees = here.torch_sees_gpus or not here.gpus
         advice = "" if sees else ", but this torch is a build for CPUs: install one for GPUs"
         yield Finding("torch", f"{version}, {there}{advice}", Grade.ok if sees else Grade.wrong)
@@ -94,7 +99,7 @@ def _devices(environment: Mapping[str, str], root: Path) -> Iterator[Finding]:
         advice = f"it needs {oldest} or newer: install a torch for an older CUDA, or ask the site"
         yield Finding("torch", f"{version} with driver {driver}: {advice}", Grade.wrong)
     else:
-        yield Finding("torch", f"{version}, driver {driver}, {here.gpus} GPUs here")
+        yield Finding("torch", f"{version}, driver {driver}, {counted(here.gpus, 'GPU')} here")
 
 
 def _driver(root: Path) -> int | None:

@@ -68,6 +68,11 @@ def test_a_gpu_cluster_without_gpus() -> None:
     assert "no GPU is seen on any rank, but snellius_h100 has some" in said
 
 
+def test_one_node_is_compared_with_nothing() -> None:
+    (device, files) = judge([replace(GOOD[0], within_gbps=None, between_gbps=None)], None)
+    assert device.said == "1 x NVIDIA H100, 600 TFLOP/s" and files.said == "the node writes 2 GB/s"
+
+
 def test_the_text_and_the_code() -> None:
     findings = [Finding("clock", "fine"), Finding("device", "slow", Grade.wrong)]
     assert text_of(findings).splitlines() == ["ok     clock   fine", "WRONG  device  slow", "1 of 2 points are wrong."]

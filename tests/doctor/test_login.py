@@ -50,7 +50,7 @@ def test_an_environment_for_other_machines(no_slurm: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("version", "driver", "grade", "says"),
     [
-        ("2.13.0+cu130", "580.65.06", Grade.ok, "driver 580, 1 GPUs here"),
+        ("2.13.0+cu130", "580.65.06", Grade.ok, "driver 580, 1 GPU here"),
         ("2.13.0+cu130", "550.54.15", Grade.wrong, "with driver 550: it needs 580 or newer"),
         ("2.13.0+cu126", "550.54.15", Grade.ok, "driver 550"),
         ("2.13.0+cpu", "580.65.06", Grade.wrong, "this torch is a build for CPUs"),
