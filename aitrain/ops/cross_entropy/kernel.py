@@ -8,11 +8,15 @@ import triton.language as tl
 
 from aitrain.ops.cross_entropy.rows import Statistics, zeros
 from aitrain.ops.cross_entropy.terms import LossTerms
+from aitrain.ops.launching import warps
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
-BLOCK_BYTES = 16384
-"""Of a row, held in registers at a time."""
+BLOCK_BYTES = 65536
+"""Of a row, held in registers at a time: most of a vocabulary's row goes through one program in two or three rounds."""
+
+WARPS = 32
+"""As many as a program may have: a GPU's multiprocessor is then busy with one row, whose second reading finds it cached."""
 
 
 @triton.jit
@@ -369,8 +373,7 @@ def _shape(logits: torch.Tensor, terms: LossTerms) -> tuple[int, int, int, float
 def _options(logits: torch.Tensor, terms: LossTerms) -> dict[str, object]:
     size = logits.element_size()
     block = min(BLOCK_BYTES // size, max(128, triton.next_power_of_2(logits.shape[1])))
-    # 32 bytes of each type per thread: two loads under way, and registers for four times as many threads
-    return {"CAPPED": terms.softcap != 0.0, "BLOCK": block, "num_warps": max(1, block * size // 1024)}
+    return {"CAPPED": terms.softcap != 0.0, "BLOCK": block, "num_warps": warps(min(WARPS, max(1, block * size // 1024)))}
 
 
 def _grid(logits: torch.Tensor) -> tuple[int]:
@@ -378,4 +381,4 @@ def _grid(logits: torch.Tensor) -> tuple[int]:
     if not logits.is_cuda:
         return (min(2, len(logits)),)
     processors = torch.cuda.get_device_properties(logits.device).multi_processor_count
-    return (min(len(logits), (2 if logits.shape[1] > 16384 else 8) * processors),)
+    return (min(len(logits), (1 if logits.shape[1] > 16384 else 8) * processors),)

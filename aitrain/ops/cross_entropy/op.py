@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from aitrain.errors import ShapeError
-from aitrain.ops.cross_entropy.dispatch import row_passes
+from aitrain.ops.cross_entropy.dispatch import row_passes, times_upstream_
 from aitrain.ops.cross_entropy.rows import Statistics, losses_of, targets_of
 from aitrain.ops.cross_entropy.terms import LossTerms
 from aitrain.ops.registration import register
@@ -129,7 +129,7 @@ class _Summed(torch.autograd.Function):
                 raise RuntimeError("cross_entropy(inplace=True) has no second backward pass: its logits are gone")
             logits, targets, scale = ctx.saved_tensors
             gradient = _loss(logits, targets, scale, ctx.terms, False)[1]
-        return gradient.mul_(upstream), None, None, None, None
+        return times_upstream_(gradient, upstream), None, None, None, None
 
 
 def _loss(

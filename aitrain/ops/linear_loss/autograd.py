@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from aitrain.ops.cross_entropy.dispatch import times_upstream_
 from aitrain.ops.cross_entropy.rows import Statistics, losses_of
 from aitrain.ops.cross_entropy.terms import LossTerms
 from aitrain.ops.linear_loss import chunks
@@ -71,7 +72,7 @@ class SummedLoss(torch.autograd.Function):
             gradients = _loss(hidden, weight, bias, targets, scale, ctx.options, ctx.wanted)[1]
         for gradient in gradients:
             if gradient is not None:
-                gradient.mul_(upstream)
+                times_upstream_(gradient, upstream)
         return *_typed(gradients, hidden, weight, bias), None, None, None, None
 
 

@@ -35,11 +35,12 @@ def specimen(function: str, dtype: str, capped: bool = False, wide: bool = False
         function=function,
         signature=types | dict.fromkeys(fixed, "constexpr"),
         constexprs=fixed,
-        num_warps=16,
+        num_warps=32,
+        amd_num_warps=16,
         divisible=tuple(divisible),
         wide_loads=aligned,
         wide_stores=aligned and function != "_statistics",
-        # two programs of 16 warps run on a multiprocessor, which has 65,536 registers; an odd vocabulary is slow anyway
+        # one program of 32 warps runs on a multiprocessor, which has 65,536 registers; an odd vocabulary is slow anyway
         max_registers=64 if aligned else 128,
     )
 
@@ -53,4 +54,17 @@ SPECIMENS = [
         if dtype == "bf16" or capped == wide
     ),
     *(specimen(function, "fp32", aligned=False) for function in POINTERS),
+    *(
+        Specimen(
+            name=f"times upstream {dtype}",
+            module="aitrain.ops.cross_entropy.upstream",
+            function="_times",
+            signature={"gradient": f"*{dtype}", "upstream": "*fp32", "count": "i32", "BLOCK": "constexpr"},
+            constexprs={"BLOCK": 8192},
+            num_warps=8,
+            amd_num_warps=4,
+            divisible=("gradient", "count"),
+        )
+        for dtype in ("bf16", "fp16", "fp32")
+    ),
 ]

@@ -81,14 +81,17 @@ def test_gate_and_up_in_one_layer(mode):
     gate, up, down = layers(torch.float32)
     x = torch.randn(5, WIDTH, requires_grad=True)
     both = Projection(torch.cat([gate.weight, up.weight]), None, gate.a, torch.randn(2 * INNER, 2), 0.5)
-    packed = unfused(x, [both])[0]
-    expected = unfused(torch.nn.functional.silu(packed[:, :INNER]) * packed[:, INNER:], [down])[0]
-    found = lora_mlp(x, both, None, down)
-    torch.testing.assert_close(found, expected)
+
+    def apart(x, both, down):
+        packed = unfused(x, [both])[0]
+        return unfused(torch.nn.functional.silu(packed[:, :INNER]) * packed[:, INNER:], [down])[0]
+
+    outputs = [lora_mlp(x, both, None, down), apart(x, both, down)]
+    outputs.append(apart(x.double(), *(exactly(each, keep=True) for each in (both, down))))
+    assert_close_as_torch(*outputs)
     leaves = [x, gate.a, down.a, down.b]
-    torch.testing.assert_close(
-        torch.autograd.grad(found.square().sum(), leaves), torch.autograd.grad(expected.square().sum(), leaves)
-    )
+    for found in zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in outputs), strict=True):
+        assert_close_as_torch(*found, factor=3.0)
 
 
 def test_gradcheck():

@@ -192,13 +192,16 @@ def test_types_of_adapters_differ_from_the_layers(cast):
         ours = lora_linears(x if cast else x.bfloat16(), given)
     assert {out.dtype for out in ours} == {torch.bfloat16}
     exact = unfused(x.double(), [exactly(each, keep=True) for each in given])
-    for mine, true in zip(ours, exact, strict=True):
-        assert_close_as_torch(mine, mine, true)
+    with torch.autocast(x.device.type, torch.bfloat16):  # torch has no product of bf16 and fp32 without it
+        usual = unfused(x, given)
+    for mine, theirs, true in zip(ours, usual, exact, strict=True):
+        assert_close_as_torch(mine, theirs.to(mine.dtype), true)
     found = torch.autograd.grad([out.float().sum() for out in ours], [x, *leaves])
+    torchs = torch.autograd.grad([out.float().sum() for out in usual], [x, *leaves])
     right = torch.autograd.grad([out.sum() for out in exact], [x, *leaves])
-    for mine, true in zip(found, right, strict=True):
+    for mine, theirs, true in zip(found, torchs, right, strict=True):
         assert mine.dtype == torch.float32
-        assert_close_as_torch(mine, true, true, floor=2e-2)  # a handful of roundings to bf16
+        assert_close_as_torch(mine, theirs, true, factor=3.0)
 
 
 def half(part):

@@ -232,6 +232,34 @@ __global__ void __launch_bounds__(32 * kWarps) step_kernel(const Arguments a) {
   }
 }
 
+// Everything in fp32: a lane takes 4 neighbours, so one access of a warp is 512 bytes without a gap. With 8 of them each
+// access would touch every second half of a sector, and the stores would cost twice.
+__global__ void __launch_bounds__(32 * kWarps) step_fp32_kernel(const Arguments a) {
+  Numbers n = a.numbers;
+  n.clip = a.coefficients[0], n.decay = a.coefficients[1], n.step_size = a.coefficients[2];
+  n.inverse_root = a.coefficients[3];
+  const int64_t entry = a.chunks[blockIdx.x];
+  const int64_t* row = a.rows + (entry >> 32) * kColumns;
+  const int64_t begin = (entry & 0xFFFFFFFF) * a.chunk;
+  const int64_t end = row[kSize] < begin + a.chunk ? row[kSize] : begin + a.chunk;
+  float* columns[4] = {reinterpret_cast<float*>(row[kParam]), reinterpret_cast<float*>(row[kGrad]),
+                       reinterpret_cast<float*>(row[kFirst]), reinterpret_cast<float*>(row[kSecond])};
+#pragma unroll 2
+  for (int64_t at = begin + threadIdx.x * 4; at < end; at += 32 * kWarps * 4) {
+    float x[4][4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const float4 found = *reinterpret_cast<const float4*>(columns[c] + at);
+      x[c][0] = found.x, x[c][1] = found.y, x[c][2] = found.z, x[c][3] = found.w;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) update(x[0][i], x[1][i], x[2][i], x[3][i], n);
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+      if (c != 1) *reinterpret_cast<float4*>(columns[c] + at) = make_float4(x[c][0], x[c][1], x[c][2], x[c][3]);
+  }
+}
+
 template <bool GRAD_BF16, typename PATH>
 __global__ void __launch_bounds__(32 * kWarps)
     squares_kernel(const int64_t* rows, const int64_t* chunks, int64_t number, int64_t chunk, float* partials) {
@@ -382,6 +410,12 @@ struct OnGpu {
   bool wide;
   template <bool P, bool G, int M>
   void operator()() const {
+    if constexpr (!P && !G && M == 32) {
+      if (wide) {
+        step_fp32_kernel<<<programs, 32 * kWarps, 0, stream>>>(a);
+        return;
+      }
+    }
     if (wide)
       step_kernel<P, G, M, Wide><<<programs, 32 * kWarps, 0, stream>>>(a);
     else
