@@ -16,7 +16,7 @@ BLOCK_BYTES = 65536
 """Of a row, held in registers at a time: most of a vocabulary's row goes through one program in two or three rounds."""
 
 WARPS = 32
-"""As many as a program may have: a GPU's multiprocessor is then busy with one row, whose second reading finds it cached."""
+"""As many as a program may have: a multiprocessor is then busy with one row, whose second reading finds it cached."""
 
 
 @triton.jit
@@ -373,7 +373,11 @@ def _shape(logits: torch.Tensor, terms: LossTerms) -> tuple[int, int, int, float
 def _options(logits: torch.Tensor, terms: LossTerms) -> dict[str, object]:
     size = logits.element_size()
     block = min(BLOCK_BYTES // size, max(128, triton.next_power_of_2(logits.shape[1])))
-    return {"CAPPED": terms.softcap != 0.0, "BLOCK": block, "num_warps": warps(min(WARPS, max(1, block * size // 1024)))}
+    return {
+        "CAPPED": terms.softcap != 0.0,
+        "BLOCK": block,
+        "num_warps": warps(min(WARPS, max(1, block * size // 1024))),
+    }
 
 
 def _grid(logits: torch.Tensor) -> tuple[int]:

@@ -1,4 +1,4 @@
-"""A Triton kernel that multiplies a finished gradient by the incoming one, and leaves the memory alone where that is 1."""
+"""A Triton kernel that multiplies a finished gradient by the incoming one; where that is 1, no memory is touched."""
 
 from __future__ import annotations
 
