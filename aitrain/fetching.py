@@ -7,8 +7,8 @@ from pathlib import Path
 
 from aitrain.errors import DataError, ModelError
 from aitrain.models import assets, store
-from aitrain.models.folder import HUB_NAME, inspect
-from aitrain.preflight import data_faults
+from aitrain.models.folder import HUB_NAME
+from aitrain.preflight import data_faults, look_at_model
 from aitrain.recipe import compose
 
 
@@ -27,7 +27,7 @@ def fetch_recipe(recipe: str, overrides: Sequence[str]) -> None:
     for given in (config.model.path, config.data.path, config.data.validation_path):
         if given is not None and given.startswith("asset:"):
             assets.fetch(given.removeprefix("asset:").partition("/")[0])
-    found = inspect(config.model)
+    found = look_at_model(config)
     named = found.kind.name == "hub" or store.find(config.model) is not None
     if named and HUB_NAME.fullmatch(str(config.model.path)):
         stored = store.fetch(config.model, Path.cwd())

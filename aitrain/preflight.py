@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Qlora
+from aitrain.config.data import Sequences
 from aitrain.config.logger import Tensorboard, Wandb, WandbMode
 from aitrain.config.optim import AdamW8bit, FusedStep
 from aitrain.config.task import Pretrain, Sft
@@ -22,6 +23,7 @@ from aitrain.config.values import nearest
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import AitrainError, DataError, RecipeError
 from aitrain.io.home import user_path
+from aitrain.models.assets import local_path
 
 if TYPE_CHECKING:
     from aitrain.models.folder import ModelFacts
@@ -303,20 +305,16 @@ def _beside(path: Path) -> str:
     return f": did you mean {path.parent / guess}?" if guess else f": there is no such file in {path.parent}"
 
 
-def local_path(reference: str) -> Path:
-    """Return the local path that a reference means.
+def look_at_model(config: RunConfig) -> ModelFacts:
+    """Return what is known about the model that a recipe starts from; nothing where its task brings its own.
 
     Args:
-        reference: A path, or `asset:NAME/file`.
-
-    Raises:
-        ModelError: The asset was not fetched.
+        config: A checked configuration.
     """
-    if reference.startswith("asset:"):
-        from aitrain.models.assets import resolve
+    from aitrain.models.folder import Kind, ModelFacts, inspect
 
-        return resolve(reference)
-    return user_path(reference)
+    wanted = config.task.model_kind
+    return ModelFacts("", Kind.folder) if wanted is None else inspect(config.model, wanted)
 
 
 def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str]:
@@ -326,13 +324,13 @@ def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str
         config: A checked configuration.
         found: What is known about the model; looked at when absent.
     """
-    from aitrain.models.folder import inspect
-
-    faults = []
+    faults: list[str] = []
+    if config.task.model_kind is None:
+        return faults
     if config.model.chat_template is not None and not user_path(config.model.chat_template).is_file():
         faults.append(f"model.chat_template={config.model.chat_template} does not exist: name a Jinja file")
     try:
-        found = inspect(config.model) if found is None else found
+        found = look_at_model(config) if found is None else found
     except AitrainError as error:
         return [*faults, *str(error).splitlines()]
     faults += found.faults
@@ -342,9 +340,10 @@ def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str
             f"model.path={config.model.path}: the model has no chat template, so conversations cannot be written as it "
             "expects: write model.chat_template=FILE (a Jinja file), or take an instruction-tuned model"
         )
-    if found.context_tokens is not None and config.data.sequence_tokens > found.context_tokens:
+    longest = config.data.sequence_tokens if isinstance(config.data, Sequences) else 0
+    if found.context_tokens is not None and longest > found.context_tokens:
         faults.append(
-            f"data.sequence_tokens={config.data.sequence_tokens} is longer than the model's context: "
+            f"data.sequence_tokens={longest} is longer than the model's context: "
             f"write data.sequence_tokens={found.context_tokens} or less"
         )
     return faults

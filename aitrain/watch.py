@@ -140,7 +140,7 @@ def status_text(path: Path) -> str:
         lines.append(f"  job         {run.job} on {run.cluster or 'Slurm'}")
     of = f" of {run.total_steps}" if run.total_steps else ""
     loss = "" if run.loss is None else f", loss {run.loss:.4f}"
-    speed = "" if run.tokens_per_s is None else f", {run.tokens_per_s:,.0f} tokens/s"
+    speed = "" if run.speed is None else f", {run.speed[0]:,.0f} {run.speed[1]}/s"
     lines.append(f"  step        {run.steps}{of}{loss}{speed}")
     if job is not None and job.state == "RUNNING" and run.total_steps and run.step_time_s:
         left = (run.total_steps - run.steps) * run.step_time_s

@@ -40,6 +40,11 @@ TESTED_ELSEWHERE = {
     },
     # parts of one replacement, which only a whole fused model shows
     **{f"aitrain/models/{name}.py": "tests/models/test_fuse.py" for name in ("fused_head", "fused_adapter")},
+    # parts of one kernel
+    "aitrain/ops/cross_entropy/upstream.py": "tests/ops/cross_entropy/test_dispatch.py",
+    # the seam, which only tasks show
+    "aitrain/tasks/task.py": "tests/tasks/test_causal_lm.py",
+    "aitrain/data/token_samples.py": "tests/data/test_batches.py",
     # one look at a model folder
     "aitrain/models/weight_files.py": "tests/models/test_folder.py",
     # talking to Slurm, which only a real one proves
@@ -174,6 +179,19 @@ def test_files_and_functions_are_small() -> None:
             if lines > LONGEST_FUNCTION and f"{name(path)}: {dotted}" not in LONG_FOR_A_REASON:
                 large.append(f"{name(path)}: {dotted}: {lines} lines, at most {LONGEST_FUNCTION}")
     assert not large, "\n".join(large)
+
+
+def test_the_trainer_knows_no_task() -> None:
+    """What trains, keeps, shards and reports must not know what is trained."""
+    own = re.compile(r"CausalLM|causal_lm|[Tt]okenizer\b|Sft\b|Pretrain\b|perplexity|sequence_tokens")
+    told = [
+        f"{name(path)}:{number}: {line.strip()}"
+        for path in modules()
+        if path.relative_to(ROOT / "aitrain").parts[0] in ("trainer", "checkpoint", "strategy", "report")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if own.search(line)
+    ]
+    assert not told, "\n".join(told)
 
 
 def test_no_room_for_odds_and_ends() -> None:

@@ -122,7 +122,7 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("trainer.devices=0", "trainer.devices=0 must be at least 1"),
         (
             "trainer.devices=3",
-            "trainer.global_batch_sequences=32 does not divide over 3 devices x 1 per device: write 30 or 33",
+            "trainer.global_batch_samples=32 does not divide over 3 devices x 1 per device: write 30 or 33",
         ),
         ("cluster.time_min=0", "cluster.time_min=0 must be at least 1"),
         ("cluster.signal_s=0", "cluster.signal_s=0 must be at least 1"),
@@ -309,7 +309,7 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
         ("adapter=dora", "adapter cannot change"),
         ("strategy=fsdq", "strategy=fsdq is no option of strategy"),
         ("trainer.precision=fp32", "trainer.precision cannot change"),
-        ("trainer.global_batch_sequences=64", "cannot change"),
+        ("trainer.global_batch_samples=64", "cannot change"),
         ("trainer.max_epoch=4", "did you mean trainer.max_epochs?"),
         ("trainer.max_epochs=x", "is not a float"),
         ("trainer.devices=3", "does not divide over 3 devices"),

@@ -13,12 +13,12 @@ from aitrain.bench.job import Job
 from aitrain.config.data import Records
 from aitrain.config.model import Model
 from aitrain.config.task import Sft
-from aitrain.data.batches import IGNORED, pad_token_id
 from aitrain.data.prepare import Files, prepare
+from aitrain.data.token_samples import IGNORED, pad_token_id
 from aitrain.errors import AitrainError, DataError
 from aitrain.io import write_text
 from aitrain.models import assets
-from aitrain.models.load import load_tokenizer, local_folder
+from aitrain.models.load import load_tokenizer, locate
 from aitrain.models.quiet import quiet
 
 VERSES = "asset:verses-en-nl/train.jsonl"
@@ -77,7 +77,7 @@ def build_job(request: Request, folder: Path) -> Job:
     """
     random = request.model in RANDOM_MODELS
     path = str(_random_model(request, folder / "model")) if random else request.model
-    model = Model(path=str(local_folder(Model(path=path))))
+    model = locate(Model(path=path))
     tokenizer = load_tokenizer(model)
     needed = request.steps * request.micro_batch * request.accumulation
     records = folder / "conversations.jsonl"
@@ -94,7 +94,7 @@ def build_job(request: Request, folder: Path) -> Job:
         samples.append({"input_ids": [int(token) for token in ids], "labels": labels})
     write_text(folder / "samples.json", json.dumps(samples))
     return Job(
-        model=model.path,
+        model=str(model.folder),
         records=str(records),
         samples=str(folder / "samples.json"),
         sequence_tokens=longest,
@@ -121,7 +121,7 @@ def _random_model(request: Request, folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = load_tokenizer(Model(path="asset:tiny-llama"))
+    tokenizer = load_tokenizer(locate(Model(path="asset:tiny-llama")))
     shape: dict[str, Any] = {"vocab_size": len(tokenizer), **RANDOM_MODELS[request.model]}
     longest = max(request.sequence_tokens or 0, LONGEST_VERSE)
     torch.manual_seed(0)

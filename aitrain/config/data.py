@@ -43,7 +43,7 @@ class OnTooLong(Enum):
 
 @dataclass
 class Data:
-    """Where the samples come from and how long they may be."""
+    """Where the samples come from."""
 
     path: str = MISSING
     """File with the training data: `.jsonl`, `.jsonl.gz`, `.json`, `.parquet`, `.csv` (and `.txt` for plain text)."""
@@ -53,9 +53,6 @@ class Data:
 
     validation_samples: int | None = None
     """Samples held out of `data.path` for evaluation, chosen by `seed`; `null` = none. Not with `validation_path`."""
-
-    sequence_tokens: int = 1024
-    """Longest sequence in tokens. Memory grows with it."""
 
     max_overlap: float = 0.1
     """Largest share of the held-out samples that may be training samples too; above it the data is refused."""
@@ -68,9 +65,6 @@ class Data:
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
-        if self.sequence_tokens < 2:
-            rule = "must be at least 2 (one token to read, one to predict): try 1024"
-            yield f"data.sequence_tokens={self.sequence_tokens} {rule}"
         if not 0 <= self.max_overlap <= 1:
             yield f"data.max_overlap={self.max_overlap} must be between 0 (no held-out sample is trained on) and 1"
         if self.workers < 0:
@@ -85,7 +79,22 @@ class Data:
 
 
 @dataclass
-class Records(Data):
+class Sequences(Data):
+    """Samples that a model reads as token sequences."""
+
+    sequence_tokens: int = 1024
+    """Longest sequence in tokens. Memory grows with it."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.sequence_tokens < 2:
+            rule = "must be at least 2 (one token to read, one to predict): try 1024"
+            yield f"data.sequence_tokens={self.sequence_tokens} {rule}"
+        yield from super().faults()
+
+
+@dataclass
+class Records(Sequences):
     """Conversations and instructions: one record per line or row."""
 
     format: RecordFormat = RecordFormat.auto
@@ -106,7 +115,7 @@ class Records(Data):
 
 
 @dataclass
-class Text(Data):
+class Text(Sequences):
     """Plain text: documents are joined with the end-of-text token and cut into blocks of `data.sequence_tokens`."""
 
     text_field: str = "text"

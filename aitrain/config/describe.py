@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from aitrain.config.cluster import Cluster
+from aitrain.config.data import Sequences
 from aitrain.config.root import OPTION_OF, RunConfig
 from aitrain.config.values import shown
 
@@ -20,7 +21,7 @@ def describe(config: RunConfig) -> str:
         ("task", f"{_option(config.task)} on {_option(config.data)}"),
         ("model", f"{config.model.path} ({config.model.init.name}, attention {config.model.attention.name})"),
         ("adapter", _with_keys(config.adapter)),
-        ("data", f"{config.data.path}, sequences of at most {config.data.sequence_tokens} tokens"),
+        ("data", _data(config)),
         ("held out", _held_out(config)),
         ("length", _length(config)),
         ("batch", _batch(config)),
@@ -54,6 +55,13 @@ def _keys(group: object) -> str:
     return " ".join(f"{name}={shown(value)}" for name, value in pairs if value is not None)
 
 
+def _data(config: RunConfig) -> str:
+    longest = (
+        f", sequences of at most {config.data.sequence_tokens} tokens" if isinstance(config.data, Sequences) else ""
+    )
+    return f"{config.data.path}{longest}"
+
+
 def _held_out(config: RunConfig) -> str:
     if config.data.validation_path is not None:
         return config.data.validation_path
@@ -72,9 +80,10 @@ def _length(config: RunConfig) -> str:
 
 
 def _batch(config: RunConfig) -> str:
-    micro = config.trainer.micro_batch_sequences
+    micro = config.trainer.micro_batch_samples
     at_once = "found from memory" if micro is None else str(micro)
-    return f"{config.trainer.global_batch_sequences} sequences per step over all devices; at once per device: {at_once}"
+    batch = f"{config.trainer.global_batch_samples} {config.task.sample}s per step over all devices"
+    return f"{batch}; at once per device: {at_once}"
 
 
 def _devices(config: RunConfig) -> str:

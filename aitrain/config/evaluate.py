@@ -13,8 +13,8 @@ class Evaluate:
     every_steps: int | None = None
     """Optimizer steps between evaluations; `null` = only before the first and after the last step."""
 
-    micro_batch_sequences: int | None = None
-    """Sequences per device at once; `null` = as in training."""
+    micro_batch_samples: int | None = None
+    """Samples per device at once; `null` = as in training."""
 
     prompts: list[str] = field(default_factory=list)
     """Prompts the model answers before and after training, greedily."""
@@ -30,7 +30,7 @@ class Evaluate:
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
-        for key in ("every_steps", "micro_batch_sequences", "patience", "max_new_tokens"):
+        for key in ("every_steps", "micro_batch_samples", "patience", "max_new_tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield f"evaluate.{key}={value} must be at least 1"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from aitrain.config.root import GROUPS, OPTION_OF, RunConfig
-from aitrain.config.values import Faults, convert, keys, nearest, shown
+from aitrain.config.synonyms import right_name
+from aitrain.config.values import Faults, convert, keys, shown
 from aitrain.errors import RecipeError
 
 RESUMABLE = (
@@ -17,7 +18,7 @@ RESUMABLE = (
     "trainer.max_epochs",
     "trainer.devices",
     "trainer.nodes",
-    "trainer.micro_batch_sequences",
+    "trainer.micro_batch_samples",
     "trainer.accelerator",
     "trainer.hang_min",
     "trainer.activation_checkpointing",
@@ -76,7 +77,7 @@ def from_plain(data: dict[str, Any]) -> RunConfig:
         inside = value if isinstance(value, dict) else {"": value}
         for name, item in [(f"{word}.{w}".rstrip("."), v) for w, v in inside.items() if w != "option"]:
             if name not in table:
-                guess = nearest(name, table)
+                guess = right_name(name, table)
                 faults.add(f"{name} is not a key" + (f": did you mean {guess}?" if guess else ""), name)
                 continue
             try:

@@ -9,6 +9,16 @@ from enum import Enum
 from omegaconf import MISSING
 
 
+class ModelKind(Enum):
+    """What kind of model a task starts from."""
+
+    causal = "causal"
+    """A language model that predicts the next token."""
+
+    encoder = "encoder"
+    """A model that reads text whole: BERT and its like, or any other body that a head can be put on."""
+
+
 class ModelInit(Enum):
     """How the weights start."""
 
@@ -38,7 +48,7 @@ class FusedOps(Enum):
 
 @dataclass
 class Model:
-    """A causal language model of the Hugging Face kind."""
+    """A model of the Hugging Face kind."""
 
     path: str = MISSING
     """A Hugging Face folder, a `.gguf` file, `asset:NAME` (see `aitrain fetch`), or a hub name (needs

@@ -73,10 +73,7 @@ class RunConfig:
     def _cross_faults(self) -> Iterator[str]:
         if self.seed < 0:
             yield f"seed={self.seed} must be 0 or more"
-        if isinstance(self.task, Sft) and not isinstance(self.data, Records):
-            yield "task=sft needs data=records (conversations or instructions); for plain text write task=pretrain"
-        if isinstance(self.task, Pretrain) and not isinstance(self.data, Text):
-            yield "task=pretrain needs data=text (plain text); for conversations write task=sft"
+        yield from self._task_faults()
         if self.evaluate.every_steps is not None and not self.has_validation:
             yield (
                 f"evaluate.every_steps={self.evaluate.every_steps} has no held-out data to measure: "
@@ -110,6 +107,16 @@ class RunConfig:
             )
         yield from self.batch_faults(self.trainer.devices, self.trainer.nodes)
 
+    def _task_faults(self) -> Iterator[str]:
+        """Yield what a task asks of the other groups and does not find."""
+        if isinstance(self.task, Sft) and not isinstance(self.data, Records):
+            yield "task=sft needs data=records (conversations or instructions); for plain text write task=pretrain"
+        elif isinstance(self.task, Pretrain) and not isinstance(self.data, Text):
+            yield "task=pretrain needs data=text (plain text); for conversations write task=sft"
+        elif self.task.data_options and OPTION_OF.get(type(self.data)) not in self.task.data_options:
+            own = self.task.data_options
+            yield f"task={OPTION_OF[type(self.task)]} needs data={' or data='.join(own)}"
+
     @property
     def has_validation(self) -> bool:
         """Whether the recipe names held-out data."""
@@ -118,12 +125,12 @@ class RunConfig:
     def batch_faults(self, devices: int | None, nodes: int | None) -> Iterator[str]:
         """Yield the fault of a global batch that does not split evenly over ranks and micro-batches."""
         ranks = (devices or 1) * (nodes or 1)
-        per_rank = self.trainer.micro_batch_sequences or 1
-        batch, at_once = self.trainer.global_batch_sequences, ranks * per_rank
+        per_rank = self.trainer.micro_batch_samples or 1
+        batch, at_once = self.trainer.global_batch_samples, ranks * per_rank
         if batch >= 1 and at_once >= 1 and batch % at_once:
             lower, upper = batch // at_once * at_once, (batch // at_once + 1) * at_once
             advice = f"{lower} or {upper}" if lower else str(upper)
             yield (
-                f"trainer.global_batch_sequences={batch} does not divide over {ranks} devices x {per_rank} per device: "
+                f"trainer.global_batch_samples={batch} does not divide over {ranks} devices x {per_rank} per device: "
                 f"write {advice}"
             )

@@ -20,8 +20,8 @@ _ELSEWHERE = {
     # length and batch
     "trainer.max_epochs": "num_train_epochs num_epochs epochs n_epochs",
     "trainer.max_steps": "num_steps train_iters total_steps num_training_steps",
-    "trainer.global_batch_sequences": "batch_size train_batch_size global_batch_size total_batch_size",
-    "trainer.micro_batch_sequences": (
+    "trainer.global_batch_samples": "batch_size train_batch_size global_batch_size total_batch_size",
+    "trainer.micro_batch_samples": (
         "per_device_train_batch_size train_micro_batch_size_per_gpu micro_batch_size per_gpu_batch_size "
         "gradient_accumulation_steps accumulate_grad_batches grad_accum gradient_accumulation"
     ),
@@ -62,7 +62,7 @@ _ELSEWHERE = {
     "checkpoint.every_steps": "save_steps every_n_train_steps checkpoint_interval save_interval save_freq",
     "checkpoint.keep": "save_total_limit save_top_k keep_last",
     "evaluate.every_steps": "eval_steps val_check_interval eval_interval check_val_every_n_epoch evaluation_strategy",
-    "evaluate.micro_batch_sequences": "per_device_eval_batch_size eval_batch_size val_batch_size",
+    "evaluate.micro_batch_samples": "per_device_eval_batch_size eval_batch_size val_batch_size",
     "evaluate.patience": "early_stopping_patience early_stopping",
     "evaluate.max_new_tokens": "generation_max_length max_tokens",
     "logger": "report_to loggers tracker log_with use_wandb",
@@ -73,9 +73,16 @@ _ELSEWHERE = {
 
 _OURS = {word: ours for ours, words in _ELSEWHERE.items() for word in words.split()}
 
+RENAMED = {
+    "trainer.global_batch_sequences": "trainer.global_batch_samples",
+    "trainer.micro_batch_sequences": "trainer.micro_batch_samples",
+    "evaluate.micro_batch_sequences": "evaluate.micro_batch_samples",
+}
+"""Keys that had another name once."""
+
 _BECAUSE = {
-    "trainer.micro_batch_sequences": (
-        "gradient accumulation follows from it and trainer.global_batch_sequences, which is the batch of one step"
+    "trainer.micro_batch_samples": (
+        "gradient accumulation follows from it and trainer.global_batch_samples, which is the batch of one step"
     ),
     "schedule.warmup_steps": "a number of steps; null = 3 % of the run",
     "model.vetted_code_sha256": "code runs only when its checksum is given; `aitrain check` prints it",
@@ -92,6 +99,8 @@ def right_name(name: str, keys: Iterable[str]) -> str | None:
         keys: The keys there are.
     """
     known = list(keys)
+    if name in RENAMED:
+        return RENAMED[name]
     word = name.rsplit(".", 1)[-1].lower().replace("-", "_")
     ends = [key for key in known if key.rsplit(".", 1)[-1] == word]
     if len(ends) == 1:  # the right word in the wrong group

@@ -1,14 +1,29 @@
-"""Keys of the group `task`: what is learned from the data."""
+"""Keys of the group `task`: what is learned from the data; and what the rest of the house must know of a task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
+
+from aitrain.config.model import ModelKind
 
 
 @dataclass
 class Task:
     """What is learned."""
+
+    unit: ClassVar[str] = "samples"
+    """What throughput counts: tokens, images, windows."""
+
+    sample: ClassVar[str] = "sample"
+    """What one sample is called in messages."""
+
+    model_kind: ClassVar[ModelKind | None] = None
+    """Kind of model that `model.path` must name; None = the task brings its own, and `model.path` is null."""
+
+    data_options: ClassVar[tuple[str, ...]] = ()
+    """Options of the group `data` that the task takes; empty = any."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -19,6 +34,11 @@ class Task:
 class Sft(Task):
     """Supervised fine-tuning on conversations: the loss is taken on the assistant's turns only."""
 
+    unit: ClassVar[str] = "tokens"
+    sample: ClassVar[str] = "sequence"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.causal
+    data_options: ClassVar[tuple[str, ...]] = ("records",)
+
     system_prompt: str | None = None
     """System message put before every conversation that has none; `null` = what the chat template does by itself."""
 
@@ -26,3 +46,8 @@ class Sft(Task):
 @dataclass
 class Pretrain(Task):
     """Continued pretraining on plain text: the loss is taken on every token."""
+
+    unit: ClassVar[str] = "tokens"
+    sample: ClassVar[str] = "sequence"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.causal
+    data_options: ClassVar[tuple[str, ...]] = ("text",)

@@ -32,11 +32,11 @@ class Trainer:
     max_epochs: float | None = None
     """Most passes over the training data; the last global batch holds what is left, nothing is dropped or repeated."""
 
-    global_batch_sequences: int = 32
-    """Sequences per optimizer step, over all devices. This is the promise: losses do not depend on how it is split."""
+    global_batch_samples: int = 32
+    """Samples per optimizer step, over all devices. This is the promise: losses do not depend on how it is split."""
 
-    micro_batch_sequences: int | None = None
-    """Sequences per device at once; `null` = found from memory. Changes speed and memory, not the result."""
+    micro_batch_samples: int | None = None
+    """Samples per device at once; `null` = found from memory. Changes speed and memory, not the result."""
 
     precision: Precision = Precision.bf16
     """`bf16` on GPUs; `fp32` on CPUs and where results are compared."""
@@ -68,7 +68,7 @@ class Trainer:
             yield f"trainer.max_epochs={self.max_epochs} must be above 0"
         if self.hang_min is not None and self.hang_min <= 0:
             yield f"trainer.hang_min={self.hang_min} must be above 0"
-        for key in ("max_steps", "global_batch_sequences", "micro_batch_sequences", "devices", "nodes"):
+        for key in ("max_steps", "global_batch_samples", "micro_batch_samples", "devices", "nodes"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield f"trainer.{key}={value} must be at least 1"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aitrain.config.data import Data, Records, Text
+from aitrain.config.data import Records, Sequences, Text
 from aitrain.config.task import Sft, Task
 from aitrain.data.masking import require_fast
 from aitrain.data.order import sample_indices
@@ -52,7 +52,7 @@ class Prepared:
 
 
 def prepare(
-    data: Data, task: Task, tokenizer: Any, cache: Path, seed: int, files: Files, progress: Progress | None = None
+    data: Sequences, task: Task, tokenizer: Any, cache: Path, seed: int, files: Files, progress: Progress | None = None
 ) -> Prepared:
     """Tokenise and mask the data, or find it done: a folder named by the content of everything that decides it.
 
@@ -83,7 +83,7 @@ def prepare(
     return _with_overlap(prepared, data)
 
 
-def _with_overlap(prepared: Prepared, data: Data) -> Prepared:
+def _with_overlap(prepared: Prepared, data: Sequences) -> Prepared:
     """Count the held-out samples that are trained on too, and refuse more than the recipe allows."""
     if prepared.validation is None:
         return prepared
@@ -147,7 +147,7 @@ def _held_out(size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     return np.sort(sample_indices(seed ^ _HOLD_OUT, np.arange(count, dtype=np.int64), size, shuffle=True))
 
 
-def _source(path: Path, data: Data, task: Task, tokenizer: Any, cache: Path, progress: Progress | None) -> Path:
+def _source(path: Path, data: Sequences, task: Task, tokenizer: Any, cache: Path, progress: Progress | None) -> Path:
     """Return the folder of one prepared file, written now if it is not there."""
     check_file(path)
     digest, lines = _digest(path)
@@ -183,7 +183,7 @@ def _digest(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), lines + (last != b"\n")
 
 
-def _key(path: Path, digest: str, data: Data, task: Task, tokenizer: Any) -> str:
+def _key(path: Path, digest: str, data: Sequences, task: Task, tokenizer: Any) -> str:
     """Name everything that decides the token set; held-out samples and order are chosen later."""
     content: dict[str, Any] = {
         "version": FORMAT_VERSION,

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aitrain.config.data import Data, OnFault, OnOmission, OnTooLong, Records, Text
+from aitrain.config.data import OnFault, OnOmission, OnTooLong, Records, Sequences, Text
 from aitrain.config.task import Sft, Task
 from aitrain.data.chat_template import ChatTemplate, Rendered
 from aitrain.data.conversation import to_conversation
@@ -54,7 +54,7 @@ class Tokenisation:
 
     path: Path
     sha256: str
-    data: Data
+    data: Sequences
     task: Task
     tokenizer: Any
     progress: Progress | None

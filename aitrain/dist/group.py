@@ -138,6 +138,18 @@ class Group:
         dist.gather_object(value, box, dst=0, group=self._host_group)
         return box or []
 
+    def everywhere(self, value: Any) -> list[Any]:
+        """Return the values of all ranks in order, on every rank.
+
+        Args:
+            value: This rank's value, made of plain Python values or tensors on the CPU.
+        """
+        if self._host_group is None:
+            return [value]
+        box: list[Any] = [None] * self.ranks.world
+        dist.all_gather_object(box, value, group=self._host_group)
+        return box
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.largest(0)

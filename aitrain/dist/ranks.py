@@ -43,6 +43,16 @@ class Ranks:
         return self.rank // self.local_world
 
     @property
+    def data_rank(self) -> int:
+        """Number of this process among those that see different samples; today all do."""
+        return self.rank
+
+    @property
+    def data_size(self) -> int:
+        """How many processes see different samples; today all do."""
+        return self.world
+
+    @property
     def is_first(self) -> bool:
         """Whether this is rank 0, the one that writes and speaks."""
         return self.rank == 0

@@ -26,8 +26,9 @@ from aitrain.launch.refusals import Place, cluster_faults, opens_hub, opens_wand
 from aitrain.launch.render import render
 from aitrain.launch.slurm import LOCAL
 from aitrain.launch.times import default_minutes, minutes, notice_s
-from aitrain.models.folder import ModelFacts, inspect
-from aitrain.preflight import Machine, data_faults, local_path, machine_faults, model_faults, room_faults
+from aitrain.models.assets import local_path
+from aitrain.models.folder import ModelFacts
+from aitrain.preflight import Machine, data_faults, look_at_model, machine_faults, model_faults, room_faults
 from aitrain.recipe import compose
 from aitrain.sweep import sweep
 from aitrain.trainer.run_directory import RunDirectory
@@ -114,7 +115,7 @@ def _submit(wanted: list[Wanted], words: str, flags: Flags, dry_run: bool, folde
     if folder is not None and folder.exists():
         raise RecipeError(f"run.dir={folder} exists already: choose a new folder for the sweep")
     for each in wanted:
-        model = inspect(each.config.model)
+        model = look_at_model(each.config)
         jobs.append(plan(each.config, each.cluster, flags.nodes, words, model))
         _refuse(each.config, each.cluster, jobs[-1].ask, model)
     job = jobs[0] if folder is None else _array(jobs, folder)

@@ -135,6 +135,20 @@ def resolve(reference: str) -> Path:
     return place / inside if inside else place
 
 
+def local_path(reference: str) -> Path:
+    """Return the local path that a reference means.
+
+    Args:
+        reference: A path, or `asset:NAME/file`.
+
+    Raises:
+        ModelError: The asset was not fetched.
+    """
+    if reference.startswith("asset:"):
+        return resolve(reference)
+    return user_path(reference)
+
+
 def listing() -> str:
     """Return the assets as a table for people."""
     width = max(map(len, ASSETS))

@@ -8,23 +8,22 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aitrain.config.adapter import Adapter, Lora, Qlora
-from aitrain.config.model import Model
 from aitrain.models.adapters import apply_adapter
-from aitrain.models.load import LOADING_ERRORS, local_folder, model_fault
+from aitrain.models.load import LOADING_ERRORS, Located, model_fault
 from aitrain.models.quiet import quiet
 
 
-def dry_build(model: Model, adapter: Adapter) -> None:
+def dry_build(located: Located, adapter: Adapter) -> None:
     """Build the model and its adapter on torch's `meta` device, where tensors have shapes and no content.
 
     Args:
-        model: The recipe's group `model`.
+        located: The model.
         adapter: The recipe's group `adapter`; for QLoRA the layers of LoRA are looked for, without 4-bit kernels.
 
     Raises:
         ModelError: transformers has no such model, the model has no such attention, or a target module is no layer.
     """
-    folder = local_folder(model)
+    model, folder = located.model, located.folder
     trust = model.vetted_code_sha256 is not None
     if isinstance(adapter, Qlora):
         adapter = Lora(**{field.name: getattr(adapter, field.name) for field in fields(Lora)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Lora, NoAdapter, Qlora
+from aitrain.config.data import Sequences
 from aitrain.config.model import ModelInit
 from aitrain.errors import ModelError
 from aitrain.io import new_directory, write_text, writing
 from aitrain.models.adapters import apply_adapter
 from aitrain.models.assets import ASSETS
-from aitrain.models.folder import Kind, inspect
-from aitrain.models.load import build_model, load_tokenizer, local_folder
+from aitrain.models.folder import Kind
+from aitrain.models.load import Located, build_model, load_tokenizer
 from aitrain.models.permissions import share_files
 from aitrain.models.quiet import quiet
 
@@ -46,6 +47,7 @@ class Card:
 
 def export_folder(
     config: RunConfig,
+    located: Located,
     weights: Mapping[str, torch.Tensor],
     to: Path,
     merge: bool,
@@ -57,7 +59,8 @@ def export_folder(
     """Write a run's model: `to/model`, and `to/adapter` when the run trained one.
 
     Args:
-        config: The run's configuration; its base model must still be where it was.
+        config: The run's configuration.
+        located: The base model.
         weights: Trained tensors, named as in `named_parameters()` of the model that was trained.
         to: Folder to make; must not exist.
         merge: Merge the adapter into the model; else only the adapter is written.
@@ -72,17 +75,17 @@ def export_folder(
     """
     card = card or Card(run=config.run.name or to.name)
     go_on()
-    model = trained_model(config, weights)
+    model = trained_model(config, located, weights)
     go_on()
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(located)
     model.config.use_cache = True
     if flat and not merge and not isinstance(model, PeftModel):
         raise ModelError("--adapter-only: this run trained no adapter, so there is only the whole model to export")
     with writing(f"--to {to}", "free space there, or name another folder"), new_directory(to) as folder:
         if isinstance(model, PeftModel) and not (flat and merge):
             adapter = folder if flat else folder / "adapter"
-            _write_adapter(model, config, adapter)
-            _write_words(tokenizer, config, card, adapter, "peft")
+            _write_adapter(model, located, adapter)
+            _write_words(tokenizer, config, located, card, adapter, "peft")
             go_on()
         if isinstance(model, PeftModel) and merge:
             _untie_adapted(model)
@@ -90,10 +93,10 @@ def export_folder(
         if not isinstance(model, PeftModel):
             _stop_at(model, end_tokens)
             place = folder if flat else folder / "model"
-            torch.nn.Module.to(model, _dtype(config))
+            torch.nn.Module.to(model, _dtype(config, located))
             _write_model(model, place)
             go_on()
-            _write_words(tokenizer, config, card, place, "transformers")
+            _write_words(tokenizer, config, located, card, place, "transformers")
         share_files(folder)
 
 
@@ -125,12 +128,11 @@ def _inside(layer: Any) -> Any:
             return layer
 
 
-def _dtype(config: RunConfig) -> torch.dtype:
+def _dtype(config: RunConfig, located: Located) -> torch.dtype:
     """Return the number format to write: the recipe's, else that of the base model."""
     if config.export.dtype is not None:
         return _DTYPES[config.export.dtype.name]
-    facts = inspect(replace(config.model, path=str(local_folder(config.model))))
-    return _DTYPES.get(facts.dtype or "", torch.float32)
+    return _DTYPES.get(located.facts.dtype or "", torch.float32)
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -149,13 +151,16 @@ def _stop_at(model: Any, end_tokens: Sequence[int]) -> None:
         settings.eos_token_id = ids[0] if len(ids) == 1 else ids
 
 
-def trained_model(config: RunConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel | PeftModel:
+def trained_model(
+    config: RunConfig, located: Located, weights: Mapping[str, torch.Tensor]
+) -> PreTrainedModel | PeftModel:
     """Build the run's model on the CPU in float32 and put the trained tensors into it.
 
     QLoRA's adapter is put on the unquantised base model.
 
     Args:
         config: The run's configuration.
+        located: The base model.
         weights: Trained tensors, named as in `named_parameters()`.
 
     Raises:
@@ -169,7 +174,7 @@ def trained_model(config: RunConfig, weights: Mapping[str, torch.Tensor]) -> Pre
         )
     if isinstance(adapter, Qlora):
         adapter = Lora(**{f.name: getattr(adapter, f.name) for f in fields(Lora)})
-    model = apply_adapter(build_model(config.model, False, torch.float32), adapter)
+    model = apply_adapter(build_model(located, False, torch.float32), adapter)
     own = dict(model.named_parameters())
     unknown = sorted(set(weights) - set(own))
     missing = sorted(name for name, weight in own.items() if weight.requires_grad and name not in weights)
@@ -191,8 +196,8 @@ def trained_model(config: RunConfig, weights: Mapping[str, torch.Tensor]) -> Pre
     return model.eval()
 
 
-def _write_adapter(model: PeftModel, config: RunConfig, folder: Path) -> None:
-    base = config.model.path if inspect(config.model).kind is Kind.hub else str(local_folder(config.model).resolve())
+def _write_adapter(model: PeftModel, located: Located, folder: Path) -> None:
+    base = located.model.path if located.facts.kind is Kind.hub else str(located.folder.resolve())
     for peft_config in model.peft_config.values():
         peft_config.base_model_name_or_path = base
         peft_config.inference_mode = True
@@ -211,22 +216,24 @@ def _write_model(model: PreTrainedModel, folder: Path) -> None:
         raise ModelError(f"the base model's generation_config.json is not valid: mend it there ({error})") from error
 
 
-def _write_words(tokenizer: PreTrainedTokenizerFast, config: RunConfig, card: Card, folder: Path, library: str) -> None:
+def _write_words(
+    tokenizer: PreTrainedTokenizerFast, config: RunConfig, located: Located, card: Card, folder: Path, library: str
+) -> None:
     with quiet():
         tokenizer.save_pretrained(folder)
-    write_text(folder / "README.md", model_card(config, card, library))
+    write_text(folder / "README.md", model_card(config, located.facts.kind is Kind.hub, card, library))
 
 
-def model_card(config: RunConfig, card: Card, library: str) -> str:
+def model_card(config: RunConfig, hub: bool, card: Card, library: str) -> str:
     """Return the model card: where the model comes from and what was done to it.
 
     Args:
         config: The run's configuration.
+        hub: Whether the base model is a name on a hub.
         card: Facts about the run.
         library: `transformers` or `peft`.
     """
     reference = str(config.model.path)
-    hub = inspect(config.model).kind is Kind.hub
     base = reference if hub or reference.startswith("asset:") else Path(reference).name
     licence = ASSETS[reference.removeprefix("asset:")].licence if reference.startswith("asset:") else None
     head: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
@@ -234,6 +241,7 @@ def model_card(config: RunConfig, card: Card, library: str) -> str:
         head["base_model"] = reference
     if licence:
         head["license"] = licence.lower()
+    longest = config.data.sequence_tokens if isinstance(config.data, Sequences) else None
     rows: list[tuple[str, Any]] = [
         ("base model", f"{base}, revision {config.model.revision}" if config.model.revision else base),
         ("started from", f"{config.model.init.name} weights"),
@@ -241,8 +249,8 @@ def model_card(config: RunConfig, card: Card, library: str) -> str:
         ("task", OPTION_OF[type(config.task)]),
         ("adapter", OPTION_OF[type(config.adapter)]),
         ("data", Path(config.data.path).name),
-        ("longest sequence", f"{config.data.sequence_tokens} tokens"),
-        ("global batch", f"{config.trainer.global_batch_sequences} sequences"),
+        ("longest sequence", f"{longest} tokens" if longest is not None else None),
+        ("global batch", f"{config.trainer.global_batch_samples} {config.task.sample}s"),
         ("optimizer", f"{OPTION_OF[type(config.optim)]}, learning rate {config.optim.lr:g}"),
         ("seed", config.seed),
         ("steps", card.step),

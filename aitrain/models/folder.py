@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from aitrain.config.model import Model, ModelInit
+from aitrain.config.model import Model, ModelInit, ModelKind
 from aitrain.errors import ModelError
 from aitrain.io.home import user_path
 from aitrain.models import store
@@ -92,33 +92,38 @@ class ModelFacts:
     """Number format of most weights: `fp32`, `bf16` or `fp16`."""
 
 
-def inspect(model: Model) -> ModelFacts:
+def inspect(model: Model, wanted: ModelKind = ModelKind.causal) -> ModelFacts:
     """Find out what `model.path` is and everything that speaks against using it.
 
     Args:
         model: The recipe's group `model`.
+        wanted: Kind of model that the task starts from.
 
     Returns:
         Facts and faults; nothing is raised for a model that cannot be used.
     """
-    found = _inspect(model)
+    found = _inspect(model, wanted)
     fetched = (Path(found.path) / store.MANIFEST).is_file()
     if model.revision is not None and found.kind is not Kind.hub and not fetched:
         found.faults.append(f"model.revision={model.revision!r} has no effect on a local model: remove it")
     return found
 
 
-def _inspect(model: Model) -> ModelFacts:
+def _inspect(model: Model, wanted: ModelKind) -> ModelFacts:
     given = str(model.path)
     if given.startswith("asset:"):
         try:
             path = resolve(given)
         except ModelError as error:
             return ModelFacts(given, Kind.asset, [f"model.path={given}: {error}"])
-        return _inspect_gguf(path, Kind.asset) if path.suffix == ".gguf" else _inspect_folder(path, Kind.asset, model)
+        return (
+            _inspect_gguf(path, Kind.asset)
+            if path.suffix == ".gguf"
+            else _inspect_folder(path, Kind.asset, model, wanted)
+        )
     path = exported(user_path(given))
     if path.is_dir():
-        return _inspect_folder(path, Kind.folder, model)
+        return _inspect_folder(path, Kind.folder, model, wanted)
     if path.suffix == ".gguf":
         return _inspect_gguf(path, Kind.gguf, model)
     if path.is_file():
@@ -132,7 +137,7 @@ def _inspect(model: Model) -> ModelFacts:
     except ModelError as error:
         return ModelFacts(given, Kind.hub, [str(error)])
     if stored is not None:
-        return _inspect_folder(stored.folder, Kind.folder, model)
+        return _inspect_folder(stored.folder, Kind.folder, model, wanted)
     facts = ModelFacts(given, Kind.hub)
     if not model.allow_network:
         facts.faults.append(
@@ -194,7 +199,7 @@ def _inspect_gguf(path: Path, kind: Kind, model: Model | None = None) -> ModelFa
     return facts
 
 
-def _inspect_folder(path: Path, kind: Kind, model: Model) -> ModelFacts:
+def _inspect_folder(path: Path, kind: Kind, model: Model, wanted: ModelKind) -> ModelFacts:
     facts = ModelFacts(str(path), kind)
     config_file = path / "config.json"
     if not config_file.is_file():
@@ -209,7 +214,7 @@ def _inspect_folder(path: Path, kind: Kind, model: Model) -> ModelFacts:
         return facts
     _read_config(facts, config)
     facts.has_chat_template = _has_chat_template(path)
-    facts.faults += [*_kind_faults(path, config), *_code_faults(path, config, model, facts)]
+    facts.faults += [*_kind_faults(path, config, wanted), *_code_faults(path, config, model, facts)]
     if not any(all((path / name).is_file() for name in names) for names in TOKENIZERS):
         facts.faults.append(
             f"model.path={path} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model "
@@ -290,14 +295,14 @@ def _architectures(config: dict) -> list[str]:
     return [str(name) for name in listed] if isinstance(listed, list) else []
 
 
-def _kind_faults(path: Path, config: dict) -> Iterator[str]:
+def _kind_faults(path: Path, config: dict, wanted: ModelKind) -> Iterator[str]:
     names = _architectures(config)
     if config.get("is_encoder_decoder"):
         yield (
             f"model.path={path} is an encoder-decoder ({', '.join(names) or config.get('model_type')}): name "
-            "a causal language model"
+            + ("a causal language model" if wanted is ModelKind.causal else "a model with an encoder alone")
         )
-    elif names and not any(name.endswith(CAUSAL) for name in names):
+    elif wanted is ModelKind.causal and names and not any(name.endswith(CAUSAL) for name in names):
         yield (
             f"model.path={path} is no causal language model (architectures: {', '.join(names)}): name one "
             "whose class ends with ForCausalLM"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from aitrain.config.model import Model, ModelInit
+from aitrain.config.model import Model, ModelInit, ModelKind
 from aitrain.errors import MissingExtraError, ModelError
 from aitrain.io.home import user_path
 from aitrain.models import store
-from aitrain.models.folder import Kind, inspect
+from aitrain.models.folder import Kind, ModelFacts, inspect
 from aitrain.models.gguf import converted
 from aitrain.models.quiet import first_line, quiet
 
@@ -32,44 +33,51 @@ LOADING_ERRORS = (
 )
 
 
-def local_folder(model: Model) -> Path:
-    """Return the Hugging Face folder behind `model.path`: a GGUF file is converted and a hub name downloaded, once.
+@dataclass(frozen=True)
+class Located:
+    """A model that was looked at once: what the recipe says, what it is, and the Hugging Face folder it stands in."""
 
-    With several ranks, let one call it first: the others then find the result.
+    model: Model
+    facts: ModelFacts
+    folder: Path
+
+    def verified(self) -> Located:
+        """Return this model, unless its files are not those that were fetched; reads every file of a fetched model.
+
+        Raises:
+            ModelError: They are not.
+        """
+        store.verify(self.folder)
+        return self
+
+
+def locate(model: Model, wanted: ModelKind = ModelKind.causal) -> Located:
+    """Look at the model behind `model.path`: a GGUF file is converted and a hub name downloaded, once.
+
+    With several ranks, let one call it and tell the others.
 
     Args:
         model: The recipe's group `model`.
+        wanted: Kind of model that the task starts from.
 
     Raises:
         ModelError: The model cannot be used; every reason is told.
     """
-    facts = inspect(model)
+    facts = inspect(model, wanted)
     if facts.faults:
         raise ModelError("\n".join(facts.faults))
     if facts.kind is Kind.hub:
         folder = _downloaded(model)
-        found = inspect(_at(model, folder))
+        found = replace(inspect(_at(model, folder), wanted), kind=Kind.hub)
         if found.faults:
             raise ModelError("\n".join(found.faults))
-        return folder
+        return Located(model, found, folder)
     path = Path(facts.path)
-    return converted(path) if path.suffix == ".gguf" else path
-
-
-def verified_folder(model: Model) -> Path:
-    """Return the Hugging Face folder behind `model.path`, and refuse one that is not what was fetched.
-
-    It reads every file of a fetched model: let one rank call it, once.
-
-    Args:
-        model: The recipe's group `model`.
-
-    Raises:
-        ModelError: The model cannot be used; every reason is told.
-    """
-    folder = local_folder(model)
-    store.verify(folder)
-    return folder
+    if path.suffix != ".gguf":
+        return Located(model, facts, path)
+    folder = converted(path)
+    # the conversion decides the number format, and counts its weights anew
+    return Located(model, replace(inspect(_at(model, folder), wanted), kind=facts.kind), folder)
 
 
 def _at(model: Model, folder: Path) -> Model:
@@ -92,11 +100,11 @@ def _downloaded(model: Model) -> Path:
         ) from error
 
 
-def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
+def load_tokenizer(located: Located) -> PreTrainedTokenizerFast:
     """Load the tokenizer, with the recipe's chat template if it names one.
 
     Args:
-        model: The recipe's group `model`.
+        located: The model.
 
     Returns:
         A tokenizer that has a padding token (end-of-text when it brings none).
@@ -104,7 +112,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
     Raises:
         ModelError: There is no usable tokenizer, or it has neither a padding nor an end-of-text token.
     """
-    folder = local_folder(model)
+    model, folder = located.model, located.folder
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -124,7 +132,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
                 "add eos_token to its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    rows, last = inspect(model).vocab_size, max(tokenizer.get_vocab().values(), default=0)
+    rows, last = located.facts.vocab_size, max(tokenizer.get_vocab().values(), default=0)
     if rows is not None and last >= rows:
         raise ModelError(
             f"model.path={model.path}: its tokenizer has {last + 1} tokens, but the embedding only {rows} rows: use "
@@ -134,7 +142,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
 
 
 def build_model(
-    model: Model, adapter_is_quantised: bool = False, dtype: torch.dtype = torch.float32
+    located: Located, adapter_is_quantised: bool = False, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Load the model, or start it from its config alone when `model.init=random` (the caller sets the seed).
 
@@ -142,7 +150,7 @@ def build_model(
     sharded as it is loaded.
 
     Args:
-        model: The recipe's group `model`.
+        located: The model.
         adapter_is_quantised: Whether the linear layers are held in 4-bit NF4 on the current GPU.
         dtype: Of the weights that are not quantised.
 
@@ -153,7 +161,7 @@ def build_model(
         ModelError: The model cannot be loaded, or the files lack weights.
         MissingExtraError: 4-bit weights need bitsandbytes.
     """
-    folder = local_folder(model)
+    model, folder = located.model, located.folder
     options: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": model.attention.name,

@@ -48,8 +48,8 @@ class RunSummary:
     total_steps: int | None = None
     """Optimizer steps of the whole run; `None` = not known yet."""
 
-    tokens_per_s: float | None = None
-    """Tokens per second over all ranks, in the last step."""
+    speed: tuple[float, str] | None = None
+    """Units per second over all ranks in the last step, and what the unit is."""
 
     step_time_s: float | None = None
     """Seconds of the last step."""
@@ -115,7 +115,9 @@ def summary(run: Path) -> RunSummary:
         state=STATES.get(kind or "", "not started"),
         is_over=kind == "finished",
         total_steps=last("steps", "started", "resumed"),
-        tokens_per_s=metrics.get("tokens_per_s"),
+        speed=next(
+            ((value, key.removesuffix("_per_s")) for key, value in metrics.items() if key.endswith("_per_s")), None
+        ),
         step_time_s=metrics.get("step_time_s"),
         checkpoint=last("step", "checkpoint"),
         job=last("job", "launched", "submitted"),

@@ -1,21 +1,32 @@
-"""Next-token training of a causal language model: supervised fine-tuning and continued pretraining share this step."""
+"""Next-token training of a causal language model: supervised fine-tuning and continued pretraining share this task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from aitrain.config import RunConfig
-from aitrain.data.batches import IGNORED
+from aitrain.config.adapter import Lora, Qlora
+from aitrain.config.data import Sequences
+from aitrain.data.prepare import tokenizer_content
+from aitrain.data.samples import Samples, Splits
+from aitrain.data.token_samples import IGNORED, TokenSamples, pad_token_id
+from aitrain.dist.group import Group
+from aitrain.errors import RecipeError
+from aitrain.models.digest import model_digests, text_digest
 from aitrain.models.fused_check import FusedCheck
 from aitrain.models.fused_head import counted_loss, summed_loss
-from aitrain.optim.build import build_optimizer
+from aitrain.models.load import Located, load_tokenizer
+from aitrain.models.memory import micro_batch_estimate
+from aitrain.tasks import prompts
+from aitrain.tasks.task import ExportJob, Measured, Note, Room, Task, Watch, unwatched
+from aitrain.tasks.token_data import account_of, prepared_tokens, sample_for_people
 
 if TYPE_CHECKING:
     from aitrain.models.fuse import FuseReport
@@ -23,89 +34,232 @@ if TYPE_CHECKING:
 # Shapes: B = sequences of a micro-batch, L = positions, K = positions kept, V = vocabulary.
 
 
-class CausalLM(pl.LightningModule):
-    """A causal language model under training.
+class CausalLM(Task):
+    """A causal language model under training; see `Task`."""
 
-    Args:
-        config: The run.
-        build: Builds the pretrained (or random) model; called once, inside the strategy's own way of building.
-        adapt: Puts the adapter on; called once after `build`.
-        world: Ranks of the run.
-        accumulation: Micro-batches per rank and optimizer step.
-        fuse: Let aitrain's fused ops replace what they can.
-    """
+    weight_unit = "tokens"
 
-    def __init__(
-        self,
-        config: RunConfig,
-        build: Callable[[], nn.Module],
-        adapt: Callable[[nn.Module], nn.Module],
-        world: int,
-        accumulation: int,
-        fuse: bool = False,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.model: nn.Module | None = None
-        self._build, self._adapt = build, adapt
-        self._ranks_times_accumulation = world * accumulation
-        self.loss_sum: torch.Tensor | None = None
+    def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> None:
+        super().__init__(config, accelerator, located)
+        assert located is not None, "a causal language model starts from a model folder"
+        assert isinstance(config.data, Sequences), "the recipe was checked"
+        self.located: Located = located
+        self.sequence_tokens = config.data.sequence_tokens
+        self.tokenizer = load_tokenizer(located)
         self.fused: FuseReport | None = None
-        self._fuse, self._fused = fuse, False
+        self._fused = False
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> torch.Tensor:
-        """Return the micro-batch's share of the global batch's mean loss.
+    # ---------------------------------------------------------------- before training
 
-        The loss is the sum over this micro-batch's trained tokens divided by the trained tokens of the *whole* global
-        batch. Lightning divides what we return by the accumulation count and every strategy averages gradients over
-        the ranks; multiplying by both undoes it: the gradient is exactly that of the mean over all trained tokens.
+    def facts(self) -> dict[str, Any]:
+        """Return checksums of model, tokenizer and chat template."""
+        template = self.tokenizer.chat_template
+        return {
+            "model": model_digests(self.located.folder),
+            "tokenizer": text_digest(tokenizer_content(self.tokenizer)),
+            "chat_template": None if template is None else text_digest(template),
+        }
+
+    def samples(self, group: Group, watch: Watch = unwatched) -> Splits:
+        """Tokenise and mask the data, or find it done; see `Task.samples`.
 
         Args:
-            batch: `input_ids` and `labels`, int64 `(B, L)`, and `global_trained_tokens`, a number.
-            batch_idx: Number of the micro-batch.
-
-        Returns:
-            Scalar to differentiate.
+            group: The ranks.
+            watch: Called between groups of records.
         """
-        loss_sum = self._losses(batch, summed_loss)
-        self.loss_sum = loss_sum.detach() if self.loss_sum is None else self.loss_sum + loss_sum.detach()
-        return loss_sum * (self._ranks_times_accumulation / batch["global_trained_tokens"])
+        found = prepared_tokens(self.config, self.tokenizer, group, watch)
+        pad = pad_token_id(self.tokenizer)
+        held_out = None if found.validation is None else TokenSamples(found.validation, pad)
+        return Splits(TokenSamples(found.train, pad), held_out, found.report, account_of(found))
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> torch.Tensor:
+    def refuse_late(self, splits: Splits) -> None:
+        """Refuse a prompt that is too long or cannot be written.
+
+        Args:
+            splits: The samples.
+
+        Raises:
+            RecipeError: There is one.
+        """
+        room, longest = self.located.facts.context_tokens, self.config.evaluate.max_new_tokens
+        for prompt in self.config.evaluate.prompts:
+            tokens = len(prompts.prompt_ids(prompt, self.tokenizer, self.config)) + longest
+            if room is not None and tokens > room:
+                raise RecipeError(
+                    f"evaluate.prompts: {prompt[:40]!r} and an answer of evaluate.max_new_tokens={longest} need "
+                    f"{tokens} tokens, but the model's context has {room}: shorten one of them"
+                )
+
+    def dry_build(self) -> None:
+        """Build model and adapter without weights."""
+        from aitrain.models.dry_build import dry_build
+
+        dry_build(self.located, self.config.adapter)
+
+    def shown_sample(self, samples: Samples, index: int) -> str:
+        """Return a sample with its trained tokens marked.
+
+        Args:
+            samples: From `samples`.
+            index: Number of the sample.
+        """
+        assert isinstance(samples, TokenSamples), "samples of this task"
+        return sample_for_people(self.tokenizer, samples.tokens, index)
+
+    def parameters(self) -> int | None:
+        """Return the number of weights."""
+        return self.located.facts.parameters
+
+    def fitting(self, room: Room) -> int | None:
+        """Estimate how many sequences fit into memory at once.
+
+        Args:
+            room: The memory.
+        """
+        return micro_batch_estimate(
+            self.located.facts,
+            self.sequence_tokens,
+            bytes_free=room.bytes_free,
+            trainable_share=0.01 if isinstance(self.config.adapter, Lora) else 1.0,
+            precision_bytes=room.precision_bytes,
+            checkpointing=self.config.trainer.activation_checkpointing,
+            per_rank_state_bytes=0,
+        )
+
+    def smaller(self) -> list[str]:
+        """Return how to make a sequence need less memory."""
+        return [f"data.sequence_tokens={self.sequence_tokens // 2}"]
+
+    def flops_per_unit(self) -> float | None:
+        """Estimate the operations of forward and backward per token: 6 per weight, 4 where the weights are frozen.
+
+        Source: Kaplan et al., arXiv:2001.08361, section 2.1 (2 per weight forward, 4 backward; attention not counted);
+        with frozen weights the backward pass has no gradient of the weights, which is half of it.
+        """
+        return (4.0 if isinstance(self.config.adapter, Lora) else 6.0) * (self.located.facts.parameters or 0)
+
+    # ---------------------------------------------------------------- the model
+
+    def build(self) -> nn.Module:
+        """Load the model and put the adapter on."""
+        from aitrain.models.adapters import apply_adapter
+        from aitrain.models.load import build_model
+
+        built = build_model(self.located, isinstance(self.config.adapter, Qlora), torch.float32)
+        return apply_adapter(built, self.config.adapter)
+
+    def finish(self, model: nn.Module) -> None:
+        """Let aitrain's fused ops replace what they can, and recompute activations where the recipe says so.
+
+        Args:
+            model: What `build` returned.
+        """
+        if self.config.model.fused_ops.holds(self.accelerator):
+            from aitrain.models.fuse import fuse, has_fused_loss
+
+            self.fused = fuse(model)
+            self._fused = has_fused_loss(model)
+        if self.config.trainer.activation_checkpointing:
+            enable: Any = model.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def starting_notes(self, model: nn.Module, device: torch.device) -> Iterator[Note]:
+        """Let a fused model check itself, and say what is fused and what not.
+
+        Args:
+            model: The model.
+            device: Where it is.
+        """
+        if self.fused is None:
+            return
+        check = self._check_fused(model, device)
+        facts = {"replaced": self.fused.replaced, "left": self.fused.left}
+        kept = check is None or check.agrees
+        told = "; ".join(self.fused.lines()) if kept else "turned off, see the warning above"
+        yield Note("fused", facts | {"check": None if check is None else asdict(check)}, f"fused ops: {told}")
+
+    def _check_fused(self, model: nn.Module, device: torch.device) -> FusedCheck | None:
+        """Compare the fused model with its unfused self on a few tokens; None where no loss is fused."""
+        if not self._fused:
+            return None
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
+        # through the model's own call, where a sharding strategy has its hooks
+        model(input_ids=ids, use_cache=False, fused_targets=ids)
+        from aitrain.models.fuse import causal_model
+
+        loss: Any = causal_model(model).fused_loss
+        return cast(FusedCheck, loss.check)
+
+    # ---------------------------------------------------------------- steps
+
+    def loss_sum(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return the sum of the losses over the trained tokens.
+
+        Args:
+            model: The model.
+            batch: `input_ids` and `labels`, int64 `(B, L)`, and `predicting`, int64 `(K,)`: the positions.
+        """
+        return self._losses(model, batch, summed_loss)
+
+    def measure(self, model: nn.Module, batch: Mapping[str, Any]) -> Measured:
         """Measure one batch of held-out data.
 
         Args:
-            batch: `input_ids` and `labels`, int64 `(B, L)`.
-            batch_idx: Number of the batch.
+            model: The model.
+            batch: As in `loss_sum`.
 
         Returns:
-            float64 `(3,)`: sum of the losses, tokens predicted rightly, trained tokens.
+            Sum of the losses, trained tokens, tokens predicted rightly.
         """
-        return self._losses(batch, counted_loss)
+        loss, right, tokens = self._losses(model, batch, counted_loss)
+        return Measured(torch.stack([loss, tokens, right]))
+
+    def metrics(self, found: Measured) -> dict[str, float]:
+        """Return loss (mean negative log-likelihood in nats), perplexity and the share of first guesses that are right.
+
+        Args:
+            found: Sums over all batches.
+        """
+        total, tokens, right = found.sums.tolist()
+        loss = total / tokens
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": right / tokens}
+
+    def sentence(self, metrics: Mapping[str, float]) -> str:
+        """Return metrics as a person reads them.
+
+        Args:
+            metrics: From `metrics`.
+        """
+        return (
+            f"loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f}, "
+            f"token accuracy {100 * metrics['token_accuracy']:.1f} %"
+        )
 
     def _losses(
-        self, batch: Mapping[str, Any], of_logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        of_logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """Run the model down to its losses: through its fused loss if it has one, else through logits."""
         if not self._fused:
-            return of_logits(*self.trained_logits(batch))
-        assert self.model is not None, "configure_model has not run"
+            return of_logits(*self.trained_logits(model, batch))
         given, targets = self._kept(batch)
-        out: torch.Tensor = self.model(**given, fused_targets=targets, valid_rows=batch.get("trained_tokens"))
+        out: torch.Tensor = model(**given, fused_targets=targets, valid_rows=batch.get("trained_tokens"))
         return out
 
-    def trained_logits(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def trained_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the model and return logits only where some sequence of the micro-batch has a trained next token.
 
         Args:
-            batch: `input_ids` and `labels`, int64 `(B, L)`, and `predicting`, int64 `(K,)`: the positions.
+            model: The model.
+            batch: As in `loss_sum`.
 
         Returns:
             Logits `(B, K, V)` and the tokens they should predict, `(B, K)`, `-100` where there is no loss.
         """
-        assert self.model is not None, "configure_model has not run"
         given, targets = self._kept(batch)
-        return self.model(**given).logits, targets
+        return model(**given).logits, targets
 
     def _kept(self, batch: Mapping[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
         """Return the model's arguments and the targets at the positions that some sequence is trained on.
@@ -117,40 +271,46 @@ class CausalLM(pl.LightningModule):
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)[:, positions]
         return {"input_ids": batch["input_ids"], "logits_to_keep": positions, "use_cache": False}, targets
 
-    def configure_model(self) -> None:
-        """Build the model once, in the strategy's way (sharded while it loads, where the strategy can)."""
-        if self.model is not None:
-            return
-        building: Callable[[], AbstractContextManager[None]] = getattr(self.trainer.strategy, "building", nullcontext)
-        with building():
-            self.model = self._adapt(self._build())
-        if self._fuse:
-            from aitrain.models.fuse import fuse, has_fused_loss
+    def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:
+        """Let the model go on from the recipe's prompts, taking its first guess at each token.
 
-            self.fused = fuse(self.model)
-            self._fused = has_fused_loss(self.model)
-        if self.config.trainer.activation_checkpointing:
-            enable: Any = self.model.gradient_checkpointing_enable
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-    def check_fused(self) -> FusedCheck | None:
-        """Compare the fused model with its unfused self on a few tokens; every rank calls this.
-
-        Returns:
-            What came of it, or None where no loss is fused.
+        Args:
+            model: The model.
+            device: Where it is.
+            stop: Whether to end at the next token.
         """
-        if not self._fused:
-            return None
-        assert self.model is not None, "configure_model has not run"
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        with torch.no_grad():  # through the model's own call, where a sharding strategy has its hooks
-            self.model(input_ids=ids, use_cache=False, fused_targets=ids)
-        from aitrain.models.fuse import causal_model
+        return prompts.generate(model, self.tokenizer, self.config, device, stop)
 
-        loss: Any = causal_model(self.model).fused_loss
-        return cast(FusedCheck, loss.check)
+    # ---------------------------------------------------------------- afterwards
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the recipe's optimizer over what is trained."""
-        assert self.model is not None, "configure_model has not run"
-        return build_optimizer(self.config.optim, self.model.named_parameters(), self.device.type)
+    def trained_model(self, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+        """Build the model and put the trained tensors into it.
+
+        Args:
+            weights: Trained tensors of a checkpoint.
+        """
+        from aitrain.models.export import trained_model
+
+        return trained_model(self.config, self.located, weights)
+
+    def export(self, weights: Mapping[str, torch.Tensor], job: ExportJob) -> None:
+        """Write a Hugging Face folder.
+
+        Args:
+            weights: Trained tensors of a checkpoint.
+            job: Where to, and what its card tells.
+        """
+        from aitrain.models.export import Card, export_folder
+
+        card = Card(job.run, job.step, job.units, job.before, job.after)
+        ends = prompts.end_tokens(self.config, self.tokenizer)
+        export_folder(self.config, self.located, weights, job.to, job.merge, card, job.go_on, job.flat, ends)
+
+    def harness_model(self, harness: Any, model: nn.Module) -> Any:
+        """Return the model as the LM evaluation harness takes it.
+
+        Args:
+            harness: The package `lm_eval`.
+            model: From `trained_model`.
+        """
+        return harness.models.huggingface.HFLM(pretrained=model, tokenizer=self.tokenizer)

@@ -9,12 +9,13 @@ from typing import Any
 from aitrain.checkpoint import store
 from aitrain.checkpoint.store import Checkpoint
 from aitrain.config import OPTION_OF, RunConfig
-from aitrain.data.prepare import Prepared
+from aitrain.data.samples import Splits
 from aitrain.dist.group import Group
 from aitrain.errors import RecipeError
 from aitrain.io import remove_leftovers
 from aitrain.optim.schedule import learning_rate_factor
-from aitrain.trainer.facts import data_facts, model_facts, refuse_difference
+from aitrain.tasks.task import Task
+from aitrain.trainer.facts import refuse_difference
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
@@ -112,9 +113,8 @@ def refuse_changed_rate(config: RunConfig, progress: Progress, steps: int, optio
 
 def compare_inputs(
     directory: RunDirectory,
-    config: RunConfig,
-    tokenizer: Any,
-    data: Prepared,
+    task: Task,
+    splits: Splits,
     resume: Checkpoint | None,
     group: Group,
     options: ResumeOptions,
@@ -123,9 +123,8 @@ def compare_inputs(
 
     Args:
         directory: The run.
-        config: Its configuration.
-        tokenizer: The model's tokenizer.
-        data: The prepared samples.
+        task: What is trained.
+        splits: The samples.
         resume: The checkpoint it goes on from.
         group: The ranks.
         options: Whether changes are accepted.
@@ -138,7 +137,8 @@ def compare_inputs(
     """
 
     def find() -> dict[str, Any]:
-        now = model_facts(config, tokenizer) | data_facts(data)
+        config = task.config
+        now = task.facts() | {"data": splits.fingerprint}
         then = (resume.state.get("facts") if resume else None) or directory.facts()
         if not options.changed_inputs:
             refuse_difference(then, now, config, directory.path)

@@ -44,18 +44,18 @@ class Display:
         self._last_line = 0.0
         self._open = False
 
-    def step(self, done: int, loss: float, tokens_per_s: float, left_s: float) -> None:
+    def step(self, done: int, loss: float, speed: str, left_s: float) -> None:
         """Show a finished optimizer step.
 
         Args:
             done: Steps done.
             loss: Loss of this step.
-            tokens_per_s: Tokens per second over all ranks.
+            speed: Units per second over all ranks, in words.
             left_s: Seconds left, from the steps so far.
         """
         if not self.active:
             return
-        text = f"step {done}/{self.total}  loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s  {duration(left_s)} left"
+        text = f"step {done}/{self.total}  loss {loss:.4f}  {speed}  {duration(left_s)} left"
         if self.moving:
             width = 24
             filled = round(width * done / max(1, self.total))

@@ -1,70 +1,41 @@
-"""Measuring a model on held-out data and letting it answer prompts, through any strategy."""
+"""Measuring a model on held-out data, while it is trained through any strategy, or from a checkpoint."""
 
 from __future__ import annotations
 
 import importlib.util
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import lightning.pytorch as pl
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from aitrain.checkpoint import store
 from aitrain.config import RunConfig
-from aitrain.config.task import Sft
 from aitrain.config.trainer import Accelerator
-from aitrain.data.batches import EvaluationBatches, pad_token_id
-from aitrain.data.chat_template import ChatTemplate
-from aitrain.data.conversation import Conversation
-from aitrain.data.token_set import TokenSet
+from aitrain.data.batches import EvaluationBatches
+from aitrain.data.samples import Samples
 from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import Interrupted, MissingExtraError, RecipeError
-from aitrain.models.load import load_tokenizer
-from aitrain.tasks.causal_lm import CausalLM
+from aitrain.tasks.registry import task_of
+from aitrain.tasks.task import Measured, Task
 from aitrain.trainer.run_directory import RunDirectory
-from aitrain.trainer.samples import prepare_samples
 from aitrain.trainer.stopping import Stopper
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What was measured on the held-out data.
+def logged(metrics: dict[str, float]) -> dict[str, float]:
+    """Return metrics under their names in `metrics.jsonl` and `events.jsonl`.
 
-    Attributes:
-        loss: Mean negative log-likelihood over the trained tokens, in nats.
-        perplexity: Its exponential.
-        token_accuracy: Share of trained tokens that were the model's first guess.
-        tokens: Trained tokens measured.
+    Args:
+        metrics: From a task.
     """
-
-    loss: float
-    perplexity: float
-    token_accuracy: float
-    tokens: int
-
-    @classmethod
-    def of_sums(cls, sums: torch.Tensor) -> Validation:
-        """Make the means from the sums over all ranks.
-
-        Args:
-            sums: `(3,)`: losses, tokens predicted rightly, trained tokens.
-        """
-        loss_sum, right, tokens = sums.tolist()
-        loss = loss_sum / tokens
-        return cls(loss, math.exp(min(loss, 700.0)), right / tokens, int(tokens))
-
-    def as_metrics(self) -> dict[str, float]:
-        """Return the values under their names in `metrics.jsonl`."""
-        return {"val_loss": self.loss, "val_perplexity": self.perplexity, "val_token_accuracy": self.token_accuracy}
+    return {f"val_{name}": value for name, value in metrics.items()}
 
 
 @contextmanager
@@ -84,146 +55,90 @@ def evaluating(trainer: pl.Trainer) -> Iterator[None]:
         model.train()
 
 
+class Sums:
+    """Adds up what single batches tell, and brings the samples' rows into their order.
+
+    Args:
+        device: Where the sums are kept.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
+        self.sums: torch.Tensor | None = None
+        self.rows: list[tuple[list[int], torch.Tensor]] = []
+
+    def add(self, found: Measured, rows: Iterable[int]) -> None:
+        """Take in one batch.
+
+        Args:
+            found: What a task measured.
+            rows: Numbers of the samples of the batch.
+        """
+        sums = found.sums.to(self.device, torch.float64)
+        self.sums = sums if self.sums is None else self.sums + sums
+        if found.rows is not None:
+            numbers = [int(row) for row in rows]
+            self.rows.append((numbers, found.rows[: len(numbers)].cpu()))
+
+    def of_all(self, group: Group) -> Measured:
+        """Return what all ranks have measured; every rank calls this.
+
+        Args:
+            group: The ranks.
+        """
+        assert self.sums is not None, "every rank measures as many batches, at least one"
+        sums = group.sum(self.sums)
+        parts = group.everywhere(self.rows)
+        if not any(parts):
+            return Measured(sums)
+        numbers = [number for part in parts for found, _ in part for number in found]
+        rows = torch.cat([values for part in parts for _, values in part])
+        return Measured(sums, rows[torch.tensor(numbers).argsort()])
+
+
 def validate(
-    trainer: pl.Trainer, loader: DataLoader[dict[str, Any]], group: Group, stopper: Stopper
-) -> Validation | None:
+    trainer: pl.Trainer, task: Task, loader: DataLoader[dict[str, Any]], group: Group, stopper: Stopper
+) -> dict[str, float] | None:
     """Measure the model on held-out data; every rank calls this.
 
     Args:
         trainer: A trainer whose strategy is set up.
+        task: What is trained.
         loader: This rank's share of the held-out batches, as many on every rank.
         group: The ranks.
         stopper: Whether the run was asked to stop, looked at between batches.
 
     Returns:
-        What was measured; None when the run was asked to stop before the end.
+        The task's metrics; None when the run was asked to stop before the end.
     """
     strategy = trainer.strategy
-    sums = torch.zeros(3, dtype=torch.float64, device=strategy.root_device)
+    sums = Sums(strategy.root_device)
     with evaluating(trainer):
         for number, batch in enumerate(loader):
             if stopper.agreed():
                 return None
             heartbeat.beat("evaluation")
             moved = strategy.batch_to_device(batch, dataloader_idx=0)
-            step: Any = strategy.validation_step(moved, number)
-            sums += step
-    return Validation.of_sums(group.sum(sums))
+            found: Any = strategy.validation_step(moved, number)
+            sums.add(found, batch["rows"])
+    return task.metrics(sums.of_all(group))
 
 
-def answers(
-    trainer: pl.Trainer, task: CausalLM, tokenizer: Any, config: RunConfig, stopper: Stopper
-) -> list[dict[str, str]]:
-    """Let the model go on from the recipe's prompts, taking its first guess at each token.
-
-    Every rank generates the same, because under sharded strategies each token needs all of them.
+def answers(trainer: pl.Trainer, task: Task, model: nn.Module, stopper: Stopper) -> list[dict[str, str]]:
+    """Let the model show what it does on the inputs that the task chooses; every rank calls this.
 
     Args:
         trainer: A trainer whose strategy is set up.
-        task: The model under training.
-        tokenizer: The model's tokenizer.
-        config: The run.
-        stopper: Whether the run was asked to stop, looked at behind every token.
+        task: What is trained.
+        model: Its model.
+        stopper: Whether the run was asked to stop.
 
     Returns:
-        One `{"prompt", "answer"}` per prompt; none when the run was asked to stop before the last.
+        One `{"prompt", "answer"}` per input; none when the run was asked to stop before the last.
     """
-    if not config.evaluate.prompts:
-        return []
     with evaluating(trainer):
-        found = generate(task.model, tokenizer, config, task.device, stopper.agreed)
+        found = task.answers(model, trainer.strategy.root_device, stopper.agreed)
     return [] if stopper.agreed() else found
-
-
-def generate(
-    model: Any, tokenizer: Any, config: RunConfig, device: torch.device, stop: Callable[[], bool] = lambda: False
-) -> list[dict[str, str]]:
-    """Let a Hugging Face model go on from the recipe's prompts, taking its first guess at each token.
-
-    Args:
-        model: A model with `generate`.
-        tokenizer: Its tokenizer.
-        config: The run.
-        device: Where the model is.
-        stop: Whether to end at the next token.
-
-    Returns:
-        One `{"prompt", "answer"}` per prompt; fewer when it was to end.
-    """
-    found: list[dict[str, str]] = []
-    known = model.generation_config.eos_token_id
-    ends = {*(known if isinstance(known, (list, tuple)) else [known]), *end_tokens(config, tokenizer)} - {None}
-    for prompt in config.evaluate.prompts:
-        if stop():
-            break
-        ids = torch.tensor([prompt_ids(prompt, tokenizer, config)], device=device)
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=config.evaluate.max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            synced_gpus=False,
-            stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
-        )
-        found.append(
-            {"prompt": prompt, "answer": tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()}
-        )
-    return found
-
-
-def end_tokens(config: RunConfig, tokenizer: Any) -> list[int]:
-    """Return the ids with which the chat template ends a turn of the assistant; none where the task has no turns.
-
-    Args:
-        config: The run.
-        tokenizer: The model's tokenizer.
-    """
-    if not isinstance(config.task, Sft):
-        return []
-    probe = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    spans = ChatTemplate(tokenizer).render(probe, "a conversation of two words").spans
-    return [int(tokenizer.convert_tokens_to_ids(span.end_token)) for span in spans]
-
-
-class _Stop(StoppingCriteria):
-    """Ends a generation at the next token when the run is asked to stop."""
-
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self.stop = stop
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), self.stop(), dtype=torch.bool, device=input_ids.device)
-
-
-def prompt_ids(prompt: str, tokenizer: Any, config: RunConfig) -> list[int]:
-    """Return a prompt as the model reads it: in conversations, with the chat template.
-
-    Args:
-        prompt: One of `evaluate.prompts`.
-        tokenizer: The model's tokenizer.
-        config: The run.
-
-    Returns:
-        Token ids, at least one.
-
-    Raises:
-        RecipeError: The chat template refuses it, or it has no token.
-    """
-    text = prompt
-    if isinstance(config.task, Sft):
-        system = [{"role": "system", "content": config.task.system_prompt}] if config.task.system_prompt else []
-        messages = [*system, {"role": "user", "content": prompt}]
-        try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise RecipeError(f"evaluate.prompts: the model's chat template refuses {prompt[:40]!r}: {error}") from None
-    ids: list[int] = tokenizer(text, add_special_tokens=not isinstance(config.task, Sft)).input_ids
-    if not ids:
-        raise RecipeError(f"evaluate.prompts: {prompt!r} has no token: write a prompt with words")
-    return ids
 
 
 def evaluate_run(
@@ -242,81 +157,73 @@ def evaluate_run(
         RecipeError: There is no held-out data to measure, or model or data have changed.
         MissingExtraError: The harness is asked and not installed.
     """
-    from aitrain.trainer.facts import data_facts, model_facts, refuse_difference
+    from aitrain.trainer.facts import refuse_difference
 
     directory = RunDirectory.open(run)
     config = directory.config()
     chosen = store.choose(directory.checkpoints(config), checkpoint)
     harness = _harness() if lm_eval is not None else None
     config = _measuring(config, data) if lm_eval is None else config
-    tokenizer = load_tokenizer(config.model)
+    task = task_of(config)
     then = {} if changed_inputs else chosen.state.get("facts") or directory.facts()
-    refuse_difference(then, model_facts(config, tokenizer), config, directory.path)
-    model = _model_of(config, chosen)
+    refuse_difference(then, task.facts(), config, directory.path)
+    model = _model_of(task, chosen)
     print(f"{chosen.path} (step {chosen.step})")
     if harness is not None:
         assert lm_eval is not None
-        wrapped = harness.models.huggingface.HFLM(pretrained=model, tokenizer=tokenizer)
-        found = harness.simple_evaluate(model=wrapped, tasks=lm_eval.split(","))
+        found = harness.simple_evaluate(model=task.harness_model(harness, model), tasks=lm_eval.split(","))
         print(harness.utils.make_table(found))
         return
-    group = Group(Ranks(), "cpu")
-    samples = prepare_samples(config, tokenizer, group)
+    splits = task.samples(Group(Ranks(), "cpu"))
     if data is None:
-        refuse_difference(then, data_facts(samples), config, directory.path)
-    assert samples.validation is not None, "the recipe was checked to have held-out data"
-    measured, told = measure(config, model, tokenizer, samples.validation)
-    print(
-        f"loss {measured.loss:.4f}, perplexity {measured.perplexity:.2f}, "
-        f"token accuracy {100 * measured.token_accuracy:.1f} %, over {measured.tokens:,} tokens"
-    )
+        refuse_difference(then, {"data": splits.fingerprint}, config, directory.path)
+    assert splits.validation is not None, "the recipe was checked to have held-out data"
+    measured, told = measure(task, model, splits.validation)
+    weight = int(splits.validation.weights.sum())
+    print(f"{task.sentence(measured)}, over {weight:,} {task.weight_unit}")
     for entry in told:
         print(f"prompt  {entry['prompt']}\n  answer  {entry['answer']}")
-    directory.event("evaluated", step=chosen.step, data=data or config.data.validation_path, **measured.as_metrics())
+    directory.event("evaluated", step=chosen.step, data=data or config.data.validation_path, **logged(measured))
 
 
-def _model_of(config: RunConfig, checkpoint: store.Checkpoint) -> Any:
-    from aitrain.models.export import trained_model
-
-    model = trained_model(config, {name: checkpoint.read("weights", name) for name in checkpoint.names("weights")})
-    on_gpu = torch.cuda.is_available() and config.trainer.accelerator is not Accelerator.cpu
+def _model_of(task: Task, checkpoint: store.Checkpoint) -> nn.Module:
+    model = task.trained_model({name: checkpoint.read("weights", name) for name in checkpoint.names("weights")})
+    on_gpu = torch.cuda.is_available() and task.config.trainer.accelerator is not Accelerator.cpu
     torch.nn.Module.to(model, "cuda" if on_gpu else "cpu")
     return model.eval()
 
 
 def measure(
-    config: RunConfig, model: Any, tokenizer: Any, held_out: TokenSet, stop: Callable[[], bool] = lambda: False
-) -> tuple[Validation, list[dict[str, str]]]:
-    """Measure a model on held-out data and let it answer the recipe's prompts, in this process alone.
+    task: Task, model: nn.Module, held_out: Samples, stop: Callable[[], bool] = lambda: False
+) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """Measure a model on held-out data and let it show what it does, in this process alone.
 
     Args:
-        config: The run.
+        task: What is trained.
         model: Its model, in evaluation mode.
-        tokenizer: The model's tokenizer.
         held_out: The samples.
-        stop: Whether to give up, looked at between batches and tokens.
+        stop: Whether to give up, looked at between batches.
 
     Returns:
-        What was measured, and the answers.
+        The task's metrics, and the answers.
 
     Raises:
         Interrupted: It was to give up.
     """
-    rows = config.evaluate.micro_batch_sequences or config.trainer.micro_batch_sequences or 1
-    task = CausalLM(config, build=lambda: model, adapt=lambda built: built, world=1, accumulation=1)
-    task.model = model
-    sums = torch.zeros(3, dtype=torch.float64)
+    config = task.config
+    rows = config.evaluate.micro_batch_samples or config.trainer.micro_batch_samples or 1
+    device = next(model.parameters()).device
+    sums, batches = Sums(), EvaluationBatches(held_out, rows, 0, 1)
     with torch.no_grad():
-        batches = EvaluationBatches(held_out, rows, 0, 1, pad_token_id(tokenizer))
-        for number, batch in enumerate(batches[k] for k in range(len(batches))):
+        for batch in (batches[k] for k in range(len(batches))):
             if stop():
                 raise Interrupted("the evaluation was interrupted")
-            moved = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-            sums += task.validation_step(moved, number).cpu()
-        told = generate(model, tokenizer, config, model.device, stop)
+            moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+            sums.add(task.measure(model, moved), batch["rows"])
+        told = task.answers(model, device, stop)
     if stop():
         raise Interrupted("the evaluation was interrupted")
-    return Validation.of_sums(sums), told
+    return task.metrics(sums.of_all(Group(Ranks(), "cpu"))), told
 
 
 def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -> None:
@@ -335,12 +242,12 @@ def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -
     if not config.has_validation or done:
         return
     chosen = store.choose(directory.checkpoints(config), str(step))
-    tokenizer = load_tokenizer(config.model)
-    samples = prepare_samples(config, tokenizer, Group(Ranks(), "cpu"))
-    assert samples.validation is not None, "the recipe names held-out data"
-    found, told = measure(config, _model_of(config, chosen), tokenizer, samples.validation, stop)
-    directory.amend_last_metrics(step, found.as_metrics())
-    directory.event("evaluated", step=step, **found.as_metrics(), tokens=found.tokens)
+    task = task_of(config)
+    splits = task.samples(Group(Ranks(), "cpu"))
+    assert splits.validation is not None, "the recipe names held-out data"
+    found, told = measure(task, _model_of(task, chosen), splits.validation, stop)
+    directory.amend_last_metrics(step, logged(found))
+    directory.event("evaluated", step=step, **logged(found))
     if told:
         directory.event("answers", step=step, answers=told)
 

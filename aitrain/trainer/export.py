@@ -10,6 +10,7 @@ from aitrain.checkpoint import store
 from aitrain.config import RunConfig
 from aitrain.errors import Interrupted, RecipeError
 from aitrain.io import discard
+from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
 
 
@@ -47,30 +48,22 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
         CheckpointError: There is no such checkpoint.
         Interrupted: It was to give up; nothing is left of it.
     """
-    from aitrain.models.export import Card, export_folder
-    from aitrain.models.load import load_tokenizer
-    from aitrain.trainer.evaluation import end_tokens
-    from aitrain.trainer.facts import model_facts, refuse_difference
+    from aitrain.tasks.registry import task_of
+    from aitrain.tasks.task import ExportJob
+    from aitrain.trainer.facts import refuse_difference
 
     directory = RunDirectory.open(run)
     config: RunConfig = directory.config()
     if to.exists() and not wanted.replace:
         raise RecipeError(f"--to {to} exists already: name a new folder, nothing is overwritten")
     chosen = store.choose(directory.checkpoints(config), wanted.checkpoint)
-    state = chosen.state
-    tokenizer = load_tokenizer(config.model)
+    progress = Progress.from_state(chosen.state)
+    task = task_of(config)
     if not wanted.changed_inputs:
-        then = state.get("facts") or directory.facts()
-        refuse_difference(then, model_facts(config, tokenizer), config, directory.path)
+        then = chosen.state.get("facts") or directory.facts()
+        refuse_difference(then, task.facts(), config, directory.path)
     weights = {name: chosen.read("weights", name) for name in chosen.names("weights")}
-    losses = list(state.get("validation", {}).values())
-    card = Card(
-        run=config.run.name or run.name,
-        step=chosen.step,
-        tokens=state["tokens"],
-        loss_before=losses[0] if losses else None,
-        loss_after=losses[-1] if losses else None,
-    )
+    measured = list(progress.validation.values())
 
     def go_on() -> None:
         if stop():
@@ -79,8 +72,18 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
     place = to.with_name(f"{to.name}.new") if to.exists() else to
     if place != to and place.exists():
         discard(place)
-    ends = end_tokens(config, tokenizer)
-    export_folder(config, weights, place, wanted.merge, card, go_on, wanted.flat, ends)
+    job = ExportJob(
+        to=place,
+        run=config.run.name or run.name,
+        merge=wanted.merge,
+        flat=wanted.flat,
+        step=chosen.step,
+        units=progress.units,
+        before=measured[0] if measured else None,
+        after=measured[-1] if measured else None,
+        go_on=go_on,
+    )
+    task.export(weights, job)
     if place != to:
         discard(to)
         place.rename(to)

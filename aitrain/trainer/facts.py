@@ -1,4 +1,4 @@
-"""What a run trains: checksums of model, tokenizer, chat template and data, taken at its start, compared ever after."""
+"""What a run trains: checksums of model and data, taken at its start, compared ever after."""
 
 from __future__ import annotations
 
@@ -6,47 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from aitrain.config import RunConfig
-from aitrain.data.prepare import Prepared, tokenizer_content
 from aitrain.errors import RecipeError
-from aitrain.models.digest import model_digests, text_digest
-from aitrain.models.load import local_folder
 
 Facts = dict[str, Any]
 """Plain values, as they stand under `facts` in `run.yaml` and in every checkpoint."""
-
-
-def model_facts(config: RunConfig, tokenizer: Any) -> Facts:
-    """Return what tells a run's model and tokenizer from others.
-
-    Args:
-        config: The run.
-        tokenizer: The model's tokenizer, with the recipe's chat template.
-    """
-    template = tokenizer.chat_template
-    return {
-        "model": model_digests(local_folder(config.model)),
-        "tokenizer": text_digest(tokenizer_content(tokenizer)),
-        "chat_template": None if template is None else text_digest(template),
-    }
-
-
-def data_facts(data: Prepared) -> Facts:
-    """Return what tells a run's data from other data.
-
-    Args:
-        data: The prepared samples.
-    """
-    return {
-        "data": {
-            key: {
-                "file": source.file,
-                "sha256": source.sha256,
-                "samples": source.sequences,
-                "tokens": source.tokens,
-            }
-            for key, source in zip(("train", "validation"), data.report.sources, strict=False)
-        }
-    }
 
 
 def first_difference(then: Facts, now: Facts, config: RunConfig) -> str | None:
@@ -64,22 +27,28 @@ def first_difference(then: Facts, now: Facts, config: RunConfig) -> str | None:
             if old != new:
                 what = "is gone" if new is None else "was not there" if old is None else "is another file now"
                 return f"{place}: {name} {what}, compared with when the run began"
-    for key, what in (("tokenizer", "tokenizer"), ("chat_template", "chat template")):
-        if key in then and key in now and then[key] != now[key]:
-            return f"{place}: the {what} is not the one that the run began with"
-    return _data_difference(then.get("data", {}), now.get("data", {}))
+    for key in [key for key in then if key not in ("model", "data")]:
+        if key in now and then[key] != now[key]:
+            return f"{place}: the {key.replace('_', ' ')} is not the one that the run began with"
+    return _data_difference(then.get("data", {}), now.get("data", {}), config.task.unit)
 
 
-def _data_difference(then: Facts, now: Facts) -> str | None:
+def _units(account: Facts) -> int:
+    return int(account["units"] if "units" in account else account["tokens"])  # as older runs have it
+
+
+def _data_difference(then: Facts, now: Facts, unit: str) -> str | None:
     for key in ("train", "validation"):
         old, new = then.get(key), now.get(key)
-        if old is None or new is None or old == new:
+        if old is None or new is None:
             continue
         if old["samples"] != new["samples"]:
             return f"{new['file']}: {new['samples']:,} samples now, {old['samples']:,} when the run began"
         if old["sha256"] != new["sha256"]:
             return f"{new['file']} is not the file that the run began with, though it has as many samples"
-        return f"{new['file']}: {new['tokens']:,} tokens now, {old['tokens']:,} when the run began"
+        if _units(old) == _units(new):
+            continue
+        return f"{new['file']}: {_units(new):,} {unit} now, {_units(old):,} when the run began"
     return None
 
 

@@ -7,26 +7,25 @@ import os
 import random
 import socket
 import warnings
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
 from aitrain.config import RunConfig
-from aitrain.config.adapter import Qlora
 from aitrain.config.frozen import from_plain, to_plain
 from aitrain.config.trainer import Accelerator
-from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, pad_token_id, total_steps
-from aitrain.data.prepare import Prepared
+from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, total_steps
+from aitrain.data.samples import Splits
 from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted, RecipeError
-from aitrain.models.load import load_tokenizer, verified_folder
+from aitrain.models.load import Located
 from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.strategy.own_device import OwnDevice
-from aitrain.tasks.causal_lm import CausalLM
+from aitrain.tasks.registry import located_model, task_of
 from aitrain.trainer.continuation import (
     compare_inputs,
     refuse_changed_rate,
@@ -36,18 +35,15 @@ from aitrain.trainer.continuation import (
 from aitrain.trainer.display import Display
 from aitrain.trainer.late_faults import refuse_finished, refuse_late_faults
 from aitrain.trainer.logs import hush_libraries, rank_log
+from aitrain.trainer.module import Module
 from aitrain.trainer.progress import Progress
-from aitrain.trainer.resources import flops_per_token, micro_batch, peak_flops
+from aitrain.trainer.resources import micro_batch, peak_flops
 from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
-from aitrain.trainer.samples import prepare_samples
 from aitrain.trainer.step_edge import Session, StepEdge
 from aitrain.trainer.stopping import Stopper, own_signals
 from aitrain.trainer.story import finish, finish_interrupted, finish_stopped_early
 from aitrain.trainer.trackers import build_trackers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, options: ResumeOptions | None = None) -> int:
@@ -67,32 +63,32 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
     """
     options = options or ResumeOptions()
     heartbeat.tell(run=str(directory.path))
-    group, config, accelerator = meet(directory, ranks, group)
+    group, config, accelerator, located = meet(directory, ranks, group)
     quiet()
     with rank_log(directory, ranks), Stopper(group) as stopper:
-        tokenizer = load_tokenizer(config.model)
+        task = task_of(config, accelerator, located)
         resume = starting_point(directory, config, group, options)
         progress = Progress.from_state(resume.state if resume else {})
         if progress.is_stopped_early(config.evaluate.patience):
             return finish_stopped_early(directory, group, progress, stopper)
-        data = prepare_samples(config, tokenizer, group, stopper)
-        facts = compare_inputs(directory, config, tokenizer, data, resume, group, options)
+        splits = task.samples(group, lambda: leave_preparing(stopper))
+        facts = compare_inputs(directory, task, splits, resume, group, options)
         leave_if_asked(directory, stopper)
-        plan = deal(config, data, ranks, micro_batch(config, ranks, accelerator, group), progress.step)
+        plan = plan_steps(config, len(splits.train), ranks, micro_batch(task, ranks, accelerator, group), progress.step)
         steps = plan.steps
         if group.any_true(ranks.is_first and progress.step >= steps and not directory.is_finished):
             return finish_interrupted(directory, group, progress.step, stopper)
         refuse_finished(config, steps, progress)
-        refuse_late_faults(config, tokenizer, steps)
+        refuse_late_faults(task, splits, steps)
         refuse_changed_rate(config, progress, steps, options)
         progress.total_steps = steps
         session = Session(
             config=config,
             directory=directory,
             group=group,
-            task=build_task(config, plan, ranks, accelerator),
-            tokenizer=tokenizer,
-            validation=held_out_loader(config, data, ranks, plan.micro_batch, tokenizer),
+            task=task,
+            module=Module(task, ranks.data_size, plan.accumulation),
+            validation=held_out_loader(config, splits, ranks, plan.micro_batch),
             progress=progress,
             total_steps=steps,
             display=Display(ranks.is_first, steps),
@@ -100,18 +96,18 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
             trackers=build_trackers(config, directory, progress.step) if ranks.is_first else [],
             resume=resume,
             facts=facts,
-            flops_per_token=flops_per_token(config),
+            flops_per_unit=task.flops_per_unit(),
             peak_flops=peak_flops(accelerator, config.trainer.precision),
         )
-        announce(session, plan, data, accelerator, options)
+        announce(session, plan, accelerator, options)
         trainer = build_trainer(config, ranks, accelerator, plan.accumulation, StepEdge(session))
-        run_trainer(trainer, session, train_loader(config, data, plan, tokenizer))
+        run_trainer(trainer, session, train_loader(config, splits, plan))
         early = progress.is_stopped_early(config.evaluate.patience)
         stopped = stopper.reason is not None and progress.step < steps and not early
         return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
 
 
-def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Group, RunConfig, str]:
+def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Group, RunConfig, str, Located | None]:
     """Bring the ranks together: rank 0 reads what is trained, gets the model ready, and tells the others.
 
     Args:
@@ -120,7 +116,7 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
         group: The process group, when it exists already.
 
     Returns:
-        The ranks, the configuration, and `cpu` or `cuda`.
+        The ranks, the configuration, `cpu` or `cuda`, and the model that the task starts from.
 
     Raises:
         AitrainError: There is no GPU where one is asked, two ranks share one, or the model cannot be used.
@@ -133,9 +129,13 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
         group.refuse_shared_devices()
     hang_min = config.trainer.hang_min
     heartbeat.tell(hang_s=None if hang_min is None else 60 * hang_min)
+
+    def look() -> Located | None:
+        found = located_model(config)
+        return None if found is None else found.verified()
+
     # a GGUF file is converted and a hub name downloaded once, and not by all ranks at the same time
-    group.by_first(lambda: str(verified_folder(config.model)))
-    return group, config, accelerator
+    return group, config, accelerator, group.by_first(look)
 
 
 def leave_if_asked(directory: RunDirectory, stopper: Stopper) -> None:
@@ -154,24 +154,37 @@ def leave_if_asked(directory: RunDirectory, stopper: Stopper) -> None:
         )
 
 
-def deal(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, first_step: int) -> StepPlan:
+def leave_preparing(stopper: Stopper) -> None:
+    """End while the data is read, when the run was asked to stop; nothing is left of the preparation.
+
+    Args:
+        stopper: Whether it was.
+
+    Raises:
+        Interrupted: It was.
+    """
+    if stopper.reason is not None:
+        raise Interrupted(f"Interrupted by {stopper.reason} while the data was prepared; nothing was trained yet")
+
+
+def plan_steps(config: RunConfig, size: int, ranks: Ranks, rows: int, first_step: int) -> StepPlan:
     """Plan which samples each rank sees when.
 
     Args:
         config: The run.
-        data: The prepared samples.
+        size: Training samples.
         ranks: This process's place.
-        rows: Micro-batch in sequences.
+        rows: Micro-batch in samples.
         first_step: Optimizer steps done before.
     """
-    batch = config.trainer.global_batch_sequences
-    _, samples = total_steps(len(data.train), batch, config.trainer.max_steps, config.trainer.max_epochs)
+    batch = config.trainer.global_batch_samples
+    _, samples = total_steps(size, batch, config.trainer.max_steps, config.trainer.max_epochs)
     return StepPlan(
-        size=len(data.train),
+        size=size,
         global_batch=batch,
         micro_batch=rows,
-        rank=ranks.rank,
-        world=ranks.world,
+        data_rank=ranks.data_rank,
+        data_size=ranks.data_size,
         seed=config.seed,
         shuffle=config.data.shuffle,
         total_samples=samples,
@@ -179,38 +192,15 @@ def deal(config: RunConfig, data: Prepared, ranks: Ranks, rows: int, first_step:
     )
 
 
-def build_task(config: RunConfig, plan: StepPlan, ranks: Ranks, accelerator: str) -> CausalLM:
-    """Make the task, whose model is built later, inside the strategy.
-
-    Args:
-        config: The run.
-        plan: How the samples are dealt.
-        ranks: This process's place.
-        accelerator: `cpu` or `cuda`.
-    """
-    from aitrain.models.adapters import apply_adapter
-    from aitrain.models.load import build_model
-
-    return CausalLM(
-        config,
-        build=lambda: build_model(config.model, isinstance(config.adapter, Qlora), torch.float32),
-        adapt=lambda model: apply_adapter(cast("PreTrainedModel", model), config.adapter),
-        world=ranks.world,
-        accumulation=plan.accumulation,
-        fuse=config.model.fused_ops.holds(accelerator),
-    )
-
-
-def train_loader(config: RunConfig, data: Prepared, plan: StepPlan, tokenizer: Any) -> DataLoader[dict[str, Any]]:
+def train_loader(config: RunConfig, splits: Splits, plan: StepPlan) -> DataLoader[dict[str, Any]]:
     """Return this rank's micro-batches, in order, to the end of the run.
 
     Args:
         config: The run.
-        data: The prepared samples.
-        plan: How the samples are dealt.
-        tokenizer: The model's tokenizer.
+        splits: The samples.
+        plan: Which of them this rank gets when.
     """
-    batches = MicroBatches(data.train, plan, pad_token_id(tokenizer))
+    batches = MicroBatches(splits.train, plan)
     return DataLoader(
         batches,
         batch_size=None,
@@ -221,22 +211,19 @@ def train_loader(config: RunConfig, data: Prepared, plan: StepPlan, tokenizer: A
     )
 
 
-def held_out_loader(
-    config: RunConfig, data: Prepared, ranks: Ranks, rows: int, tokenizer: Any
-) -> DataLoader[dict[str, Any]] | None:
+def held_out_loader(config: RunConfig, splits: Splits, ranks: Ranks, rows: int) -> DataLoader[dict[str, Any]] | None:
     """Return this rank's share of the held-out data, or None when there is none.
 
     Args:
         config: The run.
-        data: The prepared samples.
+        splits: The samples.
         ranks: This process's place.
-        rows: Micro-batch of training, in sequences.
-        tokenizer: The model's tokenizer.
+        rows: Micro-batch of training, in samples.
     """
-    if data.validation is None:
+    if splits.validation is None:
         return None
-    rows = config.evaluate.micro_batch_sequences or rows
-    batches = EvaluationBatches(data.validation, rows, ranks.rank, ranks.world, pad_token_id(tokenizer))
+    rows = config.evaluate.micro_batch_samples or rows
+    batches = EvaluationBatches(splits.validation, rows, ranks.data_rank, ranks.data_size)
     return DataLoader(batches, batch_size=None, shuffle=False, generator=torch.Generator())
 
 
@@ -293,7 +280,7 @@ def run_trainer(trainer: pl.Trainer, session: Session, loader: DataLoader[dict[s
     random.seed(session.config.seed)
     torch.manual_seed(session.config.seed)
     try:
-        trainer.fit(session.task, train_dataloaders=loader)
+        trainer.fit(session.module, train_dataloaders=loader)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
@@ -307,19 +294,19 @@ def out_of_memory(session: Session, accumulation: int) -> str:
         session: What the parts share.
         accumulation: Micro-batches per rank and optimizer step.
     """
-    config, world = session.config, session.group.ranks.world
-    rows = config.trainer.global_batch_sequences // (accumulation * world)
+    config, world = session.config, session.group.ranks.data_size
+    rows = config.trainer.global_batch_samples // (accumulation * world)
     ways = []
     if rows > 1:
-        ways.append(f"trainer.micro_batch_sequences={rows // 2} (losses stay the same)")
+        ways.append(f"trainer.micro_batch_samples={rows // 2} (losses stay the same)")
     if not config.trainer.activation_checkpointing:
         ways.append("trainer.activation_checkpointing=true (losses stay the same)")
     if type(config.strategy).__name__ in ("Ddp", "DeepspeedZero1", "DeepspeedZero2") and world > 1:
         ways.append("strategy=deepspeed_zero3")
-    ways.append(f"data.sequence_tokens={config.data.sequence_tokens // 2}")
+    ways += session.task.smaller()
     return (
-        f"out of memory on rank {session.group.ranks.rank} at step {session.progress.step + 1} with {rows} sequences "
-        f"of up to {config.data.sequence_tokens} tokens at once: write " + ", or ".join(ways)
+        f"out of memory on rank {session.group.ranks.rank} at step {session.progress.step + 1} with {rows} "
+        f"{config.task.sample}{'' if rows == 1 else 's'} at once: write " + ", or ".join(ways)
     )
 
 
@@ -340,13 +327,12 @@ def choose_accelerator(config: RunConfig) -> str:
     return "cuda" if there and config.trainer.accelerator is not Accelerator.cpu else "cpu"
 
 
-def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str, options: ResumeOptions) -> None:
+def announce(session: Session, plan: StepPlan, accelerator: str, options: ResumeOptions) -> None:
     """Say what starts, to the user and to `events.jsonl`.
 
     Args:
         session: What the parts share.
-        plan: How the samples are dealt.
-        data: The prepared samples.
+        plan: Which samples this rank gets when.
         accelerator: `cpu` or `cuda`.
         options: How the run is resumed.
     """
@@ -358,10 +344,10 @@ def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str,
         "nodes": ranks.nodes,
         "accelerator": accelerator,
         "precision": config.trainer.precision.name,
-        "micro_batch_sequences": plan.micro_batch,
+        "micro_batch_samples": plan.micro_batch,
         "gradient_accumulation": plan.accumulation,
         "steps": session.total_steps,
-        "samples": len(data.train),
+        "samples": plan.size,
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
@@ -374,7 +360,7 @@ def announce(session: Session, plan: StepPlan, data: Prepared, accelerator: str,
         session.directory.metrics_file.unlink(missing_ok=True)
         session.directory.event("started", **facts)
     session.display.say(
-        f"{len(data.train):,} samples, {session.total_steps} steps of {plan.global_batch} sequences: "
+        f"{plan.size:,} samples, {session.total_steps} steps of {plan.global_batch} {config.task.sample}s: "
         f"{ranks.world} x {accelerator}, {plan.micro_batch} at once, {plan.accumulation} accumulated"
     )
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
 from aitrain.config import RunConfig
 from aitrain.data.batches import total_steps
-from aitrain.data.prepare import sample_text
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
-from aitrain.models.dry_build import dry_build
-from aitrain.models.load import load_tokenizer
 from aitrain.preflight import usable_devices
+from aitrain.tasks.registry import task_of
+from aitrain.tasks.task import Task
 from aitrain.trainer.fit import choose_accelerator
 from aitrain.trainer.late_faults import refuse_late_faults
 from aitrain.trainer.resources import micro_batch
-from aitrain.trainer.samples import prepare_samples
 
 
 def audit(config: RunConfig, show: int) -> None:
@@ -28,26 +23,23 @@ def audit(config: RunConfig, show: int) -> None:
 
     Raises:
         RecipeError: The run could not be trained as asked.
-        ModelError: The model or its tokenizer cannot be used.
+        ModelError: The model cannot be used.
         DataError: The data is refused.
     """
     accelerator = choose_accelerator(config)
-    tokenizer = load_tokenizer(config.model)
-    dry_build(config.model, config.adapter)
+    task = task_of(config, accelerator)
+    task.dry_build()
     count = usable_devices(config)
-    _audit_data(config, tokenizer, show)
-    micro_batch(config, Ranks(world=count, local_world=count), accelerator, Group(Ranks(), "cpu"))
+    _audit_data(task, show)
+    micro_batch(task, Ranks(world=count, local_world=count), accelerator, Group(Ranks(), "cpu"))
 
 
-def _audit_data(config: RunConfig, tokenizer: Any, show: int) -> None:
-    found = prepare_samples(config, tokenizer, Group(Ranks(), "cpu"))
+def _audit_data(task: Task, show: int) -> None:
+    config, found = task.config, task.samples(Group(Ranks(), "cpu"))
     print(found.report.text())
-    batch = config.trainer.global_batch_sequences
-    steps, samples = total_steps(len(found.train), batch, config.trainer.max_steps, config.trainer.max_epochs)
-    print(f"{steps} steps of {batch} sequences: {samples:,} samples, {samples / len(found.train):.2f} epochs")
-    refuse_late_faults(config, tokenizer, steps)
-    for index in range(min(show, len(found.train))):
-        ids, trained = found.train[index]
-        coloured = sys.stdout.isatty()
-        how = "coloured" if coloured else "in [[ ]]"
-        print(f"\nsample {index}, its trained tokens {how}:\n{sample_text(tokenizer, ids, trained, coloured)}")
+    batch, size = config.trainer.global_batch_samples, len(found.train)
+    steps, samples = total_steps(size, batch, config.trainer.max_steps, config.trainer.max_epochs)
+    print(f"{steps} steps of {batch} {config.task.sample}s: {samples:,} samples, {samples / size:.2f} epochs")
+    refuse_late_faults(task, found, steps)
+    for index in range(min(show, size)):
+        print(f"\n{task.shown_sample(found.train, index)}")

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aitrain.config import RunConfig
 from aitrain.config.values import shown
+from aitrain.data.samples import Splits
 from aitrain.errors import RecipeError
-from aitrain.models.folder import inspect
 from aitrain.optim.schedule import learning_rate_factor
-from aitrain.trainer.evaluation import prompt_ids
+from aitrain.tasks.task import Task
 from aitrain.trainer.progress import Progress
 
 
-def refuse_late_faults(config: RunConfig, tokenizer: Any, steps: int) -> None:
+def refuse_late_faults(task: Task, splits: Splits, steps: int) -> None:
     """Refuse what only shows when model and data are known; `check` asks this too.
 
     Args:
-        config: The run.
-        tokenizer: The model's tokenizer.
-        steps: Its optimizer steps.
+        task: What is trained.
+        splits: The samples.
+        steps: Optimizer steps of the run.
 
     Raises:
-        RecipeError: The schedule is longer than the run, or a prompt is too long or cannot be written.
+        RecipeError: The schedule is longer than the run, or the task cannot work as asked.
     """
-    learning_rate_factor(config.schedule, 0, steps)
-    room = inspect(config.model).context_tokens
-    for prompt in config.evaluate.prompts:
-        tokens = len(prompt_ids(prompt, tokenizer, config)) + config.evaluate.max_new_tokens
-        if room is not None and tokens > room:
-            raise RecipeError(
-                f"evaluate.prompts: {prompt[:40]!r} and an answer of evaluate.max_new_tokens="
-                f"{config.evaluate.max_new_tokens} need {tokens} tokens, but the model's context has {room}: "
-                "shorten one of them"
-            )
+    learning_rate_factor(task.config.schedule, 0, steps)
+    task.refuse_late(splits)
 
 
 def refuse_finished(config: RunConfig, steps: int, progress: Progress) -> None:

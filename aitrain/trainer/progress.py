@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from aitrain.tasks.metric import Metric
+
+_NAMES_BEFORE = {"tokens": "units", "best_loss": "best"}
+"""Names that older checkpoints have."""
+
 
 @dataclass
 class Progress:
@@ -16,8 +21,8 @@ class Progress:
     samples: int = 0
     """Samples seen."""
 
-    tokens: int = 0
-    """Tokens seen, padding not counted."""
+    units: int = 0
+    """Units seen (tokens, images), padding not counted."""
 
     seconds: float = 0.0
     """Seconds spent in optimizer steps."""
@@ -25,15 +30,15 @@ class Progress:
     total_steps: int | None = None
     """Optimizer steps that the run was to do when this was written."""
 
-    best_loss: float | None = None
-    """Lowest validation loss so far."""
+    best: float | None = None
+    """Best value of the primary metric on the held-out data so far."""
 
     best_step: int | None = None
-    """Step with the lowest validation loss among those whose checkpoint was kept."""
+    """Step with the best value among those whose checkpoint was kept."""
 
     evaluations_without_improvement: int = 0
     validation: dict[str, float] = field(default_factory=dict)
-    """Step (as text) -> validation loss."""
+    """Step (as text) -> primary metric on the held-out data."""
 
     def as_state(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
@@ -46,36 +51,42 @@ class Progress:
         Args:
             state: The checkpoint's plain values.
         """
-        return cls(**{key: state[key] for key in cls.__dataclass_fields__ if key in state})
+        now = {_NAMES_BEFORE.get(key, key): value for key, value in state.items()}
+        return cls(**{key: now[key] for key in cls.__dataclass_fields__ if key in now})
 
-    def note_kept(self) -> None:
-        """Take in that this step's checkpoint is kept."""
-        loss = self.validation.get(str(self.step))
+    def note_kept(self, metric: Metric) -> None:
+        """Take in that this step's checkpoint is kept.
+
+        Args:
+            metric: The primary metric.
+        """
+        value = self.validation.get(str(self.step))
         best = None if self.best_step is None else self.validation.get(str(self.best_step))
-        if loss is not None and self.step and (best is None or loss < best):
+        if value is not None and self.step and metric.is_better(value, best):
             self.best_step = self.step
 
     def is_stopped_early(self, patience: int | None) -> bool:
-        """Return whether the validation loss has no longer improved for as long as the run waits for it.
+        """Return whether the primary metric has no longer improved for as long as the run waits for it.
 
         Args:
             patience: Evaluations without improvement that end a run; None = it is never ended so.
         """
         return patience is not None and self.evaluations_without_improvement >= patience
 
-    def judge(self, loss: float, min_improvement: float) -> bool:
-        """Take in a validation loss.
+    def judge(self, value: float, metric: Metric, min_improvement: float) -> bool:
+        """Take in what was measured on the held-out data.
 
         Args:
-            loss: Mean over the trained tokens of the held-out data.
-            min_improvement: A smaller fall is none.
+            value: The primary metric.
+            metric: Which one that is.
+            min_improvement: A smaller improvement is none.
 
         Returns:
             Whether it is the best so far.
         """
-        self.validation[str(self.step)] = loss
-        if self.best_loss is None or loss < self.best_loss - min_improvement:
-            self.best_loss, self.evaluations_without_improvement = loss, 0
+        self.validation[str(self.step)] = value
+        if metric.is_better(value, self.best, min_improvement):
+            self.best, self.evaluations_without_improvement = value, 0
             return True
         self.evaluations_without_improvement += 1
         return False

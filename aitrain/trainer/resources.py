@@ -5,15 +5,14 @@ from __future__ import annotations
 import psutil
 import torch
 
-from aitrain.config import OPTION_OF, RunConfig
+from aitrain.config import OPTION_OF
 from aitrain.config.adapter import Lora
 from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero3, Fsdp
 from aitrain.config.trainer import Precision
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import RecipeError
-from aitrain.models.folder import inspect
-from aitrain.models.memory import micro_batch_estimate
+from aitrain.tasks.task import Room, Task
 
 HOST_SHARE = 0.6
 """Share of the free host memory that training on a CPU plans with; the rest is the system's and the loader's."""
@@ -22,7 +21,10 @@ DEVICE_SHARE = 0.85
 """Share of the free device memory that is planned with; fragmentation and libraries need the rest."""
 
 LARGEST_ON_CPU = 8
-"""On a CPU more sequences at once are not faster, only more padding."""
+"""On a CPU more samples at once are not faster, only more padding."""
+
+WITHOUT_ESTIMATE = 32
+"""Samples at once of a task that cannot estimate what fits."""
 
 PEAK_BF16 = {
     "H100": 989e12,
@@ -51,24 +53,11 @@ def peak_flops(accelerator: str, precision: Precision) -> float | None:
     )
 
 
-def flops_per_token(config: RunConfig) -> float:
-    """Estimate the operations of forward and backward per token: 6 per weight, 4 where the weights are frozen.
+def micro_batch(task: Task, ranks: Ranks, accelerator: str, group: Group) -> int:
+    """Return the samples per device at once: the recipe's, or the most that memory is estimated to hold.
 
     Args:
-        config: The run.
-
-    Source: Kaplan et al., arXiv:2001.08361, section 2.1 (2 per weight forward, 4 backward; attention not counted); with
-    frozen weights the backward pass has no gradient of the weights, which is half of it.
-    """
-    weights = inspect(config.model).parameters or 0
-    return (4.0 if isinstance(config.adapter, Lora) else 6.0) * weights
-
-
-def micro_batch(config: RunConfig, ranks: Ranks, accelerator: str, group: Group) -> int:
-    """Return the sequences per device at once: the recipe's, or the most that memory is estimated to hold.
-
-    Args:
-        config: The run.
+        task: What is trained.
         ranks: This process's place.
         accelerator: `cpu` or `cuda`.
         group: The ranks; the smallest answer of all counts.
@@ -77,32 +66,29 @@ def micro_batch(config: RunConfig, ranks: Ranks, accelerator: str, group: Group)
         A number that divides the global batch over the ranks.
 
     Raises:
-        RecipeError: The batch does not divide, or not even one sequence fits.
+        RecipeError: The batch does not divide, or not even one sample fits.
     """
+    config = task.config
     faults = list(config.batch_faults(ranks.local_world, ranks.nodes))
     if faults:
         raise RecipeError(faults)
-    if config.trainer.micro_batch_sequences is not None:
-        return config.trainer.micro_batch_sequences
-    per_rank = config.trainer.global_batch_sequences // ranks.world
+    if config.trainer.micro_batch_samples is not None:
+        return config.trainer.micro_batch_samples
+    per_rank = config.trainer.global_batch_samples // ranks.data_size
     free = _free_bytes(ranks, accelerator)
-    fitting = micro_batch_estimate(
-        inspect(config.model),
-        config.data.sequence_tokens,
-        bytes_free=free,
-        trainable_share=0.01 if isinstance(config.adapter, Lora) else 1.0,
+    room = Room(
+        bytes_free=free - _state_bytes(task, ranks),
         precision_bytes=4 if config.trainer.precision is Precision.fp32 else 2,
-        checkpointing=config.trainer.activation_checkpointing,
-        per_rank_state_bytes=_state_bytes(config, ranks),
     )
-    fitting = -group.largest(-fitting)
+    estimated = task.fitting(room)
+    fitting = -group.largest(-(WITHOUT_ESTIMATE if estimated is None else estimated))
     if fitting < 1:
+        ways = [*task.smaller(), "trainer.activation_checkpointing=true", "adapter=lora"]
         raise RecipeError(
-            f"trainer.micro_batch_sequences=null: not one sequence of {config.data.sequence_tokens} tokens is "
-            f"estimated to fit into {free / 1e9:.1f} GB beside the model under "
-            f"strategy={OPTION_OF[type(config.strategy)]}: write a smaller "
-            "data.sequence_tokens, trainer.activation_checkpointing=true, adapter=lora or "
-            "strategy=deepspeed_zero3 on more devices; or trainer.micro_batch_sequences=1 to try all the same"
+            f"trainer.micro_batch_samples=null: not one {config.task.sample} is estimated to fit into "
+            f"{free / 1e9:.1f} GB beside the model under strategy={OPTION_OF[type(config.strategy)]}: write "
+            f"{', '.join(ways)} or strategy=deepspeed_zero3 on more devices; or trainer.micro_batch_samples=1 to try "
+            "all the same"
         )
     most = min(fitting, per_rank, LARGEST_ON_CPU if accelerator == "cpu" else per_rank)
     return next(rows for rows in range(most, 0, -1) if per_rank % rows == 0)
@@ -114,9 +100,9 @@ def _free_bytes(ranks: Ranks, accelerator: str) -> int:
     return int(HOST_SHARE * psutil.virtual_memory().available / ranks.local_world)
 
 
-def _state_bytes(config: RunConfig, ranks: Ranks) -> int:
+def _state_bytes(task: Task, ranks: Ranks) -> int:
     """Estimate weights, gradients and AdamW state per rank: 16 bytes per trained weight, 4 per frozen one."""
-    weights = inspect(config.model).parameters or 0
+    config, weights = task.config, task.parameters() or 0
     trained = 0.01 * weights if isinstance(config.adapter, Lora) else float(weights)
     held = 4.0 * weights
     gradients, moments = 4.0 * trained, 8.0 * trained

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,9 +21,10 @@ from aitrain.dist.group import Group
 from aitrain.errors import GuardError
 from aitrain.optim.build import set_learning_rate
 from aitrain.optim.schedule import learning_rate_factor
-from aitrain.tasks.causal_lm import CausalLM
+from aitrain.tasks.task import Task
 from aitrain.trainer.display import Display
-from aitrain.trainer.evaluation import answers, evaluating, validate
+from aitrain.trainer.evaluation import answers, evaluating, logged, validate
+from aitrain.trainer.module import Module
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.stopping import Stopper
@@ -37,8 +38,8 @@ class Session:
         config: The run.
         directory: Where it lives.
         group: The ranks.
-        task: The model under training.
-        tokenizer: The model's tokenizer.
+        task: What is trained.
+        module: Its model under training.
         validation: This rank's held-out batches, or None.
         progress: How far the run is.
         total_steps: Optimizer steps of the whole run.
@@ -47,15 +48,15 @@ class Session:
         trackers: Lightning loggers beside `metrics.jsonl`; empty on every rank but the first.
         resume: The checkpoint the run goes on from, or None.
         facts: Checksums of model and data, for the checkpoints.
-        flops_per_token: Floating-point operations per trained token of forward and backward, an estimate.
+        flops_per_unit: Floating-point operations per unit of forward and backward, an estimate; None = not known.
         peak_flops: Peak of one device, or None where it is not known.
     """
 
     config: RunConfig
     directory: RunDirectory
     group: Group
-    task: CausalLM
-    tokenizer: Any
+    task: Task
+    module: Module
     validation: DataLoader[dict[str, Any]] | None
     progress: Progress
     total_steps: int
@@ -64,7 +65,7 @@ class Session:
     trackers: list[Logger]
     resume: store.Checkpoint | None
     facts: dict[str, Any]
-    flops_per_token: float
+    flops_per_unit: float | None
     peak_flops: float | None
     before: list[dict[str, str]] | None = None
     after: list[dict[str, str]] | None = None
@@ -96,15 +97,15 @@ class StepEdge(pl.Callback):
             pl_module: The task.
         """
         session = self.session
-        seed_rank(session.config.seed, session.group.ranks.rank, session.progress.step)
-        self._tell_fused(trainer)
+        seed_rank(session.config.seed, session.group.ranks.data_rank, session.progress.step)
+        self._tell_notes(trainer)
         if session.resume is not None:
             restore(trainer, session.resume, session.group.ranks.rank)
             self._catch_up(trainer)
         else:
             self._evaluate(trainer)
         if session.progress.step == 0 and not session.stopper.agreed():
-            session.before = answers(trainer, session.task, session.tokenizer, session.config, session.stopper)
+            session.before = answers(trainer, session.task, session.module.built, session.stopper)
             self._event("answers", step=0, answers=session.before) if session.before else None
         if session.stopper.agreed():
             trainer.should_stop = True
@@ -125,18 +126,14 @@ class StepEdge(pl.Callback):
             trainer.should_stop = True
             self._event("stopped", reason=EARLY)
 
-    def _tell_fused(self, trainer: pl.Trainer) -> None:
-        """Let a fused model check itself, and say what is fused and what not."""
-        task = self.session.task
-        if task.fused is None:
-            return
+    def _tell_notes(self, trainer: pl.Trainer) -> None:
+        """Say what the task has to say of its model."""
+        session = self.session
         with evaluating(trainer):
-            check = task.check_fused()
-        facts = {"replaced": task.fused.replaced, "left": task.fused.left}
-        self._event("fused", **facts, check=None if check is None else asdict(check))
-        kept = check is None or check.agrees
-        told = "; ".join(task.fused.lines()) if kept else "turned off, see the warning above"
-        self.session.display.say(f"fused ops: {told}")
+            notes = list(session.task.starting_notes(session.module.built, trainer.strategy.root_device))
+        for note in notes:
+            self._event(note.event, **note.facts)
+            session.display.say(note.line)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int
@@ -201,7 +198,7 @@ class StepEdge(pl.Callback):
             asked = str(session.stopper.reason)
             self._event("stopped", reason=EARLY if early else f"signal {asked}" if asked.startswith("SIG") else asked)
         if (last or early) and not stop:
-            session.after = answers(trainer, session.task, session.tokenizer, config, session.stopper)
+            session.after = answers(trainer, session.task, session.module.built, session.stopper)
             self._event("answers", step=done, answers=session.after) if session.after else None
         self._edge = time.monotonic()
 
@@ -211,59 +208,61 @@ class StepEdge(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
         session, strategy = self.session, trainer.strategy
-        assert session.task.loss_sum is not None
-        loss = session.group.sum(session.task.loss_sum.double()).item() / batch["global_trained_tokens"]
-        session.task.loss_sum = None
+        assert session.module.loss_sum is not None
+        loss = session.group.sum(session.module.loss_sum.double()).item() / batch["global_weight"]
+        session.module.loss_sum = None
         norm = self._norm if self._norm is not None else strategy.last_gradient_norm()  # type: ignore[attr-defined]
         self._norm = None
         seconds = time.monotonic() - self._edge
         progress = session.progress
         progress.step += 1
         progress.samples += batch["global_samples"]
-        progress.tokens += batch["global_tokens"]
+        progress.units += batch["global_units"]
         progress.seconds += seconds
-        tokens_per_s = batch["global_tokens"] / seconds
+        unit, per_s = session.config.task.unit, batch["global_units"] / seconds
         cuda = strategy.root_device.type == "cuda"
-        flops = session.flops_per_token * tokens_per_s / session.group.ranks.world
-        session.display.step(
-            progress.step, loss, tokens_per_s, (session.total_steps - progress.step) * progress.seconds / progress.step
-        )
+        left_s = (session.total_steps - progress.step) * progress.seconds / progress.step
+        session.display.step(progress.step, loss, f"{per_s:,.0f} {unit}/s", left_s)
         return {
             "step": progress.step,
             "samples": progress.samples,
-            "tokens": progress.tokens,
+            unit: progress.units,
             "loss": loss,
             "lr": self._lr,
             "grad_norm": float(norm) if norm is not None else None,
             "step_time_s": round(seconds, 6),
-            "tokens_per_s": round(tokens_per_s, 3),
-            "mfu": float(f"{flops / session.peak_flops:.4g}") if session.peak_flops else None,
+            f"{unit}_per_s": round(per_s, 3),
+            "mfu": self._mfu(per_s),
             "memory_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3) if cuda else None,
             "energy_j": None,
         }
+
+    def _mfu(self, per_s: float) -> float | None:
+        """Return the share of the devices' peak that is used, where both are known."""
+        flops, peak = self.session.flops_per_unit, self.session.peak_flops
+        return float(f"{flops * per_s / self.session.group.ranks.world / peak:.4g}") if flops and peak else None
 
     def _evaluate(self, trainer: pl.Trainer, record: dict[str, Any] | None = None) -> bool:
         session = self.session
         if session.validation is None:
             return False
-        found = validate(trainer, session.validation, session.group, session.stopper)
+        task = session.task
+        found = validate(trainer, task, session.validation, session.group, session.stopper)
         if found is None:  # asked to stop: the run goes on with this evaluation when it is resumed
             return False
-        improved = session.progress.judge(found.loss, session.config.evaluate.min_improvement)
+        value = found[task.primary.name]
+        improved = session.progress.judge(value, task.primary, session.config.evaluate.min_improvement)
         if record is not None:
-            record.update(found.as_metrics())
-        self._event("evaluated", step=session.progress.step, **found.as_metrics(), tokens=found.tokens)
-        session.display.say(
-            f"step {session.progress.step}: held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
-            f"token accuracy {100 * found.token_accuracy:.1f} %"
-        )
+            record.update(logged(found))
+        self._event("evaluated", step=session.progress.step, **logged(found))
+        session.display.say(f"step {session.progress.step}: held-out {task.sentence(found)}")
         return improved and session.progress.step > 0
 
     def _save(self, trainer: pl.Trainer) -> None:
         session, strategy = self.session, trainer.strategy
         began = time.monotonic()
         folder = session.directory.checkpoints(session.config)
-        session.progress.note_kept()
+        session.progress.note_kept(session.task.primary)
         path = save(trainer, folder, session.progress, session.group, session.facts)
         if session.is_first:
             store.prune(folder, session.config.checkpoint.keep, session.progress.best_step)
@@ -288,7 +287,7 @@ class StepEdge(pl.Callback):
                 )
 
 
-EARLY = "early: the validation loss no longer improves"
+EARLY = "early: the validation metric no longer improves"
 """Why a run with `evaluate.patience` stopped by itself."""
 
 

@@ -6,6 +6,7 @@ from aitrain.config import RunConfig
 from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted
+from aitrain.tasks.metric import Metric
 from aitrain.trainer.display import Display, duration
 from aitrain.trainer.evaluation import measure_late
 from aitrain.trainer.export import Wanted, export
@@ -113,10 +114,25 @@ def finish_stopped_early(directory: RunDirectory, group: Group, progress: Progre
         return finish_interrupted(directory, group, progress.step, stopper)
     if group.ranks.is_first:
         Display(True, progress.step).say(
-            f"{directory.path} stopped early after step {progress.step}, because its validation loss no longer "
-            "improved: nothing left to do. To continue anyway, set evaluate.patience=null or a larger number"
+            f"{directory.path} stopped early after step {progress.step}, because its validation metric no "
+            "longer improved: nothing left to do. To continue anyway, set evaluate.patience=null or a larger number"
         )
     return EXIT_DONE
+
+
+def _held_out_lines(progress: Progress, metric: Metric) -> list[str]:
+    """Return what the held-out data says, before and after."""
+    name, found = f"held-out {metric.name.replace('_', ' ')}", list(progress.validation.items())
+    if len(found) == 1:
+        return [f"{name}  {found[0][1]:.4f} at step {found[0][0]}"]
+    if not found:
+        return []
+    (_, before), (step, after) = found[0], found[-1]
+    change = f", {100 * (after - before) / before:+.1f} %" if before else ""
+    lines = [f"{name}  before {before:.4f}  after {after:.4f} (step {step}{change})"]
+    if progress.best is not None and metric.is_better(progress.best, after):
+        lines.append(f"{'':<{len(name)}}  best   {progress.best:.4f} (step {progress.best_step})")
+    return lines
 
 
 def account(session: Session, code: int) -> list[str]:
@@ -129,17 +145,10 @@ def account(session: Session, code: int) -> list[str]:
     progress, directory, config = session.progress, session.directory, session.config
     lines = [
         "",
-        f"{progress.step} of {session.total_steps} steps, {progress.tokens:,} tokens in {duration(progress.seconds)}",
+        f"{progress.step} of {session.total_steps} steps, {progress.units:,} {config.task.unit} in "
+        f"{duration(progress.seconds)}",
     ]
-    losses = list(progress.validation.items())
-    if len(losses) == 1:
-        lines.append(f"held-out loss  {losses[0][1]:.4f} at step {losses[0][0]}")
-    elif losses:
-        (_, before), (step, after) = losses[0], losses[-1]
-        change = 100 * (after - before) / before
-        lines.append(f"held-out loss  before {before:.4f}  after {after:.4f} (step {step}, {change:+.1f} %)")
-        if progress.best_loss is not None and progress.best_loss < after:
-            lines.append(f"               best   {progress.best_loss:.4f} (step {progress.best_step})")
+    lines += _held_out_lines(progress, session.task.primary)
     for old, new in zip(session.before or [], session.after or [], strict=False):
         lines += [f"prompt  {old['prompt']}", f"  before  {old['answer']}", f"  after   {new['answer']}"]
     lines.append(f"run     {directory.path}")

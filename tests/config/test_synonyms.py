@@ -3,8 +3,9 @@
 import pytest
 
 from aitrain.config import GROUPS
+from aitrain.config.frozen import from_plain, to_plain
 from aitrain.config.manual import all_keys
-from aitrain.config.synonyms import _BECAUSE, _ELSEWHERE, _OURS, question, right_name
+from aitrain.config.synonyms import _BECAUSE, _ELSEWHERE, _OURS, RENAMED, question, right_name
 from aitrain.errors import RecipeError
 from aitrain.recipe import compose
 
@@ -22,15 +23,15 @@ def test_what_is_named_exists() -> None:
     [
         ("trainer.learning_rate", "optim.lr"),
         ("learning_rate", "optim.lr"),
-        ("gradient_accumulation_steps", "trainer.micro_batch_sequences"),
+        ("gradient_accumulation_steps", "trainer.micro_batch_samples"),
         ("base-modle", "model.path"),
         ("base_model", "model.path"),
-        ("per_device_train_batch_size", "trainer.micro_batch_sequences"),
-        ("train_micro_batch_size_per_gpu", "trainer.micro_batch_sequences"),
-        ("train_batch_size", "trainer.global_batch_sequences"),
+        ("per_device_train_batch_size", "trainer.micro_batch_samples"),
+        ("train_micro_batch_size_per_gpu", "trainer.micro_batch_samples"),
+        ("train_batch_size", "trainer.global_batch_samples"),
         ("num_train_epochs", "trainer.max_epochs"),
         ("num_train_epoch", "trainer.max_epochs"),
-        ("accumulate_grad_batches", "trainer.micro_batch_sequences"),
+        ("accumulate_grad_batches", "trainer.micro_batch_samples"),
         ("gradient_clip_val", "optim.max_grad_norm"),
         ("trainer.gradient_clip_val", "optim.max_grad_norm"),
         ("warmup_ratio", "schedule.warmup_steps"),
@@ -57,13 +58,24 @@ def test_right_names(written: str, ours: str) -> None:
     assert right_name(written, KEYS) == ours
 
 
+@pytest.mark.parametrize("before", RENAMED)
+def test_a_name_of_before_is_refused_with_the_one_of_now(before: str) -> None:
+    with pytest.raises(RecipeError, match=f"{before} is not a key: did you mean {RENAMED[before]}"):
+        compose("sft_full", ["model.path=m", "data.path=d", f"{before}=4"])
+    frozen = to_plain(compose("sft_full", ["model.path=m", "data.path=d"]))
+    group, word = before.split(".")
+    frozen[group][word] = 4
+    with pytest.raises(RecipeError, match=f"{before} is not a key: did you mean {RENAMED[before]}"):
+        from_plain(frozen)
+
+
 def test_what_means_nothing_leads_nowhere() -> None:
     assert right_name("xyzzy_plugh", KEYS) is None
 
 
 def test_the_question_explains_where_a_word_would_mislead() -> None:
     assert question("optim.lr") == "did you mean optim.lr?"
-    assert "gradient accumulation follows from it" in question("trainer.micro_batch_sequences")
+    assert "gradient accumulation follows from it" in question("trainer.micro_batch_samples")
 
 
 @pytest.mark.parametrize("word", ["trainer.learning_rate=1", "gradient_accumulation_steps=2", "base-modle=x"])

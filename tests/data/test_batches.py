@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, collate, pad_token_id, total_steps
+from aitrain.data.batches import EvaluationBatches, MicroBatches, StepPlan, total_steps
 from aitrain.data.order import sample_index
+from aitrain.data.token_samples import TokenSamples, collate, pad_token_id
 from aitrain.data.token_set import TokenSet, TokenWriter
 
 PAD = 99
@@ -38,7 +39,9 @@ def run(tokens: TokenSet, split: tuple[int, int], total_samples: int) -> dict[in
     steps: dict[int, list[dict]] = {}
     for rank in range(split[0]):
         loader = DataLoader(
-            MicroBatches(tokens, plan(23, split, rank, total_samples), PAD), batch_size=None, shuffle=False
+            MicroBatches(TokenSamples(tokens, PAD), plan(23, split, rank, total_samples)),
+            batch_size=None,
+            shuffle=False,
         )
         for batch in loader:
             steps.setdefault(batch["step"], []).append(batch)
@@ -63,7 +66,7 @@ def test_rows_follow_the_formula(tokens: TokenSet, split: tuple[int, int]) -> No
     world, micro_batch = split
     accumulation = 12 // (world * micro_batch)
     for rank in range(world):
-        data = MicroBatches(tokens, plan(23, split, rank, 36), PAD)
+        data = MicroBatches(TokenSamples(tokens, PAD), plan(23, split, rank, 36))
         for k in range(len(data)):
             step, a = divmod(k, accumulation)
             numbers = [step * 12 + a * world * micro_batch + rank * micro_batch + m for m in range(micro_batch)]
@@ -83,8 +86,8 @@ def test_counts_equal_a_direct_count_over_all_ranks(tokens: TokenSet, split: tup
         trained = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
         real = sum(int(batch["attention_mask"][row].sum()) for batch in batches for row in range(split[1])
                    if batch["input_ids"][row, 0] != PAD)  # fmt: skip
-        assert {batch["global_trained_tokens"] for batch in batches} == {trained}
-        assert {batch["global_tokens"] for batch in batches} == {real}
+        assert {batch["global_weight"] for batch in batches} == {trained}
+        assert {batch["global_units"] for batch in batches} == {real}
         assert {batch["global_samples"] for batch in batches} == {len(sample_ids(batches))}
 
 
@@ -93,7 +96,7 @@ def test_every_rank_runs_as_many_micro_batches(tokens: TokenSet, split: tuple[in
     world, micro_batch = split
     accumulation = 12 // (world * micro_batch)
     for rank in range(world):
-        batches = list(DataLoader(MicroBatches(tokens, plan(23, split, rank, 46), PAD), batch_size=None))
+        batches = list(DataLoader(MicroBatches(TokenSamples(tokens, PAD), plan(23, split, rank, 46)), batch_size=None))
         assert [batch["step"] for batch in batches] == sorted([0, 1, 2, 3] * accumulation)
         assert [batch["last_micro_batch"] for batch in batches] == ([False] * (accumulation - 1) + [True]) * 4
         for batch in batches:
@@ -101,7 +104,7 @@ def test_every_rank_runs_as_many_micro_batches(tokens: TokenSet, split: tuple[in
 
 
 def test_an_empty_micro_batch_has_no_label_and_one_visible_token_per_row(tokens: TokenSet) -> None:
-    last = MicroBatches(tokens, plan(23, (6, 2), 5, 13), PAD)[1]
+    last = MicroBatches(TokenSamples(tokens, PAD), plan(23, (6, 2), 5, 13))[1]
     assert last["input_ids"].tolist() == [[PAD, PAD]] * 2
     assert last["attention_mask"].tolist() == [[1, 0]] * 2
     assert last["labels"].tolist() == [[-100, -100]] * 2
@@ -110,8 +113,8 @@ def test_an_empty_micro_batch_has_no_label_and_one_visible_token_per_row(tokens:
 
 
 def test_a_continued_run_sees_what_the_whole_run_sees(tokens: TokenSet) -> None:
-    whole = MicroBatches(tokens, plan(23, (2, 3), 1, 46), PAD)
-    rest = MicroBatches(tokens, plan(23, (2, 3), 1, 46, first_step=2), PAD)
+    whole = MicroBatches(TokenSamples(tokens, PAD), plan(23, (2, 3), 1, 46))
+    rest = MicroBatches(TokenSamples(tokens, PAD), plan(23, (2, 3), 1, 46, first_step=2))
     assert len(rest) == len(whole) - 2 * 2
     for k in range(len(rest)):
         for key, value in rest[k].items():
@@ -119,7 +122,7 @@ def test_a_continued_run_sees_what_the_whole_run_sees(tokens: TokenSet) -> None:
 
 
 def test_workers_do_not_change_the_order(tokens: TokenSet) -> None:
-    data = MicroBatches(tokens, plan(23, (2, 3), 0, 46), PAD)
+    data = MicroBatches(TokenSamples(tokens, PAD), plan(23, (2, 3), 0, 46))
     with_workers = DataLoader(data, batch_size=None, num_workers=2)
     assert [batch["input_ids"].tolist() for batch in with_workers] == [
         data[k]["input_ids"].tolist() for k in range(len(data))
@@ -127,7 +130,7 @@ def test_workers_do_not_change_the_order(tokens: TokenSet) -> None:
 
 
 def test_beyond_the_end_is_an_index_error(tokens: TokenSet) -> None:
-    data = MicroBatches(tokens, plan(23, (1, 12), 0, 46), PAD)
+    data = MicroBatches(TokenSamples(tokens, PAD), plan(23, (1, 12), 0, 46))
     with pytest.raises(IndexError):
         data[4]
 
@@ -148,7 +151,7 @@ def test_collate_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 1), (1, 5), (2, 3), (4, 8), (30, 1)])
 def test_evaluation_sees_every_sample_once(tokens: TokenSet, world: int, micro_batch: int) -> None:
     ranks = [
-        list(DataLoader(EvaluationBatches(tokens, micro_batch, rank, world, PAD), batch_size=None))
+        list(DataLoader(EvaluationBatches(TokenSamples(tokens, PAD), micro_batch, rank, world), batch_size=None))
         for rank in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1
@@ -157,8 +160,7 @@ def test_evaluation_sees_every_sample_once(tokens: TokenSet, world: int, micro_b
     for batch in everything:
         assert batch["input_ids"].shape[0] == micro_batch
         assert batch["trained_tokens"] == int((batch["labels"][:, 1:] != -100).sum())
-    assert sum(batch["samples"] for batch in everything) == 23
-    assert sum(batch["tokens"] for batch in everything) == int(tokens.lengths.sum())
+    assert sorted(int(row) for batch in everything for row in batch["rows"]) == list(range(23))
 
 
 @pytest.mark.parametrize(

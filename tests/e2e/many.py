@@ -16,14 +16,16 @@ def mean_per_micro_batch() -> None:
     import torch.nn.functional as F
 
     from aitrain.tasks.causal_lm import CausalLM
+    from aitrain.trainer.module import Module
 
-    def training_step(self: CausalLM, batch: dict, batch_idx: int) -> object:
-        logits, labels = self.trained_logits(batch)
+    def training_step(self: Module, batch: dict, batch_idx: int) -> object:
+        assert isinstance(self.task, CausalLM)
+        logits, labels = self.task.trained_logits(self.built, batch)
         loss_sum = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
         self.loss_sum = loss_sum.detach() if self.loss_sum is None else self.loss_sum + loss_sum.detach()
         return loss_sum / (labels != -100).sum().clamp(min=1)
 
-    CausalLM.training_step = training_step  # type: ignore[method-assign,assignment]
+    Module.training_step = training_step  # type: ignore[method-assign,assignment]
 
 
 def double_division() -> None:

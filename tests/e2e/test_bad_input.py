@@ -48,8 +48,8 @@ def words(place: Path, tiny_model: Path, tiny_data: Path) -> list[str]:
         "trainer.precision=fp32",
         "trainer.max_epochs=null",
         "trainer.max_steps=2",
-        "trainer.global_batch_sequences=4",
-        "trainer.micro_batch_sequences=2",
+        "trainer.global_batch_samples=4",
+        "trainer.micro_batch_samples=2",
         "run.dir=run",
     ]
 
@@ -96,8 +96,8 @@ def everything(folder: Path) -> set[str]:
         ("trainer.max_steps=2.5", "trainer.max_steps=2.5"),
         ("data.shuffle=perhaps", "data.shuffle=perhaps is neither true nor false"),
         ("trainer.precision=fp64", "trainer.precision=fp64 is not one of fp32, bf16"),
-        ("trainer.global_batch_sequences=5", "trainer.global_batch_sequences=5 does not divide over 1 devices x 2"),
-        ("trainer.devices=3", "trainer.global_batch_sequences=4 does not divide over 3 devices x 2 per device"),
+        ("trainer.global_batch_samples=5", "trainer.global_batch_samples=5 does not divide over 1 devices x 2"),
+        ("trainer.devices=3", "trainer.global_batch_samples=4 does not divide over 3 devices x 2 per device"),
         ("model.path=org/name", "model.path=org/name is no folder here; as a name on a hub it must be fetched first"),
         ("model.path=./absent", "model.path=./absent does not exist"),
         (f"data.sequence_tokens={CONTEXT_TOKENS + 1}", f"write data.sequence_tokens={CONTEXT_TOKENS} or less"),
@@ -126,7 +126,7 @@ def test_devices_that_are_not_there(words: list[str], refused: Refused, how: str
         refused([*words, "trainer.accelerator=cuda"], 2, says)
         return
     many = 4096
-    batch = ["trainer.micro_batch_sequences=null", f"trainer.global_batch_sequences={many}"]
+    batch = ["trainer.micro_batch_samples=null", f"trainer.global_batch_samples={many}"]
     refused([*words, *batch, f"trainer.devices={many}"], 2, f"trainer.devices={many}, but", "use at most")
 
 
@@ -249,7 +249,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
     data = make_data(folder / "d.jsonl")
     words = [f"model.path={tiny_model}", f"data.path={data}", "data.sequence_tokens=128", "trainer.accelerator=cpu"]
     words += ["trainer.precision=fp32", "trainer.max_epochs=null", "trainer.max_steps=2", "adapter.rank=2"]
-    words += ["trainer.global_batch_sequences=4", "trainer.micro_batch_sequences=2", "export.at_end=false"]
+    words += ["trainer.global_batch_samples=4", "trainer.micro_batch_samples=2", "export.at_end=false"]
     assert cli.main(["train", "sft_lora", *words, f"run.dir={folder / 'run'}"]) == 0
     return folder / "run"
 

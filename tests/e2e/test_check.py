@@ -102,7 +102,7 @@ def given(place: Path, model: Path, data: Path) -> tuple[Path, Path, list[str]]:
     data = Path(shutil.copy(data, place / "data.jsonl"))
     common = [f"model.path={model}", f"data.path={data}", f"data.sequence_tokens={CONTEXT_TOKENS}"]
     common += ["trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.max_steps=2"]
-    return model, data, [*common, "trainer.global_batch_sequences=4", "trainer.micro_batch_sequences=2"]
+    return model, data, [*common, "trainer.global_batch_samples=4", "trainer.micro_batch_samples=2"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -63,8 +63,8 @@ class Runner:
             "schedule.warmup_steps=0",
             f"trainer.max_steps={STEPS}",
             "trainer.max_epochs=null",
-            "trainer.global_batch_sequences=8",
-            "trainer.micro_batch_sequences=2",
+            "trainer.global_batch_samples=8",
+            "trainer.micro_batch_samples=2",
             "trainer.precision=fp32",
             "trainer.accelerator=cpu",
             "export.at_end=false",
@@ -101,7 +101,7 @@ def plain(runner: Runner) -> dict[str, Result]:
 def one_rank(runner: Runner) -> dict[str, Result]:
     """Runs on one rank."""
     runs = {
-        "sgd-8": runner.make("sgd-8", *SGD, "trainer.micro_batch_sequences=8"),
+        "sgd-8": runner.make("sgd-8", *SGD, "trainer.micro_batch_samples=8"),
         "sgd-2": runner.make("sgd-2", *SGD),
         "adamw-2": runner.make("adamw-2", *ADAMW),
         "adamw-checkpointing": runner.make("adamw-c", *ADAMW, "trainer.activation_checkpointing=true"),

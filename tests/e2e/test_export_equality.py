@@ -61,8 +61,8 @@ class Exports:
             "trainer.accelerator=cpu",
             "trainer.precision=fp32",
             "trainer.max_steps=3",
-            "trainer.global_batch_sequences=4",
-            "trainer.micro_batch_sequences=2",
+            "trainer.global_batch_samples=4",
+            "trainer.micro_batch_samples=2",
             "schedule=constant",
             "optim=sgd",  # hides no error of scale, and moves the weights visibly
             "optim.lr=0.5",

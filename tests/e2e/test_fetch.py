@@ -18,7 +18,7 @@ from aitrain.recipe import load
 NAME = "company/tiny"
 WORDS = ["sft_full", f"model.path={NAME}", f"data.sequence_tokens={CONTEXT_TOKENS}", "trainer.accelerator=cpu"]
 WORDS += ["trainer.precision=fp32", "trainer.max_steps=2", "trainer.max_epochs=null", "export.at_end=false"]
-WORDS += ["trainer.global_batch_sequences=4"]
+WORDS += ["trainer.global_batch_samples=4"]
 
 
 def aitrain(*words: str, endpoint: str = "http://127.0.0.1:9", code: int = 0) -> str:

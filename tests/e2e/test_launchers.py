@@ -35,8 +35,8 @@ def words(tiny_model: Path, tiny_data: Path) -> list[str]:
         "trainer.precision=fp32",
         "trainer.max_epochs=null",
         "trainer.max_steps=4",
-        "trainer.global_batch_sequences=4",
-        "trainer.micro_batch_sequences=1",
+        "trainer.global_batch_samples=4",
+        "trainer.micro_batch_samples=1",
         "optim.lr=1e-3",
         "export.at_end=false",
     ]
@@ -135,7 +135,7 @@ def test_a_fault_is_told_once_and_every_rank_leaves_with_its_code(
 
 def test_a_fault_under_torchrun(words: list[str], tmp_path: Path) -> None:
     """torchrun ends with a code and a report of its own; the report names the code of a rank."""
-    _, err = torchrun([*words, "trainer.devices=3", "trainer.global_batch_sequences=6"], tmp_path)
+    _, err = torchrun([*words, "trainer.devices=3", "trainer.global_batch_samples=6"], tmp_path)
     assert err.count("trainer.devices=3, but torchrun started 2 ranks on this node") == 1
     assert "exitcode  : 2" in err
     assert not list(tmp_path.iterdir())

@@ -103,8 +103,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         words = ["sft_full", f"model.path={model}", f"data.path={data}", f"data.sequence_tokens={CONTEXT_TOKENS}"]
         words += ["trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.max_epochs=null", "optim.lr=1e-5"]
         words += [
-            "trainer.global_batch_sequences=16",
-            "trainer.micro_batch_sequences=2",
+            "trainer.global_batch_samples=16",
+            "trainer.micro_batch_samples=2",
             "schedule=constant",
             "schedule.warmup_steps=0",
             "export.at_end=false",

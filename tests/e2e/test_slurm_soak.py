@@ -35,7 +35,7 @@ LONGEST_S = {"a rank is killed": 10, "a rank is stopped": 15, "a signal": 10, "a
 @pytest.mark.timeout(2400)
 def test_rounds_of_faults(place: Place) -> None:  # noqa: F811 (a fixture)
     run, alone = place.folder / "soak", place.folder / "soak-alone"
-    words = [*place.recipe(STEPS), "trainer.global_batch_sequences=8", "trainer.devices=1"]
+    words = [*place.recipe(STEPS), "trainer.global_batch_samples=8", "trainer.devices=1"]
     submit(words, run, "checkpoint.every_steps=10", "checkpoint.keep=2")
     table = []
     lost = ""

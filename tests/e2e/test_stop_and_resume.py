@@ -39,8 +39,8 @@ class Runs:
             "trainer.accelerator=cpu",
             "trainer.precision=fp32",
             "trainer.max_epochs=null",
-            "trainer.global_batch_sequences=4",
-            "trainer.micro_batch_sequences=1",
+            "trainer.global_batch_samples=4",
+            "trainer.micro_batch_samples=1",
             "optim.lr=1e-3",
             "optim.max_grad_norm=1",
             "schedule=cosine",
@@ -319,11 +319,11 @@ def test_what_a_killed_save_left_goes_with_a_word(whole: Path, capfd: pytest.Cap
     ("word", "says"),
     [
         ("optim.lr=1e-4", "optim.lr cannot change when a run is resumed, because losses depend on it"),
-        ("trainer.global_batch_sequences=8", "trainer.global_batch_sequences cannot change"),
+        ("trainer.global_batch_samples=8", "trainer.global_batch_samples cannot change"),
         ("seed=1", "seed cannot change"),
         ("adapter=none", "adapter cannot change"),
         ("trainer.max_stps=40", "trainer.max_stps is not a key: did you mean trainer.max_steps?"),
-        ("trainer.devices=3", "trainer.global_batch_sequences=4 does not divide over 3 devices"),
+        ("trainer.devices=3", "trainer.global_batch_samples=4 does not divide over 3 devices"),
     ],
 )
 def test_what_losses_depend_on_may_not_change(

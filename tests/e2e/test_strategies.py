@@ -35,7 +35,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny
         runs[f"{strategy}-fp32"] = runner.make(f"{strategy}-fp32", *words, "optim.lr=1e-3", "export.at_end=true")
         runs[f"{strategy}-bf16"] = runner.make(f"{strategy}-bf16", *words, "optim.lr=1e-3", "trainer.precision=bf16")
         for precision in ("fp32", "bf16"):
-            exact = [*SGD, "trainer.micro_batch_sequences=1", f"trainer.precision={precision}", "trainer.max_steps=4"]
+            exact = [*SGD, "trainer.micro_batch_samples=1", f"trainer.precision={precision}", "trainer.max_steps=4"]
             runs[f"{strategy}-sgd-{precision}"] = runner.make(
                 f"{strategy}-sgd-{precision}", f"strategy={strategy}", *exact
             )

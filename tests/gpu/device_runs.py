@@ -23,8 +23,8 @@ SMALL = [
     "data.sequence_tokens=256",
     "optim.lr=1e-3",
     "trainer.max_epochs=null",
-    "trainer.global_batch_sequences=8",
-    "trainer.micro_batch_sequences=4",
+    "trainer.global_batch_samples=8",
+    "trainer.micro_batch_samples=4",
     "trainer.devices=1",
     "export.at_end=false",
 ]

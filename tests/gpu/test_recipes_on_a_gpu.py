@@ -36,7 +36,7 @@ def test_every_strategy_gives_the_losses_of_ddp(tmp_path: Path, reference: Ended
     assert train(tmp_path / "run", *FP32, f"strategy={strategy}").losses == close(reference.losses)
 
 
-@pytest.mark.parametrize("words", [("trainer.micro_batch_sequences=8",), ("trainer.activation_checkpointing=true",)])
+@pytest.mark.parametrize("words", [("trainer.micro_batch_samples=8",), ("trainer.activation_checkpointing=true",)])
 def test_losses_depend_on_neither_micro_batch_nor_checkpointing(
     tmp_path: Path, reference: Ended, words: tuple[str, ...]
 ) -> None:
@@ -74,7 +74,7 @@ def test_lora_trains_in_bf16(tmp_path: Path, few_verses: str) -> None:
 
 @ON_GPU
 def test_micro_batch_is_found_from_memory(tmp_path: Path, reference: Ended) -> None:
-    run = train(tmp_path / "run", *FP32, "trainer.micro_batch_sequences=null")
+    run = train(tmp_path / "run", *FP32, "trainer.micro_batch_samples=null")
     assert run.losses == close(reference.losses)
     assert "8 at once, 1 accumulated" in run.said, "a million weights fit beside 8 sequences on any GPU"
 
@@ -101,8 +101,8 @@ def test_out_of_memory_names_the_keys(tmp_path: Path) -> None:
 
     taken = torch.empty(torch.cuda.mem_get_info()[0] - (8 << 30), dtype=torch.uint8, device="cuda")
     size = (
-        "trainer.global_batch_sequences=16384",
-        "trainer.micro_batch_sequences=16384",
+        "trainer.global_batch_samples=16384",
+        "trainer.micro_batch_samples=16384",
         *FP32[:1],
         "trainer.max_steps=1",
     )
@@ -111,7 +111,7 @@ def test_out_of_memory_names_the_keys(tmp_path: Path) -> None:
     torch.cuda.empty_cache()
     assert run.code == 2, run.said
     assert "out of memory" in run.said and "Traceback" not in run.said
-    for advice in ("trainer.micro_batch_sequences=8192", "trainer.activation_checkpointing=true"):
+    for advice in ("trainer.micro_batch_samples=8192", "trainer.activation_checkpointing=true"):
         assert advice in run.said
     assert "data.sequence_tokens=128" in run.said
 

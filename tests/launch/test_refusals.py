@@ -105,7 +105,7 @@ def test_a_job_that_is_right_is_not_refused(desk: Desk) -> None:
         ("snellius_h100", ["trainer.devices=8"], 1, "a node of snellius_h100 has 4 GPUs: use at most 4"),
         (
             "lumi_g",
-            ["cluster.container=AMD", "cluster.account=a", "trainer.devices=3", "trainer.global_batch_sequences=33"],
+            ["cluster.container=AMD", "cluster.account=a", "trainer.devices=3", "trainer.global_batch_samples=33"],
             1,
             "standard-g gives whole nodes of 8 GCDs and bills all of them: write trainer.devices=8 or leave it out, or "
             "cluster.partition=small-g",

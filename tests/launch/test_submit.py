@@ -186,7 +186,7 @@ def test_without_sbatch_nothing_is_written(
             2,
             "--nodes and trainer.nodes=... set the same",
         ),
-        (["--cluster", "snellius_h100", "--nodes", "89", "trainer.global_batch_sequences=356"], 2, "use at most 88"),
+        (["--cluster", "snellius_h100", "--nodes", "89", "trainer.global_batch_samples=356"], 2, "use at most 88"),
         (
             ["--cluster", "snellius_h100", "--nodes", "3"],
             2,

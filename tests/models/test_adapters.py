@@ -11,14 +11,14 @@ from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
 from aitrain.config.model import Model
 from aitrain.errors import ModelError
 from aitrain.models.adapters import apply_adapter, linear_endings, trainable_summary
-from aitrain.models.load import build_model
+from aitrain.models.load import build_model, locate
 
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 
 @pytest.fixture
 def model() -> PreTrainedModel:
-    return build_model(Model(path="asset:tiny-llama"))
+    return build_model(locate(Model(path="asset:tiny-llama")))
 
 
 def wrapped_endings(model: torch.nn.Module) -> list[str]:
@@ -71,7 +71,7 @@ def test_qlora_on_a_model_that_is_not_quantised_is_refused(model: PreTrainedMode
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_dtype_of_the_adapter_beside_bfloat16_weights(autocast: bool) -> None:
-    low = build_model(Model(path="asset:tiny-llama"), dtype=torch.bfloat16)
+    low = build_model(locate(Model(path="asset:tiny-llama")), dtype=torch.bfloat16)
     wrapped = apply_adapter(low, Lora(rank=2), autocast_adapter_dtype=autocast)
     (dtype,) = {weight.dtype for weight in wrapped.parameters() if weight.requires_grad}
     assert dtype is (torch.float32 if autocast else torch.bfloat16)

@@ -13,7 +13,7 @@ from aitrain.config.model import Model
 from aitrain.errors import ModelError
 from aitrain.models.gguf import convert, storage_dtype
 from aitrain.models.gguf_header import GgufHeader
-from aitrain.models.load import build_model, load_tokenizer
+from aitrain.models.load import build_model, load_tokenizer, locate
 from aitrain.models.safetensors_header import read_tensors
 
 
@@ -42,10 +42,10 @@ def test_converted_model_and_tokenizer_equal_the_original(folder: Path, tmp_path
 def test_a_recipe_may_name_a_gguf_file_and_it_is_converted_once(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(folder, file)
-    first = build_model(Model(path=str(file)))
+    first = build_model(locate(Model(path=str(file))))
     (cached,) = (tmp_path / "cache/gguf").iterdir()
     written = (cached / "model.safetensors").stat().st_mtime_ns
-    assert load_tokenizer(Model(path=str(file))).eos_token == "<|im_end|>"
+    assert load_tokenizer(locate(Model(path=str(file)))).eos_token == "<|im_end|>"
     assert (cached / "model.safetensors").stat().st_mtime_ns == written
     assert first.num_parameters() == 1049728
 

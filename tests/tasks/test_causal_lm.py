@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +15,20 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from aitrain.config import RunConfig
-from aitrain.config.adapter import NoAdapter
+from aitrain.config.adapter import Adapter, Lora, NoAdapter
 from aitrain.config.data import Records
 from aitrain.config.logger import Jsonl
+from aitrain.config.model import Model
 from aitrain.config.optim import AdamW
 from aitrain.config.schedule import Constant
 from aitrain.config.strategy import Ddp
 from aitrain.config.task import Sft
 from aitrain.config.trainer import Trainer
-from aitrain.data.batches import collate
+from aitrain.data.token_samples import collate
+from aitrain.models.load import Located, locate
 from aitrain.tasks.causal_lm import CausalLM
+from aitrain.tasks.task import Measured
+from aitrain.trainer.module import Module
 
 VOCABULARY = 4
 
@@ -41,11 +46,12 @@ class Guesses(nn.Module):
         return SimpleNamespace(logits=self.table[input_ids][:, logits_to_keep])
 
 
-def config(**trainer: Any) -> RunConfig:
+def config(adapter: Adapter | None = None, **trainer: Any) -> RunConfig:
     return RunConfig(
         task=Sft(),
+        model=Model(path="asset:tiny-llama"),
         data=Records(path="none.jsonl"),
-        adapter=NoAdapter(),
+        adapter=adapter or NoAdapter(),
         optim=AdamW(lr=1e-3, weight_decay=0.1),
         schedule=Constant(),
         strategy=Ddp(),
@@ -54,10 +60,15 @@ def config(**trainer: Any) -> RunConfig:
     )
 
 
-def make_task(model: nn.Module, world: int = 1, accumulation: int = 1) -> CausalLM:
-    task = CausalLM(config(), build=lambda: model, adapt=lambda built: built, world=world, accumulation=accumulation)
-    task.model = model
-    return task
+@cache
+def located() -> Located:
+    return locate(Model(path="asset:tiny-llama"))
+
+
+def make_task(model: nn.Module, world: int = 1, accumulation: int = 1, **trainer: Any) -> Module:
+    made = Module(CausalLM(config(**trainer), "cpu", located()), world, accumulation)
+    made.model = model
+    return made
 
 
 class Samples:
@@ -75,7 +86,7 @@ def batch(*samples: tuple[list[int], list[bool]], rows: int = 0, total: float = 
     """Put samples into the batch that the loader makes, padded with token 3."""
     tokens: Any = Samples(*samples)
     whole = collate(tokens, np.arange(len(samples)), max(rows, len(samples)), pad_token=3)
-    return {**whole, "global_trained_tokens": total}
+    return {**whole, "global_weight": total}
 
 
 # after 0 comes 1 (1/4, trained), after 1 comes 3 (1/2, not trained), after 3 comes 2 (5/8, trained)
@@ -115,15 +126,31 @@ def test_sum_of_losses_is_kept_for_the_log() -> None:
 
 def test_validation_sums() -> None:
     # first guesses: after 0 all tie (token 0), after 3 token 2 (right), after 2 token 0 (right)
-    found = make_task(Guesses()).validation_step(batch(FIRST, SECOND), 0)
+    found = make_task(Guesses()).validation_step(batch(FIRST, SECOND), 0).sums
     assert found.dtype is torch.float64
-    assert found.tolist() == pytest.approx([LOSS_SUM, 2.0, 3.0], rel=1e-6)
+    assert found.tolist() == pytest.approx([LOSS_SUM, 3.0, 2.0], rel=1e-6)
+
+
+def test_means_of_sums() -> None:
+    task = make_task(Guesses()).task
+    found = task.metrics(Measured(torch.tensor([6.0, 4.0, 3.0], dtype=torch.float64)))
+    assert found == {"loss": 1.5, "perplexity": math.exp(1.5), "token_accuracy": 0.75}
+    assert task.sentence(found) == "loss 1.5000, perplexity 4.48, token accuracy 75.0 %"
+    # a perplexity beyond all numbers is the largest
+    assert math.isfinite(task.metrics(Measured(torch.tensor([1e9, 1.0, 0.0])))["perplexity"])
+
+
+def test_flops_per_token() -> None:
+    weights = located().facts.parameters
+    assert weights is not None
+    assert CausalLM(config(), "cpu", located()).flops_per_unit() == 6 * weights
+    assert CausalLM(config(Lora()), "cpu", located()).flops_per_unit() == 4 * weights
 
 
 def test_a_batch_without_any_trained_token_adds_nothing() -> None:
     task = make_task(Guesses())
     nothing = batch(([0, 1, 2], [False] * 3), rows=2, total=5)
-    assert task.validation_step(nothing, 0).tolist() == [0.0, 0.0, 0.0]
+    assert task.validation_step(nothing, 0).sums.tolist() == [0.0, 0.0, 0.0]
     value = task.training_step(nothing, 0)
     assert value.item() == 0.0
     value.backward()
@@ -146,7 +173,7 @@ SAMPLES = [
 
 def test_trained_logits_equal_those_of_the_whole_forward_pass() -> None:
     model = llama()
-    logits, targets = make_task(model).trained_logits(batch(*SAMPLES))
+    logits, targets = CausalLM(config(), "cpu", located()).trained_logits(model, batch(*SAMPLES))
     assert logits.shape[1] < 6, "positions whose next token nobody trains need no logits"
     found = []
     for row, (ids, trained) in enumerate(SAMPLES):
@@ -174,35 +201,11 @@ def test_a_llama_batch_without_any_trained_token() -> None:
     assert all(p.grad is not None and torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())
 
 
-def test_model_is_built_once_inside_the_strategys_own_way() -> None:
-    calls: list[str] = []
-
-    class Building:
-        def __enter__(self) -> None:
-            calls.append("enter")
-
-        def __exit__(self, *_: object) -> None:
-            calls.append("exit")
-
-    def build() -> nn.Module:
-        calls.append("build")
-        return Guesses()
-
-    def adapt(model: nn.Module) -> nn.Module:
-        calls.append("adapt")
-        return model
-
-    task = CausalLM(config(), build, adapt, world=1, accumulation=1)
-    task._trainer = SimpleNamespace(strategy=SimpleNamespace(building=Building))  # type: ignore[assignment]
-    task.configure_model()
-    task.configure_model()
-    assert calls == ["enter", "build", "adapt", "exit"]
-
-
 @pytest.mark.parametrize("on", [True, False])
-def test_activation_checkpointing_changes_no_gradient(on: bool) -> None:
+def test_activation_checkpointing_changes_no_gradient(on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
-    task = CausalLM(config(activation_checkpointing=on), lambda: model, lambda built: built, world=1, accumulation=1)
+    task = Module(CausalLM(config(activation_checkpointing=on), "cpu", located()), 1, 1)
+    monkeypatch.setattr(task.task, "build", lambda: model)
     task._trainer = SimpleNamespace(strategy=SimpleNamespace())  # type: ignore[assignment]
     task.configure_model()
     assert model.is_gradient_checkpointing is on

@@ -67,8 +67,8 @@ def small(verses: Path) -> Compose:
             "optim.lr=3e-3",
             "trainer.max_epochs=null",
             "trainer.max_steps=4",
-            "trainer.global_batch_sequences=4",
-            "trainer.micro_batch_sequences=2",
+            "trainer.global_batch_samples=4",
+            "trainer.micro_batch_samples=2",
             "trainer.accelerator=cpu",
             "trainer.precision=fp32",
         ]

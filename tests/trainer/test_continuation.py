@@ -163,7 +163,7 @@ def test_a_run_goes_on_from_any_directory(verses: Path, tmp_path: Path, monkeypa
     words = ["model.path=asset:tiny-llama", "data.path=train.jsonl", "data.validation_path=validation.jsonl"]
     words += ["data.sequence_tokens=256", "trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.max_steps=2"]
     words += [
-        "trainer.global_batch_sequences=4",
+        "trainer.global_batch_samples=4",
         "schedule=constant",
         f"run.dir={tmp_path}/run",
         "checkpoint.path=kept",
@@ -189,7 +189,9 @@ from aitrain.checkpoint import store
 from aitrain.dist.group import Group
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import detect
-from aitrain.trainer import continuation, samples
+from aitrain.tasks import token_data
+from aitrain.tasks.causal_lm import CausalLM
+from aitrain.trainer import continuation
 from aitrain.trainer.fit import fit
 from aitrain.trainer.run_directory import RunDirectory
 
@@ -199,7 +201,7 @@ def looked(*_, **__):
 if not ranks.is_first:  # as on a node that sees an old state of the shared file system
     store.scan = store.choose = store.committed = looked
     RunDirectory.config = RunDirectory.facts = RunDirectory.last_of = looked
-    continuation.model_facts = continuation.tidy = samples.prepare = samples.remove_leftovers = looked
+    CausalLM.facts = continuation.tidy = token_data.prepare = token_data.remove_leftovers = looked
 group = Group(ranks, "cpu")
 code = fit(RunDirectory(Path(sys.argv[1])), ranks, group)
 group.close()

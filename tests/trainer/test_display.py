@@ -29,7 +29,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 def steps(display: Display, numbers: range) -> None:
     for step in numbers:
-        display.step(step, loss=2.0 / step, tokens_per_s=1234.5, left_s=61)
+        display.step(step, loss=2.0 / step, speed="1,234 tokens/s", left_s=61)
 
 
 def test_plain_lines_for_the_first_and_last_step() -> None:
@@ -89,7 +89,7 @@ def test_a_terminal_that_knows_only_ascii() -> None:
 
     out = Terminal(io.BytesIO(), encoding="ascii")
     display = Display(True, 2, out=out)
-    display.step(1, 1.0, 10.0, 1.0)
-    display.step(2, 1.0, 10.0, 0.0)
+    display.step(1, 1.0, "10 tokens/s", 1.0)
+    display.step(2, 1.0, "10 tokens/s", 0.0)
     out.flush()
     assert b"[############............] step 1/2" in out.buffer.getvalue()  # type: ignore[attr-defined]

@@ -1,14 +1,14 @@
-"""Means over trained tokens, the same while training and from the checkpoint; answers are the first guesses."""
+"""Means over the held-out data, the same while training and from the checkpoint."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -17,21 +17,11 @@ from torch import nn
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import CheckpointError, MissingExtraError, RecipeError
-from aitrain.models.load import build_model, load_tokenizer
-from aitrain.trainer.evaluation import Validation, evaluate_run, evaluating, generate, validate
+from aitrain.tasks.task import Measured, Task
+from aitrain.trainer.evaluation import evaluate_run, evaluating, validate
 from aitrain.trainer.stopping import Stopper
 
-from .conftest import Compose, Ended
-
-
-def test_means_of_sums() -> None:
-    found = Validation.of_sums(torch.tensor([6.0, 3.0, 4.0], dtype=torch.float64))
-    assert found == Validation(loss=1.5, perplexity=math.exp(1.5), token_accuracy=0.75, tokens=4)
-    assert found.as_metrics() == {"val_loss": 1.5, "val_perplexity": math.exp(1.5), "val_token_accuracy": 0.75}
-
-
-def test_a_perplexity_beyond_all_numbers_is_the_largest() -> None:
-    assert math.isfinite(Validation.of_sums(torch.tensor([1e9, 0.0, 1.0])).perplexity)
+from .conftest import Ended
 
 
 class Strategy:
@@ -47,14 +37,14 @@ class Strategy:
     def val_step_context(self) -> torch.autocast:
         return torch.autocast("cpu", enabled=False)
 
-    def batch_to_device(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
+    def batch_to_device(self, batch: dict[str, torch.Tensor], dataloader_idx: int) -> dict[str, torch.Tensor]:
         return batch
 
-    def validation_step(self, batch: torch.Tensor, number: int) -> torch.Tensor:
+    def validation_step(self, batch: dict[str, torch.Tensor], number: int) -> Measured:
         assert not self.model.training and not torch.is_grad_enabled()
         if self.fault:
             raise ZeroDivisionError
-        return batch
+        return Measured(batch["sums"], batch.get("values"))
 
 
 class Trainer:
@@ -64,20 +54,65 @@ class Trainer:
         self.strategy = Strategy(fault)
 
 
+class Mean(Task):
+    """Knows means, and the rows in their order."""
+
+    def samples(self, group: Group, watch: Any = None) -> Any:
+        raise NotImplementedError
+
+    def build(self) -> nn.Module:
+        raise NotImplementedError
+
+    def loss_sum(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def measure(self, model: nn.Module, batch: Any) -> Measured:
+        raise NotImplementedError
+
+    def trained_model(self, weights: Any) -> nn.Module:
+        raise NotImplementedError
+
+    def export(self, weights: Any, job: Any) -> None:
+        raise NotImplementedError
+
+    def metrics(self, found: Measured) -> dict[str, float]:
+        """Return the mean, and the rows as the digits of a number."""
+        rows = {} if found.rows is None else {"rows": float("".join(str(int(row)) for row in found.rows))}
+        return super().metrics(found) | rows
+
+
+def batch(*sums: float, rows: Sequence[int] = (), values: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
+    made = {"sums": torch.tensor(sums, dtype=torch.float64), "rows": torch.tensor(rows)}
+    return made if values is None else made | {"values": torch.tensor(values)}
+
+
+TASK = Mean(None)  # type: ignore[arg-type]
+
+
 def test_sums_are_added_over_batches_of_unequal_size() -> None:
-    trainer = Trainer()
-    batches = [torch.tensor(sums, dtype=torch.float64) for sums in ([4.0, 1.0, 1.0], [0.0, 0.0, 0.0], [2.0, 2.0, 3.0])]
-    group = Group(Ranks(), "cpu")
-    found = validate(trainer, batches, group, Stopper(group))  # type: ignore[arg-type]
-    assert found == Validation(1.5, math.exp(1.5), 0.75, 4)
+    trainer, group = Trainer(), Group(Ranks(), "cpu")
+    batches = [batch(4.0, 1.0), batch(0.0, 0.0), batch(2.0, 3.0)]
+    found = validate(trainer, TASK, batches, group, Stopper(group))  # type: ignore[arg-type]
+    assert found == {"loss": 1.5}
     assert trainer.strategy.model.training and torch.is_grad_enabled()
+
+
+def test_rows_come_in_the_order_of_the_samples_without_those_that_fill_a_batch() -> None:
+    group = Group(Ranks(), "cpu")
+    batches = [
+        batch(1, 1, rows=[3, 1], values=[4, 2]),
+        batch(1, 1, rows=[2], values=[3, 9]),
+        batch(1, 1, rows=[0], values=[1, 9]),
+    ]
+    found = validate(Trainer(), TASK, batches, group, Stopper(group))  # type: ignore[arg-type]
+    assert found == {"loss": 1.0, "rows": 1234.0}
 
 
 def test_training_mode_comes_back_after_a_fault() -> None:
     trainer = Trainer(fault=True)
     group = Group(Ranks(), "cpu")
     with pytest.raises(ZeroDivisionError):
-        validate(trainer, [torch.zeros(3)], group, Stopper(group))  # type: ignore[arg-type,list-item]
+        validate(trainer, TASK, [batch(0, 0)], group, Stopper(group))  # type: ignore[arg-type]
     assert trainer.strategy.model.training
     with evaluating(trainer):  # type: ignore[arg-type]
         assert not trainer.strategy.model.training
@@ -87,44 +122,16 @@ def test_a_signal_is_answered_between_two_batches() -> None:
     group = Group(Ranks(), "cpu")
     seen: list[int] = []
 
-    def batches() -> Iterator[torch.Tensor]:
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
         for number in range(1000):
             seen.append(number)
             if number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-            yield torch.ones(3)
+            yield batch(1.0, 1.0)
 
     with Stopper(group) as stopper:
-        assert validate(Trainer(), batches(), group, stopper) is None  # type: ignore[arg-type]
+        assert validate(Trainer(), TASK, batches(), group, stopper) is None  # type: ignore[arg-type]
     assert len(seen) <= 4
-
-
-def test_a_generation_ends_at_the_next_token(small: Compose) -> None:
-    config = small('evaluate.prompts=["Translate to Dutch: light"]', "evaluate.max_new_tokens=100")
-    asked: list[int] = []
-
-    def stop() -> bool:
-        asked.append(1)
-        return len(asked) > 4
-
-    model, tokenizer = build_model(config.model).eval(), load_tokenizer(config.model)
-    generate(model, tokenizer, config, torch.device("cpu"), stop)
-    assert len(asked) <= 6
-
-
-def test_answers_are_the_first_guess_at_each_token(small: Compose) -> None:
-    config = small('evaluate.prompts=["Translate to Dutch: light"]', "evaluate.max_new_tokens=5")
-    model, tokenizer = build_model(config.model).eval(), load_tokenizer(config.model)
-    ids = tokenizer("<|im_start|>user\nTranslate to Dutch: light<|im_end|>\n<|im_start|>assistant\n").input_ids
-    start = len(ids)
-    with torch.no_grad():
-        for _ in range(5):
-            ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
-            if ids[-1] == tokenizer.eos_token_id:
-                break
-        found = generate(model, tokenizer, config, torch.device("cpu"))
-    expected = tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
-    assert found == [{"prompt": "Translate to Dutch: light", "answer": expected}]
 
 
 def metrics(run: Ended) -> list[dict[str, float]]:

@@ -122,7 +122,7 @@ def test_every_difference_has_its_sentence(small: Compose) -> None:
         "model": {"config.json": "1", "a.safetensors": "2"},
         "tokenizer": "3",
         "chat_template": None,
-        "data": {"train": {"file": "a.jsonl", "sha256": "4", "samples": 5, "tokens": 6}},
+        "data": {"train": {"file": "a.jsonl", "sha256": "4", "samples": 5, "units": 6}},
     }
     config = small()
     assert first_difference(then, copy.deepcopy(then), config) is None
@@ -132,7 +132,7 @@ def test_every_difference_has_its_sentence(small: Compose) -> None:
         (("model", "b.safetensors"), "9", "b.safetensors was not there"),
         (("tokenizer",), "9", "the tokenizer is not"),
         (("chat_template",), "9", "the chat template is not"),
-        (("data", "train", "tokens"), 9, "a.jsonl: 9 tokens now, 6 when the run began"),
+        (("data", "train", "units"), 9, "a.jsonl: 9 tokens now, 6 when the run began"),
     ):
         now = copy.deepcopy(then)
         inner = now

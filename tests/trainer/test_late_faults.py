@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aitrain.errors import RecipeError
-from aitrain.models.load import load_tokenizer
+from aitrain.tasks.registry import task_of
 from aitrain.trainer.late_faults import refuse_finished, refuse_late_faults
 from aitrain.trainer.progress import Progress
 
 from .conftest import Compose, run
+
+NONE: Any = None
+"""Samples: no fault here depends on them."""
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,7 @@ def test_before_anything_is_written(small: Compose, tmp_path: Path, word: str, s
     words = [words[0], *(f"evaluate{more}" for more in words[1:])]
     config = small(f"run.dir={tmp_path}/run", *words)
     with pytest.raises(RecipeError, match=says):
-        refuse_late_faults(config, load_tokenizer(config.model), 4)
+        refuse_late_faults(task_of(config), NONE, 4)
     with pytest.raises(RecipeError, match=says):
         run(config)
     assert not (tmp_path / "run/events.jsonl").exists()

@@ -16,8 +16,9 @@ from aitrain.dist.ranks import Ranks
 from aitrain.errors import RecipeError
 from aitrain.models.folder import inspect
 from aitrain.models.memory import activation_bytes
+from aitrain.tasks.registry import task_of
 from aitrain.trainer import resources
-from aitrain.trainer.resources import flops_per_token, micro_batch, peak_flops
+from aitrain.trainer.resources import micro_batch, peak_flops
 
 from .conftest import Compose
 
@@ -37,8 +38,8 @@ def free(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def found(small: Compose, *words: str, ranks: Ranks = ALONE) -> int:
-    config = small("trainer.micro_batch_sequences=null", *words)
-    return micro_batch(config, ranks, "cpu", Group(ALONE, "cpu"))
+    config = small("trainer.micro_batch_samples=null", *words)
+    return micro_batch(task_of(config), ranks, "cpu", Group(ALONE, "cpu"))
 
 
 def needed(small: Compose, rows: int, held: float) -> float:
@@ -51,25 +52,25 @@ def needed(small: Compose, rows: int, held: float) -> float:
 
 def test_the_recipes_own_is_taken_whatever_the_memory(small: Compose, free) -> None:
     free.bytes(0)
-    assert micro_batch(small("trainer.micro_batch_sequences=4"), ALONE, "cpu", Group(ALONE, "cpu")) == 4
+    assert micro_batch(task_of(small("trainer.micro_batch_samples=4")), ALONE, "cpu", Group(ALONE, "cpu")) == 4
 
 
 # weights, gradients, two moments: 16 bytes per weight on one rank
 @pytest.mark.parametrize(("fits", "batch", "rows"), [(1, 12, 1), (2, 12, 2), (3, 12, 3), (5, 12, 4), (7, 12, 6)])
 def test_the_most_that_fits_and_divides(small: Compose, free, fits: int, batch: int, rows: int) -> None:
     free.bytes(needed(small, fits, held=16) + 10)
-    assert found(small, f"trainer.global_batch_sequences={batch}") == rows
+    assert found(small, f"trainer.global_batch_samples={batch}") == rows
     free.bytes(needed(small, fits, held=16) - 10)
     if fits > 1:
-        assert found(small, f"trainer.global_batch_sequences={batch}") <= fits - 1
+        assert found(small, f"trainer.global_batch_samples={batch}") <= fits - 1
 
 
 def test_no_more_than_is_useful_on_a_cpu(small: Compose, free) -> None:
     free.bytes(1e15)
-    assert found(small, "trainer.global_batch_sequences=64") == resources.LARGEST_ON_CPU
-    assert found(small, "trainer.global_batch_sequences=6") == 6
-    assert found(small, "trainer.global_batch_sequences=7") == 7
-    assert found(small, "trainer.global_batch_sequences=22", ranks=PAIR) == 1, "11 is prime and more than 8"
+    assert found(small, "trainer.global_batch_samples=64") == resources.LARGEST_ON_CPU
+    assert found(small, "trainer.global_batch_samples=6") == 6
+    assert found(small, "trainer.global_batch_samples=7") == 7
+    assert found(small, "trainer.global_batch_samples=22", ranks=PAIR) == 1, "11 is prime and more than 8"
 
 
 @pytest.mark.parametrize(
@@ -86,62 +87,57 @@ def test_no_more_than_is_useful_on_a_cpu(small: Compose, free) -> None:
 def test_ranks_of_one_machine_share_its_memory(small: Compose, free, strategy: str, held: float) -> None:
     for rows in (3, 4):
         free.bytes(2 * needed(small, rows, held) + 10)
-        assert found(small, "trainer.global_batch_sequences=24", f"strategy={strategy}", ranks=PAIR) == rows
+        assert found(small, "trainer.global_batch_samples=24", f"strategy={strategy}", ranks=PAIR) == rows
 
 
 def test_adapters_need_less(small: Compose, free) -> None:
     free.bytes(needed(small, 3, held=16) - 10)
-    assert found(small, "trainer.global_batch_sequences=12") == 2
-    assert found(small, "trainer.global_batch_sequences=12", "adapter=lora") > 2
+    assert found(small, "trainer.global_batch_samples=12") == 2
+    assert found(small, "trainer.global_batch_samples=12", "adapter=lora") > 2
 
 
 def test_checkpointing_needs_less(small: Compose, free) -> None:
     free.bytes(needed(small, 2, held=16) + 10)
-    more = found(small, "trainer.global_batch_sequences=12", "trainer.activation_checkpointing=true")
-    assert found(small, "trainer.global_batch_sequences=12") == 2 < more
+    more = found(small, "trainer.global_batch_samples=12", "trainer.activation_checkpointing=true")
+    assert found(small, "trainer.global_batch_samples=12") == 2 < more
 
 
 def test_nothing_fits(small: Compose, free) -> None:
     free.bytes(needed(small, 1, held=16) - 10)
     with pytest.raises(
-        RecipeError, match="not one sequence of 256 tokens.*strategy=ddp.*activation_checkpointing=true"
+        RecipeError,
+        match="not one sequence is estimated.*strategy=ddp.*sequence_tokens=128.*activation_checkpointing=true",
     ):
         found(small)
 
 
 def test_a_batch_that_does_not_divide_is_refused(small: Compose) -> None:
-    with pytest.raises(RecipeError, match="global_batch_sequences=5 does not divide over 2 devices"):
-        found(small, "trainer.global_batch_sequences=5", ranks=PAIR)
+    with pytest.raises(RecipeError, match="global_batch_samples=5 does not divide over 2 devices"):
+        found(small, "trainer.global_batch_samples=5", ranks=PAIR)
 
 
 def test_the_smallest_answer_of_all_ranks_counts(small: Compose, capfd: pytest.CaptureFixture[str]) -> None:
-    config = small("trainer.micro_batch_sequences=null", "trainer.global_batch_sequences=24")
+    config = small("trainer.micro_batch_samples=null", "trainer.global_batch_samples=24")
     code = f"""
     import os
     from types import SimpleNamespace
     from aitrain.dist.group import Group
     from aitrain.dist.ranks import detect
     from aitrain.recipe import compose
+    from aitrain.tasks.registry import task_of
     from aitrain.trainer import resources
     ranks = detect()
     free = [{2 * needed(small, 6, 16) + 10}, {2 * needed(small, 3, 16) + 10}][ranks.rank]
     resources.psutil.virtual_memory = lambda: SimpleNamespace(available=free)
     words = ["model.path=asset:tiny-llama", "data.path={config.data.path}", "data.sequence_tokens=256",
-        "trainer.micro_batch_sequences=null", "trainer.global_batch_sequences=24", "trainer.precision=fp32"]
+        "trainer.micro_batch_samples=null", "trainer.global_batch_samples=24", "trainer.precision=fp32"]
     group = Group(ranks, "cpu", timeout_min=1.0)
-    rows = resources.micro_batch(compose("sft_full", words), ranks, "cpu", group)
+    rows = resources.micro_batch(task_of(compose("sft_full", words)), ranks, "cpu", group)
     os.write(1, f"{{rows}}\\n".encode())
     group.close()
     """
     assert run_ranks([sys.executable, "-c", textwrap.dedent(code)], 2) == 0
     assert capfd.readouterr().out.split() == ["3", "3"]
-
-
-def test_flops_per_token(small: Compose) -> None:
-    weights = inspect(small().model).parameters
-    assert weights is not None
-    assert flops_per_token(small()) == 6 * weights
-    assert flops_per_token(small("adapter=lora")) == 4 * weights
 
 
 def test_peak_is_told_only_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_sigterm_before_training_has_handlers_leaves_nothing(made: RunDirectory)
 WORDS = [
     "trainer.max_epochs=null",
     "trainer.max_steps=2",
-    "trainer.global_batch_sequences=4",
+    "trainer.global_batch_samples=4",
     "optim.lr=1e-3",
     "schedule=constant",
 ]

@@ -17,7 +17,7 @@ from aitrain.data import tokenisation
 from aitrain.data.batches import EvaluationBatches
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, GuardError, Interrupted
 from aitrain.models import export as models_export
-from aitrain.trainer import evaluation
+from aitrain.tasks import prompts
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.start import resume
 from aitrain.trainer.step_edge import _due, seed_rank
@@ -84,7 +84,7 @@ def test_events_in_order(trained: Ended) -> None:
 def test_a_checkpoint_holds_what_is_trained_and_the_progress(trained: Ended) -> None:
     found = store.choose(trained.directory.checkpoints(trained.config), "newest")
     progress, last = Progress.from_state(found.state), metrics(trained)[-1]
-    assert (progress.step, progress.samples, progress.tokens) == (4, 16, last["tokens"])
+    assert (progress.step, progress.samples, progress.units) == (4, 16, last["tokens"])
     assert progress.validation["4"] == last["val_loss"] and list(progress.validation) == ["0", "2", "4"]
     assert isinstance(trained.config.adapter, Lora)
     weights = found.names("weights")
@@ -219,7 +219,7 @@ def test_stopped_in_an_evaluation_and_resumed_is_the_same_run(
 def test_stopped_while_it_answers(small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"run.dir={tmp_path}/run", "evaluate.max_new_tokens=50", 'evaluate.prompts=["light", "dark"]']
     with monkeypatch.context() as patch:
-        At(patch, evaluation._Stop, "__call__", 3)
+        At(patch, prompts._Stop, "__call__", 3)
         ended = run(small(*words))
     assert ended.code == EXIT_REQUEUE and not metrics_of(ended)
     assert resume(ended.directory.path, []) == EXIT_DONE and len(metrics(ended)) == 4

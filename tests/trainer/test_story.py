@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE
+from aitrain.tasks.task import Task
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.story import account
@@ -16,8 +17,8 @@ from .conftest import Compose, Ended
 
 
 def session(small: Compose, path: Path, **change: Any) -> Any:
-    progress = Progress(step=4, samples=16, tokens=12_345, seconds=61.0)
-    start = {"config": small(), "directory": RunDirectory(path), "progress": progress, "total_steps": 9}
+    progress = Progress(step=4, samples=16, units=12_345, seconds=61.0)
+    start = {"config": small(), "directory": RunDirectory(path), "progress": progress, "total_steps": 9, "task": Task}
     return SimpleNamespace(**{**start, "before": None, "after": None, **change})
 
 
@@ -47,7 +48,7 @@ def test_a_stopped_run_says_how_to_go_on(small: Compose, tmp_path: Path) -> None
 
 
 def test_a_best_step_before_the_last_is_told(small: Compose, tmp_path: Path) -> None:
-    measured = Progress(step=4, validation={"0": 4.0, "2": 2.0, "4": 3.0}, best_loss=2.0, best_step=2)
+    measured = Progress(step=4, validation={"0": 4.0, "2": 2.0, "4": 3.0}, best=2.0, best_step=2)
     lines = account(session(small, tmp_path, progress=measured), EXIT_DONE)
     assert "held-out loss  before 4.0000  after 3.0000 (step 4, -25.0 %)" in lines
     assert "               best   2.0000 (step 2)" in lines

@@ -1,4 +1,4 @@
-"""The run's samples: prepared once by rank 0, then mapped by every rank."""
+"""Token sequences of a run: prepared once by rank 0, then mapped by every rank; and how a person sees one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from aitrain.config import RunConfig
-from aitrain.data.prepare import Files, Prepared, open_prepared, prepare
+from aitrain.config.data import Sequences
+from aitrain.data.prepare import Files, Prepared, open_prepared, prepare, sample_text
+from aitrain.data.token_set import TokenSet
 from aitrain.dist.group import Group
-from aitrain.errors import AitrainError, DataError, Interrupted
+from aitrain.errors import AitrainError, DataError
 from aitrain.io import remove_leftovers
-from aitrain.models.assets import cache
-from aitrain.preflight import local_path
-from aitrain.trainer.stopping import Stopper
+from aitrain.models.assets import cache, local_path
+from aitrain.tasks.task import Watch, unwatched
 
 
 def cache_folder() -> Path:
@@ -31,32 +32,31 @@ def data_files(config: RunConfig) -> Files:
     return Files(local_path(config.data.path), local_path(held_out) if held_out else None)
 
 
-def prepare_samples(config: RunConfig, tokenizer: Any, group: Group, stopper: Stopper | None = None) -> Prepared:
+def prepared_tokens(config: RunConfig, tokenizer: Any, group: Group, watch: Watch = unwatched) -> Prepared:
     """Tokenise and mask the data, or find it done; rank 0 works while the others wait.
 
     Args:
         config: The run.
         tokenizer: The model's tokenizer.
         group: The ranks.
-        stopper: Whether the run was asked to stop, looked at between groups of records.
+        watch: Called between groups of records.
 
     Raises:
         DataError: The audit refuses the data; every rank gets the same answer.
-        Interrupted: The run was asked to stop; nothing is left of the preparation.
     """
 
     def show(done: int, total: int | None) -> None:
         _show(done, total)
-        if stopper is not None and stopper.reason is not None:
-            raise Interrupted(f"Interrupted by {stopper.reason} while the data was prepared; nothing was trained yet")
+        watch()
 
+    data = _sequences(config)
     found: Prepared | None = None
 
     def find() -> list[tuple[str, str, int]]:
         nonlocal found
         for path in remove_leftovers(cache_folder(), exclusive=False):
             print(f"removed what an interrupted preparation had left: {path}", file=sys.stderr)
-        found = prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config), show)
+        found = prepare(data, config.task, tokenizer, cache_folder(), config.seed, data_files(config), show)
         return _account(found)
 
     account = group.by_first(find)
@@ -76,6 +76,11 @@ def prepare_samples(config: RunConfig, tokenizer: Any, group: Group, stopper: St
     return found
 
 
+def _sequences(config: RunConfig) -> Sequences:
+    assert isinstance(config.data, Sequences), "the recipe was checked"
+    return config.data
+
+
 def _account(prepared: Prepared) -> list[tuple[str, str, int]]:
     """Return folder, content and size of the prepared files, to compare between ranks."""
     return [
@@ -88,7 +93,7 @@ def _as_on_first(config: RunConfig, tokenizer: Any, folders: list[Path]) -> Prep
     """Open what rank 0 has prepared; where its cache is on a disk of its node, this node prepares its own."""
     if all(folder.is_dir() for folder in folders):
         return open_prepared(folders, config.data.validation_samples, config.seed)
-    return prepare(config.data, config.task, tokenizer, cache_folder(), config.seed, data_files(config))
+    return prepare(_sequences(config), config.task, tokenizer, cache_folder(), config.seed, data_files(config))
 
 
 def _show(done: int, total: int | None) -> None:
@@ -97,3 +102,29 @@ def _show(done: int, total: int | None) -> None:
             f"\r\033[Kreading data: {done:,}" + (f" of {total:,}" if total else "") + ("\n" if done == total else "")
         )
         sys.stderr.flush()
+
+
+def account_of(prepared: Prepared) -> dict[str, Any]:
+    """Return what tells a run's data from other data; see `Splits.fingerprint`.
+
+    Args:
+        prepared: The prepared samples.
+    """
+    return {
+        key: {"file": source.file, "sha256": source.sha256, "samples": source.sequences, "units": source.tokens}
+        for key, source in zip(("train", "validation"), prepared.report.sources, strict=False)
+    }
+
+
+def sample_for_people(tokenizer: Any, tokens: TokenSet, index: int) -> str:
+    """Return one sample with its trained tokens marked: coloured on a terminal, else in brackets.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        tokens: The samples.
+        index: Number of the sample.
+    """
+    ids, trained = tokens[index]
+    coloured = sys.stdout.isatty()
+    how = "coloured" if coloured else "in [[ ]]"
+    return f"sample {index}, its trained tokens {how}:\n{sample_text(tokenizer, ids, trained, coloured)}"

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trainer.conftest import Compose
 
 from aitrain.dist.group import Group
 from aitrain.dist.processes import run_ranks
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import DataError
-from aitrain.models.load import load_tokenizer
+from aitrain.models.load import load_tokenizer, locate
 from aitrain.recipe import freeze
-from aitrain.trainer.samples import cache_folder, data_files, prepare_samples
-
-from .conftest import Compose
+from aitrain.tasks.token_data import cache_folder, data_files, prepared_tokens
 
 ALONE = Group(Ranks(), "cpu")
 TALK = """
@@ -27,21 +26,22 @@ from pathlib import Path
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import detect
 from aitrain.errors import AitrainError
-from aitrain.models.load import load_tokenizer
+from aitrain.models.load import load_tokenizer, locate
 from aitrain.recipe import load
-from aitrain.trainer import samples
+from aitrain.models.load import locate
+from aitrain.tasks import token_data
 
 ranks = detect()
 group = Group(ranks, "cpu", timeout_min=1.0)
 config = load(Path(sys.argv[1]) / "run.yaml")
-tokenizer = load_tokenizer(config.model)
+tokenizer = load_tokenizer(locate(config.model))
 if not ranks.is_first and "own" in sys.argv[2:]:
     unseen = os.environ["AITRAIN_CACHE"] + "/"  # rank 0's disk
     os.environ["AITRAIN_CACHE"] += "-of-another-node"
     is_dir = Path.is_dir
     Path.is_dir = lambda path: is_dir(path) and not str(path).startswith(unseen)
 try:
-    data = samples.prepare_samples(config, tokenizer, group)
+    data = token_data.prepared_tokens(config, tokenizer, group)
 except AitrainError as error:
     Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps([type(error).__name__, str(error)]))
     sys.exit(error.exit_code)
@@ -71,12 +71,12 @@ def test_data_files(small: Compose, verses: Path) -> None:
 
 def test_samples_are_prepared_once(small: Compose, cache: Path) -> None:
     config = small()
-    tokenizer = load_tokenizer(config.model)
-    first = prepare_samples(config, tokenizer, ALONE)
+    tokenizer = load_tokenizer(locate(config.model))
+    first = prepared_tokens(config, tokenizer, ALONE)
     assert (len(first.train), len(first.validation or ())) == (12, 5)
     assert all(folder.is_relative_to(cache) for folder in first.folders)
     times = [file.stat().st_mtime_ns for folder in first.folders for file in folder.iterdir()]
-    again = prepare_samples(config, tokenizer, ALONE)
+    again = prepared_tokens(config, tokenizer, ALONE)
     assert [file.stat().st_mtime_ns for folder in again.folders for file in folder.iterdir()] == times
     for number in range(12):
         assert np.array_equal(first.train[number][0], again.train[number][0])

@@ -1,0 +1,289 @@
+"""The seam between training and what is trained: the trainer knows this class, and no task by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from aitrain.config import RunConfig
+from aitrain.data.samples import Samples, Splits
+from aitrain.dist.group import Group
+from aitrain.errors import RecipeError
+from aitrain.tasks.metric import Metric
+
+Watch = Callable[[], None]
+"""Called between the parts of long work; what it raises ends the work, and nothing is left of it."""
+
+
+def unwatched() -> None:
+    """Let work go on: a `Watch` where nobody watches."""
+
+
+@dataclass
+class Measured:
+    """What one batch, or all of them, tell about a model."""
+
+    sums: torch.Tensor
+    """float64 `(K,)`, added over batches and ranks. The first two are the sum of the losses and of their weights."""
+
+    rows: torch.Tensor | None = None
+    """One row per sample of the batch, `(M, ...)`, where a metric needs all of them at once; else None."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a task has to say when training starts."""
+
+    event: str
+    facts: dict[str, Any]
+    line: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory for one micro-batch on one device."""
+
+    bytes_free: int
+    """What is left beside weights, gradients and optimizer state, in bytes."""
+
+    precision_bytes: int
+    """Bytes of one activation: 4 in fp32, 2 in bf16."""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What an export is to write, and what its card tells."""
+
+    to: Path
+    """Folder to make; it does not exist."""
+
+    run: str
+    """Name of the run."""
+
+    merge: bool = True
+    """Merge an adapter into the weights; else only the adapter is written."""
+
+    flat: bool = False
+    """Write one thing, into `to` itself; else `model` and `adapter` inside it."""
+
+    step: int | None = None
+    """Optimizer steps of the checkpoint."""
+
+    units: int | None = None
+    """Units (tokens, images) seen up to the checkpoint."""
+
+    before: float | None = None
+    """Primary metric on the held-out data before training."""
+
+    after: float | None = None
+    """The same after training."""
+
+    go_on: Watch = unwatched
+
+
+class Task(ABC):
+    """What is trained: samples, model, loss, metrics, export.
+
+    A task is made once per process. It may keep what it reads (a tokenizer, the names of the classes), but no tensor of
+    the model under training: that one is handed to each method.
+
+    Args:
+        config: The run.
+        accelerator: `cpu` or `cuda`.
+        located: The base model, where the recipe names one; its class decides what that is.
+    """
+
+    primary: ClassVar[Metric] = Metric()
+
+    weight_unit: ClassVar[str] = "samples"
+    """What the loss is a mean over: tokens, images, pairs."""
+
+    def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Any = None) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.located = located
+
+    # ---------------------------------------------------------------- before training
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values that tell this model, and all that comes with it, from others."""
+        return {}
+
+    @abstractmethod
+    def samples(self, group: Group, watch: Watch = unwatched) -> Splits:
+        """Read and check the data; every rank calls this, and every rank gets the same samples.
+
+        Args:
+            group: The ranks.
+            watch: Called between the parts of the work.
+
+        Raises:
+            DataError: The data is refused, with file and line; on every rank.
+        """
+
+    def refuse_late(self, splits: Splits) -> None:  # noqa: B027 (most tasks have nothing to do here)
+        """Refuse what only shows when model and data are known; `train` and `check` ask this.
+
+        Args:
+            splits: The samples.
+
+        Raises:
+            RecipeError: The run cannot work as asked.
+        """
+
+    def dry_build(self) -> None:  # noqa: B027 (most tasks have nothing to do here)
+        """Find what building the model would refuse, without weights; `check` asks this.
+
+        Raises:
+            ModelError: It cannot be built.
+        """
+
+    def shown_sample(self, samples: Samples, index: int) -> str:
+        """Return one sample as text, for a person who wants to see what is trained on.
+
+        Args:
+            samples: The samples.
+            index: Number of the sample.
+        """
+        return f"sample {index}"
+
+    def parameters(self) -> int | None:
+        """Return the number of weights of the model, an estimate; None where it is not known."""
+        return None
+
+    def fitting(self, room: Room) -> int | None:
+        """Estimate how many samples fit into memory at once; None where there is no estimate.
+
+        Args:
+            room: The memory.
+        """
+        return None
+
+    def smaller(self) -> list[str]:
+        """Return words `key=value` that make one sample need less memory, for a run that was out of it."""
+        return []
+
+    def flops_per_unit(self) -> float | None:
+        """Estimate the floating-point operations of forward and backward per unit; None where there is no estimate."""
+        return None
+
+    # ---------------------------------------------------------------- the model
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Build the model; called once, inside the strategy's own way of building, with the recipe's seed set."""
+
+    def finish(self, model: nn.Module) -> None:  # noqa: B027 (most tasks have nothing to do here)
+        """Change the built model where the strategy's way of building must not see it.
+
+        Args:
+            model: What `build` returned.
+        """
+
+    def starting_notes(self, model: nn.Module, device: torch.device) -> Iterator[Note]:
+        """Yield what is to be said when the model is ready; every rank calls this.
+
+        Args:
+            model: The model, in evaluation mode and without gradients.
+            device: Where it is.
+        """
+        yield from ()
+
+    # ---------------------------------------------------------------- steps
+
+    @abstractmethod
+    def loss_sum(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return the sum of the losses of a micro-batch, a scalar to differentiate.
+
+        Not a mean: the trainer divides by the weight of the whole global batch, which it knows from `Samples.weights`,
+        so the result depends on neither ranks nor micro-batch. A micro-batch without a sample gives 0 that depends on
+        every trained weight.
+
+        Args:
+            model: The model.
+            batch: What `Samples.collate` made, on the device.
+        """
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batch: Mapping[str, Any]) -> Measured:
+        """Measure the model on one batch of held-out samples, without gradients.
+
+        Args:
+            model: The model, in evaluation mode.
+            batch: What `Samples.collate` made, on the device.
+        """
+
+    def metrics(self, found: Measured) -> dict[str, float]:
+        """Return the metrics of all held-out samples together, `loss` and the primary metric among them.
+
+        Args:
+            found: Sums over all batches and ranks, and the rows of all samples in their order.
+        """
+        total, weight = found.sums[:2].tolist()
+        return {"loss": total / weight}
+
+    def sentence(self, metrics: Mapping[str, float]) -> str:
+        """Return metrics as a person reads them.
+
+        Args:
+            metrics: From `metrics`.
+        """
+        return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
+
+    def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:
+        """Let the model show what it does, before and after training, on a few inputs that stay the same.
+
+        Every rank does the same, because under sharded strategies each step needs all of them.
+
+        Args:
+            model: The model, in evaluation mode and without gradients.
+            device: Where it is.
+            stop: Whether to end early.
+
+        Returns:
+            One `{"prompt", "answer"}` per input.
+        """
+        return []
+
+    # ---------------------------------------------------------------- afterwards
+
+    @abstractmethod
+    def trained_model(self, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+        """Build the model on the CPU in float32 and put the trained tensors of a checkpoint into it.
+
+        Args:
+            weights: Trained tensors, named as in `named_parameters()` of the model that was trained.
+
+        Raises:
+            ModelError: A name is missing, unknown or of another shape.
+        """
+
+    @abstractmethod
+    def export(self, weights: Mapping[str, torch.Tensor], job: ExportJob) -> None:
+        """Write the model as others can use it.
+
+        Args:
+            weights: Trained tensors of a checkpoint.
+            job: Where to, and what its card tells.
+
+        Raises:
+            AitrainError: It cannot be written; nothing is left of it.
+        """
+
+    def harness_model(self, harness: Any, model: nn.Module) -> Any:
+        """Return the model as the LM evaluation harness takes it.
+
+        Args:
+            harness: The package `lm_eval`.
+            model: From `trained_model`.
+
+        Raises:
+            RecipeError: This is no language model.
+        """
+        raise RecipeError("--lm-eval measures language models, and this run trains another kind: leave it out")
