@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -68,6 +69,10 @@ def _dispatch(words: list[str]) -> int:
     command.arguments(parser)
     parse = parser.parse_args if command.passes_on else parser.parse_intermixed_args
     args = parse(words[1:])
+    if getattr(args, "config_dir", None):
+        from aitrain.config import own_options
+
+        os.environ[own_options.VARIABLE] = os.path.abspath(args.config_dir)
     if command.is_watched:
         from aitrain.trainer import supervised
 

@@ -40,6 +40,7 @@ class Command:
 def _takes_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or path of a YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=OVERRIDES)
+    parser.add_argument("--config-dir", metavar="DIR", help="your own option files, for instance DIR/optim/gentle.yaml")
 
 
 def _takes_run(parser: argparse.ArgumentParser) -> None:

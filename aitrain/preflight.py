@@ -8,13 +8,14 @@ import netrc
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Qlora
-from aitrain.config.data import Sequences
+from aitrain.config.custom import UserClass
+from aitrain.config.data import Files, Sequences
 from aitrain.config.logger import Tensorboard, Wandb, WandbMode
 from aitrain.config.optim import AdamW8bit, FusedStep
 from aitrain.config.task import Pretrain, Sft
@@ -285,11 +286,12 @@ def data_faults(config: RunConfig) -> list[str]:
         except AitrainError as error:
             faults.append(f"{key}={given}: {error}")
             continue
-        if path.is_dir():
+        whatever = isinstance(config.data, (Files, UserClass))
+        if path.is_dir() and not whatever:
             faults.append(f"{key}={given} is a folder: name one file in it")
         elif not path.exists():
             faults.append(f"{key}={given} does not exist" + _beside(path))
-        elif not path.name.endswith(known):
+        elif not path.name.endswith(known) and not whatever:
             faults.append(f"{key}={given} is of an unknown kind: {', '.join(known)} can be read")
         elif path.stat().st_size == 0:
             faults.append(f"{key}={given} is empty: it needs at least one record")
@@ -303,6 +305,20 @@ def _beside(path: Path) -> str:
         return f": there is no folder {path.parent}"
     guess = nearest(path.name, [p.name for p in path.parent.iterdir()])
     return f": did you mean {path.parent / guess}?" if guess else f": there is no such file in {path.parent}"
+
+
+def user_code_faults(config: RunConfig) -> list[str]:
+    """Return what is wrong with Python files of the user's, one sentence each; they are run to find out.
+
+    Args:
+        config: A checked configuration.
+    """
+    groups = [getattr(config, field.name) for field in fields(config)]
+    if not config.trainer.callbacks and not any(isinstance(group, UserClass) for group in groups):
+        return []
+    from aitrain.tasks.user_code import faults  # loads torch, as such files do
+
+    return faults(config)
 
 
 def look_at_model(config: RunConfig) -> ModelFacts:
@@ -361,7 +377,7 @@ def refuse_faults(config: RunConfig, new_run: bool = True, environment: Mapping[
         RecipeError: The machine, the model or the place does not allow it (exit code 2); data faults are told too.
         DataError: Only the data is at fault (exit code 3).
     """
-    faults = [*machine_faults(config, environment), *model_faults(config)]
+    faults = [*machine_faults(config, environment), *user_code_faults(config), *model_faults(config)]
     faults += place_faults(config) if new_run else []
     data = data_faults(config)
     if faults:

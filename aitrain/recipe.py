@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from aitrain import __version__
-from aitrain.config import GROUPS, OPTION_OF, RunConfig
+from aitrain.composition import Composition
+from aitrain.config import GROUPS, RunConfig
 from aitrain.config.describe import describe
 from aitrain.config.frozen import RESUMABLE, from_plain, to_plain
-from aitrain.config.manual import all_keys, field_docs, manual
-from aitrain.config.source import CONFIGS, find, layers
+from aitrain.config.manual import all_keys, manual
+from aitrain.config.source import find, layers
 from aitrain.config.synonyms import question, right_name
-from aitrain.config.values import Faults, Key, convert, keys, nearest, shown, stand_in
+from aitrain.config.values import Faults, Key, convert, keys, shown
 from aitrain.errors import RecipeError
 from aitrain.io import write_text
 
@@ -72,7 +65,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
             faults.add(f"{word} lists alternatives: add -m to run each in turn, or put quotes or [] around it")
         else:
             changes.append(change)
-    composition = _Composition(faults)
+    composition = Composition(faults)
     for layer in recipes:
         for group, option in layer.choices.items():
             composition.choose(group, option, layer.where("defaults"))
@@ -80,6 +73,9 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         if _picks_option(change):
             composition.choose(change.key_or_group, shown(change.value()), "")
     composition.build()
+    for preset in composition.presets:
+        for name, value in _leaves({preset.group: preset.values}, composition.table):
+            composition.set(name, value, None, f"{preset.path}: ")
     optimizer = "adamw"
     for layer in recipes:
         optimizer = layer.choices.get("optim", optimizer)
@@ -97,121 +93,6 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         for note in composition.notes[-1:]:
             _log.warning(note)
     return config
-
-
-class _Composition:
-    """A configuration in the making, with the faults found on the way."""
-
-    def __init__(self, faults: Faults) -> None:
-        self.faults = faults
-        self.options: dict[str, str] = {}
-        self.guessed: set[str] = set()
-        self.config = OmegaConf.create()
-        self.table: dict[str, Key] = {}
-        self.notes: list[str] = []
-
-    def choose(self, group: str, option: str, where: str) -> None:
-        """Choose an option; in place of one that does not exist the nearest is taken, so that keys can be checked."""
-        self.guessed.discard(group)
-        if option in GROUPS[group]:
-            self.options[group] = option
-            return
-        self.guessed.add(group)
-        guess = nearest(option, GROUPS[group])
-        hint = f"did you mean {guess}? " if guess else ""
-        there = f"There are {', '.join(GROUPS[group])}"
-        self.faults.add(f"{where}{group}={option} is no option of {group}: {hint}{there}", f"{group}=")
-        if guess:
-            self.options[group] = guess
-
-    def build(self) -> None:
-        """Let Hydra compose the chosen options."""
-        self.config = copy.deepcopy(_options(tuple(self.options.items())))
-        self.table = keys(RunConfig, {group: self.chosen(group) for group in GROUPS})
-
-    def chosen(self, group: str) -> type:
-        """Return the dataclass of the option chosen for a group."""
-        found = OmegaConf.get_type(self.config, group)
-        assert found is not None, f"{group} has no schema"
-        return found
-
-    def set(self, name: str, value: Any, given: str | None, where: str) -> None:
-        """Set one key, or note why not."""
-        if name not in self.table:
-            self._refuse(name, value, where)
-            return
-        try:
-            # `${...}` gets its type when it is resolved
-            OmegaConf.update(
-                self.config, name, value if "${" in str(value) else convert(self.table[name], value, given)
-            )
-        except RecipeError as error:
-            self.faults.add(f"{where}{error}", name)
-        except OmegaConfBaseException:
-            rule = "${...} refers to another key; write \\${ for the characters themselves"
-            self.faults.add(f"{where}{name}={shown(value)}: {rule}", name)
-
-    def suits(self, optimizer: str) -> bool:
-        """Return whether a learning rate that was chosen for an optimizer means the same for the one of this run."""
-        return OPTION_OF[self.chosen("optim")].split("_")[0] == optimizer.split("_")[0]
-
-    def leave_rate(self, value: Any, optimizer: str) -> None:
-        """Say that a recipe's learning rate is not carried over to another optimizer."""
-        now = OPTION_OF[self.chosen("optim")]
-        own = shown(OmegaConf.select(self.config, "optim.lr"))
-        self.notes.append(
-            f"optim.lr={shown(value)} in the recipe is meant for optim={optimizer}: optim={now} starts from its own "
-            f"default, optim.lr={own}; write optim.lr=... to choose another"
-        )
-
-    def _refuse(self, name: str, value: Any, where: str) -> None:
-        """Note a key that does not exist."""
-        group = name.split(".", 1)[0]
-        if any(key.startswith(name + ".") for key in self.table):
-            if where and (value is None or value == {}):
-                return  # a group in a file whose keys are all commented out
-            text = shown(value)
-            rule = f"{name}={text}: {name} is a group of keys; `aitrain show {name}` lists them"
-            if name in GROUPS:
-                rule = f"{name}: {text} chooses an option: write `- override {name}: {text}` in the defaults list"
-            self.faults.add(where + rule, f"{name}.")
-            return
-        holders = _holders(name)
-        if holders and group in self.guessed:
-            return
-        if holders:
-            now = OPTION_OF[self.chosen(group)]
-            belongs = f"{name} belongs to {group}={' or '.join(holders)}, but this run has {group}={now}"
-            self.faults.add(f"{where}{belongs}: choose {group}={holders[0]} or remove {name}", name)
-            return
-        guess = right_name(name, self.table) or nearest(name, {key.split(".", 1)[0] for key in self.table})
-        groups = ", ".join(field.name for field in fields(RunConfig))
-        hint = question(guess) if guess else f"the groups are {groups}; `aitrain show` lists the keys"
-        self.faults.add(f"{where}{name} is not a key: {hint}", name, guess)
-
-    def finish(self, stem: str) -> RunConfig:
-        """Resolve, find what is missing, check the rules; return the configuration or raise with every fault."""
-        for name, key in self.table.items():
-            try:
-                value = OmegaConf.select(self.config, name, throw_on_missing=True)
-                if OmegaConf.is_list(value):
-                    OmegaConf.to_container(value, resolve=True)
-            except MissingMandatoryValue:
-                if name not in self.faults.keys:
-                    doc = field_docs(key.owner)[name.rsplit(".", 1)[-1]]
-                    self.faults.add(f"{name} is missing: write {name}=..., {doc[0].lower()}{doc[1:]}", name)
-                OmegaConf.update(self.config, name, stand_in(key))
-            except OmegaConfBaseException as error:
-                reason = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ")
-                self.faults.add(f"{name}: its ${{...}} cannot be resolved: {reason}", name)
-                OmegaConf.update(self.config, name, stand_in(key))
-        result = OmegaConf.to_object(self.config)
-        assert isinstance(result, RunConfig), f"Hydra made a {type(result)}"
-        rules = [rule for rule in result.check() if not self.faults.mention(rule)]
-        if self.faults.lines or rules:
-            raise RecipeError(list(dict.fromkeys([*self.faults.lines, *rules])))
-        result.run.name = result.run.name or stem
-        return result
 
 
 def _picks_option(change: Override) -> bool:
@@ -256,24 +137,6 @@ def parse_overrides(overrides: Sequence[str], faults: Faults) -> list[Override]:
     return parsed
 
 
-@cache
-def _options(chosen: tuple[tuple[str, str], ...]) -> DictConfig:
-    """Return `base` with these options, every YAML option on its schema."""
-    _register()
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
-        return hydra_compose("base", [f"{group}={option}" for group, option in chosen])
-
-
-@cache
-def _register() -> None:
-    """Tell Hydra the schemas."""
-    store = ConfigStore.instance()
-    store.store(name="_run", node=RunConfig)
-    for group, options in GROUPS.items():
-        for option, schema in options.items():
-            store.store(group=group, name=f"_{option}", node=schema)
-
-
 def _leaves(values: dict[str, Any], table: dict[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values down to the keys of the table."""
     for word, value in values.items():
@@ -282,12 +145,6 @@ def _leaves(values: dict[str, Any], table: dict[str, Key], prefix: str = "") -> 
             yield from _leaves(value, table, name + ".")
         else:
             yield name, value
-
-
-def _holders(name: str) -> list[str]:
-    """Return the options of a key's group that have this key."""
-    group, _, word = name.partition(".")
-    return [option for option, cls in GROUPS.get(group, {}).items() if word in {field.name for field in fields(cls)}]
 
 
 def freeze(config: RunConfig, path: Path, facts: dict[str, Any] | None = None) -> None:

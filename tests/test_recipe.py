@@ -9,6 +9,7 @@ import yaml
 from aitrain.commands import OVERRIDES
 from aitrain.config import GROUPS, RunConfig
 from aitrain.config.adapter import Qlora
+from aitrain.config.custom import UserClass
 from aitrain.config.optim import AdamW, Muon
 from aitrain.config.source import names
 from aitrain.config.trainer import Precision
@@ -255,9 +256,17 @@ def test_references_take_the_type_of_their_key(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in GROUPS[g]])
 def test_every_option_is_frozen_and_read_back_exactly(tmp_path: Path, group: str, option: str) -> None:
     words = [f"{group}={option}"]
-    if option in ("pretrain", "text"):
-        words = ["task=pretrain", "data=text"]
-    config = compose("sft_full", [*GIVEN, *words])
+    if option in ("pretrain", "text", "custom_text"):
+        words = ["task=pretrain", f"data={'text' if option == 'pretrain' else option}"]
+    if issubclass(GROUPS[group][option], UserClass):
+        words += [f"{group}.file=mine.py", f"{group}.class=Mine", f"{group}.options={{a: 1, b: [x, y]}}"]
+    if (group, option) == ("task", "custom"):
+        words.append("model.path=null")
+    recipe = tmp_path / "plain.yaml"
+    recipe.write_text("defaults: [base, _self_]\ntrainer: {max_steps: 1}\n")
+    if option == "files":
+        words += ["task=custom", "task.file=mine.py", "task.class=Mine"]
+    config = compose(str(recipe), ["model.path=m", "data.path=d.jsonl", *words])
     assert type(getattr(config, group)) is GROUPS[group][option]
     freeze(config, tmp_path / "run.yaml")
     assert load(tmp_path / "run.yaml") == config

@@ -8,6 +8,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from aitrain.config.custom import UserClass
+
 
 class RecordFormat(Enum):
     """Shape of one record."""
@@ -79,6 +81,11 @@ class Data:
 
 
 @dataclass
+class Files(Data):
+    """A file or a folder that the task reads by itself."""
+
+
+@dataclass
 class Sequences(Data):
     """Samples that a model reads as token sequences."""
 
@@ -120,3 +127,15 @@ class Text(Sequences):
 
     text_field: str = "text"
     """Column or JSON key that holds the text; has no meaning for `.txt` files, where blank lines separate documents."""
+
+
+@dataclass
+class CustomRecords(UserClass, Records):
+    """Records in a format of your own: a class in a file of yours with a method `read(path)` that yields pairs of a
+    place ("mails.mbox:17") and a record in one of the known shapes."""
+
+
+@dataclass
+class CustomText(UserClass, Text):
+    """Documents in a format of your own: a class in a file of yours with a method `read(path)` that yields pairs of a
+    place and a document `{"text": "..."}`."""

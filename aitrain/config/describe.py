@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 
 from aitrain.config.cluster import Cluster
+from aitrain.config.custom import UserClass
 from aitrain.config.data import Sequences
 from aitrain.config.root import OPTION_OF, RunConfig
-from aitrain.config.values import shown
+from aitrain.config.task import CustomTask
+from aitrain.config.values import shown, spelled
 
 
 def describe(config: RunConfig) -> str:
@@ -18,8 +20,8 @@ def describe(config: RunConfig) -> str:
     """
     rows = [
         ("run", f"{config.run.name} in {config.run.dir or f'runs/{config.run.name}-<time>'}, seed {config.seed}"),
-        ("task", f"{_option(config.task)} on {_option(config.data)}"),
-        ("model", f"{config.model.path} ({config.model.init.name}, attention {config.model.attention.name})"),
+        ("task", f"{_task(config)} on {_option(config.data)}"),
+        ("model", _model(config)),
         ("adapter", _with_keys(config.adapter)),
         ("data", _data(config)),
         ("held out", _held_out(config)),
@@ -40,6 +42,10 @@ def describe(config: RunConfig) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
+def _task(config: RunConfig) -> str:
+    return _with_keys(config.task) if isinstance(config.task, UserClass) else _option(config.task)
+
+
 def _option(group: object) -> str:
     return OPTION_OF[type(group)]
 
@@ -51,8 +57,8 @@ def _with_keys(group: object) -> str:
 
 def _keys(group: object) -> str:
     """Return the keys of a group that have a value."""
-    pairs = [(field.name, getattr(group, field.name)) for field in fields(group)]  # type: ignore[arg-type]
-    return " ".join(f"{name}={shown(value)}" for name, value in pairs if value is not None)
+    pairs = [(spelled(field.name), getattr(group, field.name)) for field in fields(group)]  # type: ignore[arg-type]
+    return " ".join(f"{name}={shown(value)}" for name, value in pairs if value is not None and value != {})
 
 
 def _data(config: RunConfig) -> str:
@@ -62,7 +68,15 @@ def _data(config: RunConfig) -> str:
     return f"{config.data.path}{longest}"
 
 
+def _model(config: RunConfig) -> str:
+    if config.model.path is None:
+        return "the task's own"
+    return f"{config.model.path} ({config.model.init.name}, attention {config.model.attention.name})"
+
+
 def _held_out(config: RunConfig) -> str:
+    if isinstance(config.task, CustomTask) and not config.has_validation:
+        return "what the task holds out"
     if config.data.validation_path is not None:
         return config.data.validation_path
     return (
@@ -97,7 +111,7 @@ def _devices(config: RunConfig) -> str:
 def _evaluation(config: RunConfig) -> str:
     prompts = len(config.evaluate.prompts)
     answered = f", {prompts} prompts answered before and after" if prompts else ""
-    if not config.has_validation:
+    if not config.has_validation and not isinstance(config.task, CustomTask):
         return f"none{answered}"
     return f"before the first step, {_every(config.evaluate.every_steps, 'after the last')}{answered}"
 

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from aitrain.config.root import GROUPS, OPTION_OF, RunConfig
 from aitrain.config.synonyms import right_name
-from aitrain.config.values import Faults, convert, keys, shown
+from aitrain.config.values import Faults, convert, keys, shown, spelled
 from aitrain.errors import RecipeError
 
 RESUMABLE = (
@@ -21,6 +21,7 @@ RESUMABLE = (
     "trainer.micro_batch_samples",
     "trainer.accelerator",
     "trainer.hang_min",
+    "trainer.profile_steps",
     "trainer.activation_checkpointing",
     "strategy",
     "model.attention",
@@ -49,9 +50,11 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         option = {"option": OPTION_OF[type(value)]} if type(value) in OPTION_OF else {}
-        return option | {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return option | {spelled(field.name): _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Enum):
         return value.name
+    if isinstance(value, dict):
+        return {word: _plain(inner) for word, inner in value.items()}
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
@@ -92,7 +95,9 @@ def from_plain(data: dict[str, Any]) -> RunConfig:
             parts[field.name] = given[field.name]
         elif is_dataclass(hints[field.name]):
             cls, start = choices.get(field.name, hints[field.name]), field.name + "."
-            inner = {name.removeprefix(start): value for name, value in given.items() if name.startswith(start)}
+            inner = {
+                table[name].path.removeprefix(start): value for name, value in given.items() if name.startswith(start)
+            }
             parts[field.name] = cls(**inner)
     return RunConfig(**parts)
 

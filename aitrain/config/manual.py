@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from aitrain.config.root import GROUPS, RunConfig
 from aitrain.config.source import CONFIGS
 from aitrain.config.synonyms import question, right_name
-from aitrain.config.values import convert, keys, shown, type_name
+from aitrain.config.values import convert, keys, shown, spelled, type_name
 from aitrain.errors import RecipeError
 
 
@@ -54,7 +54,7 @@ def field_docs(cls: type) -> dict[str, str]:
             if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
                 continue
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                docs[statement.target.id] = " ".join(str(below.value.value).split())
+                docs[spelled(statement.target.id)] = " ".join(str(below.value.value).split())
     return docs
 
 

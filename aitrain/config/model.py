@@ -50,9 +50,9 @@ class FusedOps(Enum):
 class Model:
     """A model of the Hugging Face kind."""
 
-    path: str = MISSING
+    path: str | None = MISSING
     """A Hugging Face folder, a `.gguf` file, `asset:NAME` (see `aitrain fetch`), or a hub name (needs
-    `model.allow_network=true`)."""
+    `model.allow_network=true`); `null` where the task brings a model of its own."""
 
     init: ModelInit = ModelInit.pretrained
     """`pretrained` loads the weights; `random` takes only the folder's config and tokenizer and starts from `seed`."""
@@ -80,5 +80,5 @@ class Model:
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
-        if self.path != MISSING and not str(self.path).strip():
+        if self.path not in (MISSING, None) and not str(self.path).strip():
             yield "model.path='' is empty: write a folder, a .gguf file, asset:NAME or a hub name"

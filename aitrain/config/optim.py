@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from aitrain.config.custom import UserClass
+
 
 class FusedStep(Enum):
     """When aitrain's own kernels take AdamW's step."""
@@ -114,3 +116,10 @@ class Sgd(Optim):
         yield from super().faults()
         if not 0 <= self.momentum < 1:
             yield f"optim.momentum={self.momentum} must be at least 0 and below 1"
+
+
+@dataclass
+class CustomOptim(UserClass, Optim):
+    """An optimizer of your own: a subclass of `torch.optim.Optimizer` in a file of yours, made with `lr` and its
+    options. Strategies other than ddp give it slices of the weights; it then must say `elementwise = True`, which
+    promises that each element of a weight is updated from its own gradient alone."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from omegaconf import MISSING
 
+from aitrain.config.custom import UserClass
 from aitrain.config.root import RunConfig
 
 
@@ -20,15 +21,29 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     """
     training_file = _absolute(config.data.path)
     assert training_file is not None, "data.path has a value"
-    return replace(
+    config = replace(
         config,
+        trainer=replace(config.trainer, callbacks=[_callback(word) for word in config.trainer.callbacks]),
         run=replace(config.run, dir=_absolute(config.run.dir)),
         model=replace(
-            config.model, path=_model(config.model.path), chat_template=_absolute(config.model.chat_template)
+            config.model,
+            path=None if config.model.path is None else _model(config.model.path),
+            chat_template=_absolute(config.model.chat_template),
         ),
         data=replace(config.data, path=training_file, validation_path=_absolute(config.data.validation_path)),
         checkpoint=replace(config.checkpoint, path=_absolute(config.checkpoint.path)),
     )
+    for name in (field.name for field in fields(config)):
+        group = getattr(config, name)
+        if isinstance(group, UserClass):
+            file = os.path.abspath(os.path.expanduser(group.file))
+            config = replace(config, **{name: replace(group, file=file)})  # type: ignore[arg-type]
+    return config
+
+
+def _callback(word: str) -> str:
+    file, _, name = word.rpartition(":")
+    return f"{_absolute(file)}:{name}"
 
 
 def _absolute(path: str | None) -> str | None:

@@ -10,24 +10,25 @@ from omegaconf import MISSING
 from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
 from aitrain.config.checkpoint import Checkpoint
 from aitrain.config.cluster import Cluster
-from aitrain.config.data import Data, Records, Text
+from aitrain.config.custom import UserClass
+from aitrain.config.data import CustomRecords, CustomText, Data, Files, Records, Text
 from aitrain.config.evaluate import Evaluate
 from aitrain.config.export import Export
 from aitrain.config.logger import Jsonl, Logger, Tensorboard, Wandb
 from aitrain.config.model import Model, ModelInit
-from aitrain.config.optim import AdamW, AdamW8bit, Muon, Optim, Sgd
+from aitrain.config.optim import AdamW, AdamW8bit, CustomOptim, Muon, Optim, Sgd
 from aitrain.config.run import Run
-from aitrain.config.schedule import Constant, Cosine, Linear, Schedule, Wsd
+from aitrain.config.schedule import Constant, Cosine, CustomSchedule, Linear, Schedule, Wsd
 from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Strategy
-from aitrain.config.task import Pretrain, Sft, Task
+from aitrain.config.task import CustomTask, Pretrain, Sft, Task
 from aitrain.config.trainer import Accelerator, Trainer
 
 GROUPS: dict[str, dict[str, type]] = {
-    "task": {"sft": Sft, "pretrain": Pretrain},
-    "data": {"records": Records, "text": Text},
+    "task": {"sft": Sft, "pretrain": Pretrain, "custom": CustomTask},
+    "data": {"records": Records, "text": Text, "files": Files, "custom": CustomRecords, "custom_text": CustomText},
     "adapter": {"none": NoAdapter, "lora": Lora, "dora": Dora, "qlora": Qlora},
-    "optim": {"adamw": AdamW, "adamw_8bit": AdamW8bit, "muon": Muon, "sgd": Sgd},
-    "schedule": {"constant": Constant, "linear": Linear, "cosine": Cosine, "wsd": Wsd},
+    "optim": {"adamw": AdamW, "adamw_8bit": AdamW8bit, "muon": Muon, "sgd": Sgd, "custom": CustomOptim},
+    "schedule": {"constant": Constant, "linear": Linear, "cosine": Cosine, "wsd": Wsd, "custom": CustomSchedule},
     "strategy": {
         "ddp": Ddp,
         "fsdp": Fsdp,
@@ -68,13 +69,16 @@ class RunConfig:
     def check(self) -> list[str]:
         """Return every broken rule, inside the groups first, then across them; empty when all hold."""
         faults = [fault for f in fields(self) if f.name != "seed" for fault in getattr(self, f.name).faults()]
+        for group in (f.name for f in fields(self) if isinstance(getattr(self, f.name), UserClass)):
+            faults += [f"{group}.{fault}" for fault in getattr(self, group).code_faults()]
         return faults + list(self._cross_faults())
 
     def _cross_faults(self) -> Iterator[str]:
         if self.seed < 0:
             yield f"seed={self.seed} must be 0 or more"
         yield from self._task_faults()
-        if self.evaluate.every_steps is not None and not self.has_validation:
+        own = isinstance(self.task, CustomTask)  # holds out what it likes
+        if self.evaluate.every_steps is not None and not self.has_validation and not own:
             yield (
                 f"evaluate.every_steps={self.evaluate.every_steps} has no held-out data to measure: "
                 "add data.validation_samples=100 or data.validation_path=FILE"
@@ -109,13 +113,18 @@ class RunConfig:
 
     def _task_faults(self) -> Iterator[str]:
         """Yield what a task asks of the other groups and does not find."""
+        name = OPTION_OF[type(self.task)]
+        if self.task.model_kind is not None and self.model.path is None:
+            yield f"model.path=null: task={name} starts from a model: name a Hugging Face folder"
+        elif self.task.model_kind is None and self.model.path is not None and not isinstance(self.task, CustomTask):
+            yield f"model.path={self.model.path} has no effect: task={name} brings its own model: write model.path=null"
         if isinstance(self.task, Sft) and not isinstance(self.data, Records):
             yield "task=sft needs data=records (conversations or instructions); for plain text write task=pretrain"
         elif isinstance(self.task, Pretrain) and not isinstance(self.data, Text):
             yield "task=pretrain needs data=text (plain text); for conversations write task=sft"
         elif self.task.data_options and OPTION_OF.get(type(self.data)) not in self.task.data_options:
             own = self.task.data_options
-            yield f"task={OPTION_OF[type(self.task)]} needs data={' or data='.join(own)}"
+            yield f"task={name} needs data={' or data='.join(own)}"
 
     @property
     def has_validation(self) -> bool:

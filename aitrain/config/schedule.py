@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from aitrain.config.custom import UserClass
+
 
 @dataclass
 class Schedule:
@@ -60,3 +62,17 @@ class Wsd(Decay):
         yield from super().faults()
         if self.decay_steps is not None and self.decay_steps < 0:
             yield f"schedule.decay_steps={self.decay_steps} must be 0 or more, or null for 20 % of all steps"
+
+
+@dataclass
+class CustomSchedule(UserClass, Schedule):
+    """A schedule of your own: a class in a file of yours whose objects, called with the step (from 0) and the number of
+    steps, return the learning rate as a share of `optim.lr`. `schedule.warmup_steps` has no effect on it."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.warmup_steps is not None:
+            yield (
+                f"schedule.warmup_steps={self.warmup_steps} has no effect on schedule=custom, which decides every step "
+                "by itself: remove it"
+            )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from aitrain.config.custom import UserClass
 from aitrain.config.model import ModelKind
 
 
@@ -37,7 +38,7 @@ class Sft(Task):
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "sequence"
     model_kind: ClassVar[ModelKind | None] = ModelKind.causal
-    data_options: ClassVar[tuple[str, ...]] = ("records",)
+    data_options: ClassVar[tuple[str, ...]] = ("records", "custom")
 
     system_prompt: str | None = None
     """System message put before every conversation that has none; `null` = what the chat template does by itself."""
@@ -50,4 +51,9 @@ class Pretrain(Task):
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "sequence"
     model_kind: ClassVar[ModelKind | None] = ModelKind.causal
-    data_options: ClassVar[tuple[str, ...]] = ("text",)
+    data_options: ClassVar[tuple[str, ...]] = ("text", "custom_text")
+
+
+@dataclass
+class CustomTask(UserClass, Task):
+    """A task of your own: a class in a file of yours that implements `aitrain.tasks.task.Task`."""

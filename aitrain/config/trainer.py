@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -53,6 +54,13 @@ class Trainer:
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, much less memory."""
 
+    callbacks: list[str] = field(default_factory=list)
+    """Lightning callbacks of yours, each as `FILE.py:CLASS`; made without arguments, called on every rank."""
+
+    profile_steps: list[int] = field(default_factory=list)
+    """First and last optimizer step that torch's profiler records, for instance `[10, 12]`; each rank writes a trace
+    into `profile/` of the run, to be opened in Perfetto or Chrome. Empty = none."""
+
     hang_min: float | None = 20.0
     """Minutes without progress on any rank after which a run under srun writes the stacks of all ranks and ends, to go
     on from its newest checkpoint; `null` = never. Must be more than the longest step takes, compilation included."""
@@ -66,6 +74,12 @@ class Trainer:
             )
         if self.max_epochs is not None and self.max_epochs <= 0:
             yield f"trainer.max_epochs={self.max_epochs} must be above 0"
+        for word in self.callbacks:
+            if not re.fullmatch(r".+\.py:[A-Za-z_]\w*", word):
+                yield f"trainer.callbacks: {word} is not FILE.py:CLASS: write for instance my_file.py:MyCallback"
+        steps = self.profile_steps
+        if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            yield f"trainer.profile_steps={steps} must be the first and the last step, counted from 1: [10,12]"
         if self.hang_min is not None and self.hang_min <= 0:
             yield f"trainer.hang_min={self.hang_min} must be above 0"
         for key in ("max_steps", "global_batch_samples", "micro_batch_samples", "devices", "nodes"):

@@ -37,6 +37,23 @@ class Key:
     owner: type
     """Dataclass that holds it."""
 
+    path: str = ""
+    """Dotted name of the attribute; differs from `name` where that is a word of Python, as in `task.class`."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether somebody must give a value."""
+        return self.default is NO_DEFAULT or self.default == MISSING
+
+
+def spelled(attribute: str) -> str:
+    """Return the word that users type for an attribute: `class` for `class_`.
+
+    Args:
+        attribute: Name of a field.
+    """
+    return attribute.removesuffix("_")
+
 
 def keys(cls: type, choices: Mapping[str, type], prefix: str = "") -> dict[str, Key]:
     """Return every leaf key below a dataclass by its dotted name.
@@ -49,13 +66,13 @@ def keys(cls: type, choices: Mapping[str, type], prefix: str = "") -> dict[str, 
     hints = get_type_hints(cls)
     found: dict[str, Key] = {}
     for each in fields(cls):
-        name = prefix + each.name
+        name = prefix + spelled(each.name)
         inner = choices.get(name, hints[each.name])
         if is_dataclass(inner):
             found |= keys(inner, choices, name + ".")  # type: ignore[arg-type]
             continue
         default = each.default_factory() if each.default_factory is not NO_DEFAULT else each.default
-        found[name] = Key(name, hints[each.name], default, cls)
+        found[name] = Key(name, hints[each.name], default, cls, prefix + each.name)
     return found
 
 
@@ -97,6 +114,8 @@ def shown(value: Any) -> str:
         return repr(value).removesuffix(".0")
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(shown, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{word}: {shown(inner)}" for word, inner in value.items()) + "}"
     return str(value)
 
 
@@ -108,6 +127,8 @@ def type_name(hint: Any) -> str:
     """
     if get_origin(hint) in (Union, UnionType):
         return " or ".join("null" if part is NoneType else type_name(part) for part in get_args(hint))
+    if get_origin(hint) is dict:
+        return "keys with values"
     if get_origin(hint) is list:
         return f"list of {type_name(get_args(hint)[0])}s"
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -135,6 +156,10 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
         hint = next(part for part in get_args(hint) if part is not NoneType)
     elif value is None:
         raise RecipeError(f"{key.name}=null: a value is needed here; {_advice(key, hint)}")
+    if get_origin(hint) is dict:
+        if isinstance(value, dict):
+            return {str(word): inner for word, inner in value.items()}
+        raise RecipeError(f"{key.name}={shown(value)} holds no keys: write for instance {key.name}.word=value")
     if hint is str and given is not None and isinstance(value, (int, float)):
         return given
     if get_origin(hint) is list and isinstance(value, (list, tuple)):
@@ -199,7 +224,8 @@ def stand_in(key: Key) -> Any:
     Args:
         key: The key.
     """
-    return _EXAMPLES[key.hint] if key.default == MISSING else key.default
+    kinds = get_args(key.hint) or (key.hint,)  # `str | None` has the example of `str`
+    return _EXAMPLES[kinds[0]] if key.default == MISSING else key.default
 
 
 @dataclass

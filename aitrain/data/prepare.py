@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aitrain.config.custom import UserClass
 from aitrain.config.data import Records, Sequences, Text
 from aitrain.config.task import Sft, Task
 from aitrain.data.masking import require_fast
@@ -24,6 +25,7 @@ from aitrain.data.token_set import DIGEST_BYTES, TokenSet
 from aitrain.data.tokenisation import DOCUMENTS, Progress, Tokenisation
 from aitrain.errors import AitrainError, DataError
 from aitrain.io import new_directory
+from aitrain.io.user_code import digests
 
 FORMAT_VERSION = 2
 """Raised whenever the same input would give other token sets, so that old ones are not used."""
@@ -149,7 +151,8 @@ def _held_out(size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
 
 def _source(path: Path, data: Sequences, task: Task, tokenizer: Any, cache: Path, progress: Progress | None) -> Path:
     """Return the folder of one prepared file, written now if it is not there."""
-    check_file(path)
+    if not isinstance(data, UserClass):
+        check_file(path)
     digest, lines = _digest(path)
     folder = cache / _key(path, digest, data, task, tokenizer)
     if folder.exists():
@@ -191,6 +194,8 @@ def _key(path: Path, digest: str, data: Sequences, task: Task, tokenizer: Any) -
         **tokenizer_content(tokenizer),
         "sequence_tokens": data.sequence_tokens,
     }
+    if isinstance(data, UserClass):
+        content["reader"] = [digests(data.file), data.class_, data.options]
     if isinstance(data, Text):
         content["text"] = data.text_field
     elif isinstance(data, Records) and isinstance(task, Sft):

@@ -42,7 +42,7 @@ def read_records(path: Path, text_field: str | None = None) -> Iterator[Placed]:
     count = 0
     for where, record in _reader(path, text_field or "text"):
         count += 1
-        fault = None if isinstance(record, DataError) or text_field is None else _text_fault(record, text_field, where)
+        fault = None if isinstance(record, DataError) or text_field is None else text_fault(record, text_field, where)
         yield where, fault or record
     if not count:
         raise DataError(f"{path} holds no record ({path.stat().st_size} bytes): give a file with data")
@@ -80,7 +80,14 @@ def _reader(path: Path, text_field: str) -> Iterator[Placed]:
     return _read_text(path, text_field)
 
 
-def _text_fault(record: Record, field: str, where: str) -> DataError | None:
+def text_fault(record: Record, field: str, where: str) -> DataError | None:
+    """Return why a record holds no text, or None.
+
+    Args:
+        record: The record.
+        field: Key that must hold it.
+        where: Its place.
+    """
     if field not in record:
         keys = ", ".join(map(repr, record)) or "none"
         return DataError(f"{where}: no key {field!r} (keys here: {keys}): write data.text_field=KEY")

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from aitrain.config.custom import UserClass
 from aitrain.config.data import OnFault, OnOmission, OnTooLong, Records, Sequences, Text
 from aitrain.config.task import Sft, Task
 from aitrain.data.chat_template import ChatTemplate, Rendered
@@ -17,6 +18,7 @@ from aitrain.data.conversation import to_conversation
 from aitrain.data.faults import RecordFaults
 from aitrain.data.fields import is_given
 from aitrain.data.masking import Encoded, encode
+from aitrain.data.own_records import own_records
 from aitrain.data.records import Placed, read_records
 from aitrain.data.report import Places, SourceReport
 from aitrain.data.token_set import DIGEST_BYTES, TokenSet, TokenWriter
@@ -107,7 +109,10 @@ class Tokenisation:
     def _records(self, text_field: str | None = None) -> Iterator[Placed]:
         """Read the file; what is wrong with the file as a whole is told behind what is wrong with its records."""
         try:
-            yield from read_records(self.path, text_field)
+            if isinstance(self.data, UserClass):
+                yield from own_records(self.data, self.path, text_field)
+            else:
+                yield from read_records(self.path, text_field)
         except DataError as fault:
             self.broken.append(str(fault))
 

@@ -23,6 +23,7 @@ from aitrain.models.folder import Kind
 from aitrain.models.load import Located, build_model, load_tokenizer
 from aitrain.models.permissions import share_files
 from aitrain.models.quiet import quiet
+from aitrain.models.weights import with_weights
 
 
 @dataclass(frozen=True)
@@ -175,25 +176,8 @@ def trained_model(
     if isinstance(adapter, Qlora):
         adapter = Lora(**{f.name: getattr(adapter, f.name) for f in fields(Lora)})
     model = apply_adapter(build_model(located, False, torch.float32), adapter)
-    own = dict(model.named_parameters())
-    unknown = sorted(set(weights) - set(own))
-    missing = sorted(name for name, weight in own.items() if weight.requires_grad and name not in weights)
-    if unknown or missing:
-        kind, names = ("unknown to", unknown) if unknown else ("missing for", missing)
-        raise ModelError(
-            f"{len(names)} trained tensors are {kind} the model of model.path={config.model.path}, first {names[0]}: "
-            "the checkpoint belongs to another model or adapter"
-        )
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            if tensor.shape != own[name].shape:
-                raise ModelError(
-                    f"{name} has shape {tuple(tensor.shape)} in the checkpoint, but {tuple(own[name].shape)} in the "
-                    "model of "
-                    f"model.path={config.model.path}: the checkpoint belongs to another model or adapter"
-                )
-            own[name].copy_(tensor)
-    return model.eval()
+    with_weights(model, weights, config.model.path)
+    return model
 
 
 def _write_adapter(model: PeftModel, located: Located, folder: Path) -> None:

@@ -91,7 +91,7 @@ def _downloaded(model: Model) -> Path:
 
     try:
         with quiet():
-            return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=store.PATTERNS))
+            return Path(snapshot_download(str(model.path), revision=model.revision, allow_patterns=store.PATTERNS))
     except (OSError, ValueError) as error:
         at = f"@{model.revision}" if model.revision else ""
         raise ModelError(

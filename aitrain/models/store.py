@@ -70,11 +70,11 @@ def fetch(model: Model, directory: Path, report: Callable[[str], None] = print) 
     """
     from huggingface_hub import snapshot_download
 
-    report(f"downloading {_named(model.path, model.revision)} ...")
+    report(f"downloading {_named(str(model.path), model.revision)} ...")
     staging = cache() / "store" / f".fetch-{os.getpid()}"
     try:
         path = snapshot_download(
-            model.path,
+            str(model.path),
             revision=model.revision,
             allow_patterns=PATTERNS,
             local_dir=staging,
@@ -88,14 +88,15 @@ def fetch(model: Model, directory: Path, report: Callable[[str], None] = print) 
     except Exception as error:  # whatever a hub, a proxy or a disk answers
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"model.path={_named(model.path, model.revision)} cannot be fetched: {reason}. Check the name and the "
+            f"model.path={_named(str(model.path), model.revision)} cannot be fetched: {reason}. Check the name and the "
             "network, or name a local folder"
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     _write_lock(directory, stored)
     report(
-        f"{_named(model.path, model.revision)} is commit {commit[:12]}, {stored.size / 1e9:.2f} GB in {stored.folder}"
+        f"{_named(str(model.path), model.revision)} is commit {commit[:12]}, {stored.size / 1e9:.2f} GB in "
+        f"{stored.folder}"
     )
     return stored
 

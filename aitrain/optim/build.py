@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from aitrain.config.optim import AdamW, AdamW8bit, FusedStep, Muon, Optim, Sgd
-from aitrain.errors import MissingExtraError
+from aitrain.config.custom import typed_options
+from aitrain.config.optim import AdamW, AdamW8bit, CustomOptim, FusedStep, Muon, Optim, Sgd
+from aitrain.errors import MissingExtraError, RecipeError
+from aitrain.io.user_code import load_class
 from aitrain.ops.backend import use_kernels
 from aitrain.optim.fused_adamw import FusedAdamW
 from aitrain.optim.muon import MuonWithAdamW
@@ -55,6 +57,9 @@ def build_optimizer(
     if isinstance(config, Muon):
         return _muon(config, trainable)
     groups = _decay_groups(trainable, config.weight_decay, config.lr)
+    if isinstance(config, CustomOptim):
+        found, options = own_optimizer(config)
+        return cast(torch.optim.Optimizer, _closing(found)(groups, lr=config.lr, **options))
     if isinstance(config, AdamW) and _is_ours(config, capturable_on):
         return FusedAdamW(
             groups,
@@ -78,6 +83,36 @@ def build_optimizer(
         )
     assert isinstance(config, Sgd), f"no optimizer for {type(config).__name__}"
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+def _closing(found: Any) -> type:
+    """Return the user's class with a `step` that runs Lightning's closure first, which many optimizers leave out."""
+
+    def step(self: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found.step(self)
+        return loss
+
+    return type(found.__name__, (found,), {"step": step})
+
+
+def own_optimizer(config: CustomOptim) -> tuple[type, dict[str, Any]]:
+    """Return the user's optimizer class and its options.
+
+    Args:
+        config: The recipe's optimizer.
+
+    Raises:
+        RecipeError: There is no such class, it is no optimizer, or its options are wrong.
+    """
+    found = load_class(config.file, config.class_, "optim")
+    if not issubclass(found, torch.optim.Optimizer):
+        raise RecipeError(f"optim.class={config.class_} is no optimizer: let it inherit from torch.optim.Optimizer")
+    options = typed_options(found, config.options, "optim.options.")
+    return found, {} if options is None else vars(options)
 
 
 def _is_ours(config: AdamW, device: str) -> bool:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from functools import cache
+from typing import cast
 
-from aitrain.config.schedule import Constant, Cosine, Decay, Linear, Schedule, Wsd
+from aitrain.config.custom import typed_options
+from aitrain.config.schedule import Constant, Cosine, CustomSchedule, Decay, Linear, Schedule, Wsd
 from aitrain.errors import RecipeError
+from aitrain.io.user_code import load_class
 
 
 def warmup_steps(schedule: Schedule, total_steps: int) -> int:
@@ -35,6 +41,8 @@ def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> flo
     Raises:
         RecipeError: Warm-up and decay are together longer than the run.
     """
+    if isinstance(schedule, CustomSchedule):
+        return _own_factor(schedule, step, total_steps)
     warmup = warmup_steps(schedule, total_steps)
     decay = _decay_steps(schedule, total_steps, warmup)
     if warmup + decay > total_steps:
@@ -51,6 +59,42 @@ def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> flo
     done = min(1.0, max(0.0, (step - (total_steps - decay)) / decay))
     share = 0.5 * (1 + math.cos(math.pi * done)) if isinstance(schedule, Cosine) else 1 - done
     return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * share
+
+
+def own_schedule(schedule: CustomSchedule) -> Callable[[int, int], float]:
+    """Make the user's schedule.
+
+    Args:
+        schedule: The recipe's schedule.
+
+    Raises:
+        RecipeError: There is no such class, it cannot be called, or its options are wrong.
+    """
+    found = load_class(schedule.file, schedule.class_, "schedule")
+    if "__call__" not in vars(found):
+        raise RecipeError(
+            f"schedule.class={schedule.class_} cannot be called: write a method __call__(self, step, total_steps) that "
+            "returns the share of the peak rate"
+        )
+    made = found()
+    made.options = typed_options(found, schedule.options, "schedule.options.")
+    return cast(Callable[[int, int], float], made)
+
+
+@cache
+def _made(file: str, name: str, options: str) -> Callable[[int, int], float]:
+    return own_schedule(CustomSchedule(file=file, class_=name, options=json.loads(options)))
+
+
+def _own_factor(schedule: CustomSchedule, step: int, total_steps: int) -> float:
+    made = _made(schedule.file, schedule.class_, json.dumps(schedule.options))
+    factor = made(step, total_steps)
+    if not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
+        raise RecipeError(
+            f"schedule.class={schedule.class_} returns {factor!r} at step {step} of {total_steps}: it must be a share "
+            "of the peak rate, 0 or more"
+        )
+    return float(factor)
 
 
 def _decay_steps(schedule: Schedule, total_steps: int, warmup: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, cast
+from typing import cast
 
 from aitrain.config import RunConfig
-from aitrain.config.task import Pretrain, Sft
+from aitrain.config.task import CustomTask, Pretrain, Sft
+from aitrain.errors import RecipeError
+from aitrain.io.user_code import load_class
 from aitrain.models.load import Located, locate
 from aitrain.tasks.task import Task
 
@@ -15,6 +17,29 @@ BUILT_IN: dict[type, str] = {
     Pretrain: "aitrain.tasks.causal_lm:CausalLM",
 }
 """Keys of a task -> its class."""
+
+
+def class_of(config: RunConfig) -> type[Task]:
+    """Return the class of a run's task.
+
+    Args:
+        config: The run.
+
+    Raises:
+        RecipeError: The user's file has no such class, or it is no task.
+    """
+    if not isinstance(config.task, CustomTask):
+        module, name = BUILT_IN[type(config.task)].split(":")
+        return cast(type[Task], getattr(importlib.import_module(module), name))
+    found = load_class(config.task.file, config.task.class_, "task")
+    if not issubclass(found, Task):
+        raise RecipeError(f"task.class={config.task.class_} is no task: let it inherit from aitrain.tasks.task.Task")
+    lacks = sorted(getattr(found, "__abstractmethods__", ()))
+    if lacks:
+        raise RecipeError(
+            f"task.class={config.task.class_} lacks {', '.join(lacks)}: write them, see aitrain.tasks.task"
+        )
+    return found
 
 
 def located_model(config: RunConfig) -> Located | None:
@@ -26,11 +51,11 @@ def located_model(config: RunConfig) -> Located | None:
     Raises:
         ModelError: The model cannot be used; every reason is told.
     """
-    wanted = config.task.model_kind
+    wanted = class_of(config).model_kind if isinstance(config.task, CustomTask) else config.task.model_kind
     return None if wanted is None or config.model.path is None else locate(config.model, wanted)
 
 
-def task_of(config: RunConfig, accelerator: str = "cpu", located: Any = None) -> Task:
+def task_of(config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> Task:
     """Make the task of a run.
 
     Args:
@@ -41,6 +66,4 @@ def task_of(config: RunConfig, accelerator: str = "cpu", located: Any = None) ->
     Raises:
         ModelError: The model, or what comes with it, cannot be used.
     """
-    module, name = BUILT_IN[type(config.task)].split(":")
-    made = getattr(importlib.import_module(module), name)
-    return cast(Task, made(config, accelerator, located if located is not None else located_model(config)))
+    return class_of(config)(config, accelerator, located if located is not None else located_model(config))

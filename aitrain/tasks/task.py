@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from aitrain.config import RunConfig
+from aitrain.config.custom import UserClass, typed_options
+from aitrain.config.model import ModelKind
 from aitrain.data.samples import Samples, Splits
 from aitrain.dist.group import Group
 from aitrain.errors import RecipeError
+from aitrain.models.weights import with_weights
 from aitrain.tasks.metric import Metric
 
 Watch = Callable[[], None]
@@ -86,6 +90,14 @@ class ExportJob:
 
     go_on: Watch = unwatched
 
+    def place(self, name: str) -> Path:
+        """Return the folder for one part of the export, `model` or `adapter`.
+
+        Args:
+            name: Which part.
+        """
+        return self.to if self.flat else self.to / name
+
 
 class Task(ABC):
     """What is trained: samples, model, loss, metrics, export.
@@ -101,6 +113,18 @@ class Task(ABC):
 
     primary: ClassVar[Metric] = Metric()
 
+    unit: str = ""
+    """What throughput counts: tokens, images, windows; empty = as the recipe's task says."""
+
+    sample: str = ""
+    """What one sample is called in messages; empty = as the recipe's task says."""
+
+    model_kind: ClassVar[ModelKind | None] = None
+    """For a task of the user's: kind of model that `model.path` names, when it names one."""
+
+    Options: ClassVar[type | None] = None
+    """For a task of the user's: a dataclass, whose fields are the keys below `task.options`."""
+
     weight_unit: ClassVar[str] = "samples"
     """What the loss is a mean over: tokens, images, pairs."""
 
@@ -108,6 +132,11 @@ class Task(ABC):
         self.config = config
         self.accelerator = accelerator
         self.located = located
+        self.unit = type(self).unit or config.task.unit
+        self.sample = type(self).sample or config.task.sample
+        self.options: Any = None
+        if isinstance(config.task, UserClass):
+            self.options = typed_options(type(self), config.task.options, "task.options.")
 
     # ---------------------------------------------------------------- before training
 
@@ -151,7 +180,9 @@ class Task(ABC):
             samples: The samples.
             index: Number of the sample.
         """
-        return f"sample {index}"
+        batch = samples.collate(np.array([index]), 1)
+        lines = [f"  {key}: {value.tolist() if torch.is_tensor(value) else value}" for key, value in batch.items()]
+        return "\n".join([f"sample {index}", *lines])
 
     def parameters(self) -> int | None:
         """Return the number of weights of the model, an estimate; None where it is not known."""
@@ -172,6 +203,19 @@ class Task(ABC):
     def flops_per_unit(self) -> float | None:
         """Estimate the floating-point operations of forward and backward per unit; None where there is no estimate."""
         return None
+
+    def learned(self) -> dict[str, Any]:
+        """Return plain values that `samples` found in the data and that the model needs without them: names of classes,
+        means of columns. They are kept in every checkpoint.
+        """
+        return {}
+
+    def recall(self, values: Mapping[str, Any]) -> None:  # noqa: B027 (most tasks have nothing to do here)
+        """Take back what `learned` gave, where no samples are read.
+
+        Args:
+            values: From a checkpoint.
+        """
 
     # ---------------------------------------------------------------- the model
 
@@ -253,7 +297,6 @@ class Task(ABC):
 
     # ---------------------------------------------------------------- afterwards
 
-    @abstractmethod
     def trained_model(self, weights: Mapping[str, torch.Tensor]) -> nn.Module:
         """Build the model on the CPU in float32 and put the trained tensors of a checkpoint into it.
 
@@ -263,6 +306,7 @@ class Task(ABC):
         Raises:
             ModelError: A name is missing, unknown or of another shape.
         """
+        return with_weights(self.build(), weights)
 
     @abstractmethod
     def export(self, weights: Mapping[str, torch.Tensor], job: ExportJob) -> None:

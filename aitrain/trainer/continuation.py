@@ -15,7 +15,7 @@ from aitrain.errors import RecipeError
 from aitrain.io import remove_leftovers
 from aitrain.optim.schedule import learning_rate_factor
 from aitrain.tasks.task import Task
-from aitrain.trainer.facts import refuse_difference
+from aitrain.trainer.facts import code_facts, refuse_difference
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
@@ -138,7 +138,7 @@ def compare_inputs(
 
     def find() -> dict[str, Any]:
         config = task.config
-        now = task.facts() | {"data": splits.fingerprint}
+        now = task.facts() | code_facts(config) | {"data": splits.fingerprint}
         then = (resume.state.get("facts") if resume else None) or directory.facts()
         if not options.changed_inputs:
             refuse_difference(then, now, config, directory.path)

@@ -157,7 +157,7 @@ def evaluate_run(
         RecipeError: There is no held-out data to measure, or model or data have changed.
         MissingExtraError: The harness is asked and not installed.
     """
-    from aitrain.trainer.facts import refuse_difference
+    from aitrain.trainer.facts import code_facts, refuse_difference
 
     directory = RunDirectory.open(run)
     config = directory.config()
@@ -166,7 +166,7 @@ def evaluate_run(
     config = _measuring(config, data) if lm_eval is None else config
     task = task_of(config)
     then = {} if changed_inputs else chosen.state.get("facts") or directory.facts()
-    refuse_difference(then, task.facts(), config, directory.path)
+    refuse_difference(then, task.facts() | code_facts(config), config, directory.path)
     model = _model_of(task, chosen)
     print(f"{chosen.path} (step {chosen.step})")
     if harness is not None:
@@ -177,7 +177,8 @@ def evaluate_run(
     splits = task.samples(Group(Ranks(), "cpu"))
     if data is None:
         refuse_difference(then, {"data": splits.fingerprint}, config, directory.path)
-    assert splits.validation is not None, "the recipe was checked to have held-out data"
+    if splits.validation is None:
+        raise RecipeError("the run's recipe names no held-out data: give some with --data FILE")
     measured, told = measure(task, model, splits.validation)
     weight = int(splits.validation.weights.sum())
     print(f"{task.sentence(measured)}, over {weight:,} {task.weight_unit}")
@@ -187,6 +188,7 @@ def evaluate_run(
 
 
 def _model_of(task: Task, checkpoint: store.Checkpoint) -> nn.Module:
+    task.recall(checkpoint.state.get("task", {}))
     model = task.trained_model({name: checkpoint.read("weights", name) for name in checkpoint.names("weights")})
     on_gpu = torch.cuda.is_available() and task.config.trainer.accelerator is not Accelerator.cpu
     torch.nn.Module.to(model, "cuda" if on_gpu else "cpu")
@@ -239,12 +241,13 @@ def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -
     """
     config = directory.config()
     done = step in (event.get("step") for event in directory.all_of("evaluated"))
-    if not config.has_validation or done:
+    if done:
         return
     chosen = store.choose(directory.checkpoints(config), str(step))
     task = task_of(config)
     splits = task.samples(Group(Ranks(), "cpu"))
-    assert splits.validation is not None, "the recipe names held-out data"
+    if splits.validation is None:
+        return
     found, told = measure(task, _model_of(task, chosen), splits.validation, stop)
     directory.amend_last_metrics(step, logged(found))
     directory.event("evaluated", step=step, **logged(found))
@@ -259,8 +262,6 @@ def _measuring(config: RunConfig, data: str | None) -> RunConfig:
         if not Path(data).is_file():
             raise RecipeError(f"--data {data} does not exist: name a file like those of data.path")
         return replace(config, data=kind)
-    if not config.has_validation:
-        raise RecipeError("the run's recipe names no held-out data: give some with --data FILE")
     return config
 
 

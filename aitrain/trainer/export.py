@@ -50,7 +50,7 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
     """
     from aitrain.tasks.registry import task_of
     from aitrain.tasks.task import ExportJob
-    from aitrain.trainer.facts import refuse_difference
+    from aitrain.trainer.facts import code_facts, refuse_difference
 
     directory = RunDirectory.open(run)
     config: RunConfig = directory.config()
@@ -61,7 +61,7 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
     task = task_of(config)
     if not wanted.changed_inputs:
         then = chosen.state.get("facts") or directory.facts()
-        refuse_difference(then, task.facts(), config, directory.path)
+        refuse_difference(then, task.facts() | code_facts(config), config, directory.path)
     weights = {name: chosen.read("weights", name) for name in chosen.names("weights")}
     measured = list(progress.validation.values())
 
@@ -83,6 +83,7 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
         after=measured[-1] if measured else None,
         go_on=go_on,
     )
+    task.recall(chosen.state.get("task", {}))
     task.export(weights, job)
     if place != to:
         discard(to)

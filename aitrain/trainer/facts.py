@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from aitrain.config import RunConfig
+from aitrain.config.custom import UserClass
 from aitrain.errors import RecipeError
+from aitrain.io.user_code import digests
 
 Facts = dict[str, Any]
 """Plain values, as they stand under `facts` in `run.yaml` and in every checkpoint."""
+
+
+def code_facts(config: RunConfig) -> Facts:
+    """Return checksums of the user's own Python files that a run uses; empty where there are none.
+
+    Args:
+        config: The run.
+    """
+    groups = [getattr(config, field.name) for field in fields(config)]
+    files = [group.file for group in groups if isinstance(group, UserClass)]
+    files += [word.rpartition(":")[0] for word in config.trainer.callbacks]
+    found = {name: digest for file in files for name, digest in digests(file).items()}
+    return {"code": found} if found else {}
 
 
 def first_difference(then: Facts, now: Facts, config: RunConfig) -> str | None:
@@ -27,7 +43,10 @@ def first_difference(then: Facts, now: Facts, config: RunConfig) -> str | None:
             if old != new:
                 what = "is gone" if new is None else "was not there" if old is None else "is another file now"
                 return f"{place}: {name} {what}, compared with when the run began"
-    for key in [key for key in then if key not in ("model", "data")]:
+    for name in sorted({*then.get("code", {}), *now.get("code", {})} if "code" in then and "code" in now else ()):
+        if then["code"].get(name) != now["code"].get(name):
+            return f"{name}: your code is not what it was when the run began"
+    for key in [key for key in then if key not in ("model", "data", "code")]:
         if key in now and then[key] != now[key]:
             return f"{place}: the {key.replace('_', ' ')} is not the one that the run began with"
     return _data_difference(then.get("data", {}), now.get("data", {}), config.task.unit)

@@ -26,6 +26,7 @@ from aitrain.models.load import Located
 from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.strategy.own_device import OwnDevice
 from aitrain.tasks.registry import located_model, task_of
+from aitrain.trainer.callbacks import own_callbacks
 from aitrain.trainer.continuation import (
     compare_inputs,
     refuse_changed_rate,
@@ -100,7 +101,8 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
             peak_flops=peak_flops(accelerator, config.trainer.precision),
         )
         announce(session, plan, accelerator, options)
-        trainer = build_trainer(config, ranks, accelerator, plan.accumulation, StepEdge(session))
+        callbacks = [StepEdge(session), *own_callbacks(session)]
+        trainer = build_trainer(config, ranks, accelerator, plan.accumulation, callbacks)
         run_trainer(trainer, session, train_loader(config, splits, plan))
         early = progress.is_stopped_early(config.evaluate.patience)
         stopped = stopper.reason is not None and progress.step < steps and not early
@@ -228,7 +230,7 @@ def held_out_loader(config: RunConfig, splits: Splits, ranks: Ranks, rows: int) 
 
 
 def build_trainer(
-    config: RunConfig, ranks: Ranks, accelerator: str, accumulation: int, edge: pl.Callback
+    config: RunConfig, ranks: Ranks, accelerator: str, accumulation: int, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     """Build Lightning's trainer: it runs the steps; everything between them is ours (`step_edge.py`).
 
@@ -237,7 +239,7 @@ def build_trainer(
         ranks: This process's place.
         accelerator: `cpu` or `cuda`.
         accumulation: Micro-batches per rank and optimizer step.
-        edge: What happens between steps.
+        callbacks: What happens between steps, and what the user adds.
     """
     if accelerator == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it looked for another in vain
@@ -251,7 +253,7 @@ def build_trainer(
         precision=lightning_precision(config),  # type: ignore[arg-type]
         accumulate_grad_batches=accumulation,
         max_epochs=1,
-        callbacks=[edge],
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -306,7 +308,7 @@ def out_of_memory(session: Session, accumulation: int) -> str:
     ways += session.task.smaller()
     return (
         f"out of memory on rank {session.group.ranks.rank} at step {session.progress.step + 1} with {rows} "
-        f"{config.task.sample}{'' if rows == 1 else 's'} at once: write " + ", or ".join(ways)
+        f"{session.task.sample}{'' if rows == 1 else 's'} at once: write " + ", or ".join(ways)
     )
 
 
@@ -360,7 +362,7 @@ def announce(session: Session, plan: StepPlan, accelerator: str, options: Resume
         session.directory.metrics_file.unlink(missing_ok=True)
         session.directory.event("started", **facts)
     session.display.say(
-        f"{plan.size:,} samples, {session.total_steps} steps of {plan.global_batch} {config.task.sample}s: "
+        f"{plan.size:,} samples, {session.total_steps} steps of {plan.global_batch} {session.task.sample}s: "
         f"{ranks.world} x {accelerator}, {plan.micro_batch} at once, {plan.accumulation} accumulated"
     )
 

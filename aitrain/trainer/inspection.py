@@ -39,7 +39,7 @@ def _audit_data(task: Task, show: int) -> None:
     print(found.report.text())
     batch, size = config.trainer.global_batch_samples, len(found.train)
     steps, samples = total_steps(size, batch, config.trainer.max_steps, config.trainer.max_epochs)
-    print(f"{steps} steps of {batch} {config.task.sample}s: {samples:,} samples, {samples / size:.2f} epochs")
+    print(f"{steps} steps of {batch} {task.sample}s: {samples:,} samples, {samples / size:.2f} epochs")
     refuse_late_faults(task, found, steps)
     for index in range(min(show, size)):
         print(f"\n{task.shown_sample(found.train, index)}")

@@ -85,7 +85,7 @@ def micro_batch(task: Task, ranks: Ranks, accelerator: str, group: Group) -> int
     if fitting < 1:
         ways = [*task.smaller(), "trainer.activation_checkpointing=true", "adapter=lora"]
         raise RecipeError(
-            f"trainer.micro_batch_samples=null: not one {config.task.sample} is estimated to fit into "
+            f"trainer.micro_batch_samples=null: not one {task.sample} is estimated to fit into "
             f"{free / 1e9:.1f} GB beside the model under strategy={OPTION_OF[type(config.strategy)]}: write "
             f"{', '.join(ways)} or strategy=deepspeed_zero3 on more devices; or trainer.micro_batch_samples=1 to try "
             "all the same"

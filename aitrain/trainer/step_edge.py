@@ -219,7 +219,7 @@ class StepEdge(pl.Callback):
         progress.samples += batch["global_samples"]
         progress.units += batch["global_units"]
         progress.seconds += seconds
-        unit, per_s = session.config.task.unit, batch["global_units"] / seconds
+        unit, per_s = session.task.unit, batch["global_units"] / seconds
         cuda = strategy.root_device.type == "cuda"
         left_s = (session.total_steps - progress.step) * progress.seconds / progress.step
         session.display.step(progress.step, loss, f"{per_s:,.0f} {unit}/s", left_s)
@@ -254,7 +254,9 @@ class StepEdge(pl.Callback):
         improved = session.progress.judge(value, task.primary, session.config.evaluate.min_improvement)
         if record is not None:
             record.update(logged(found))
-        self._event("evaluated", step=session.progress.step, **logged(found))
+        held_out: Any = session.validation.dataset
+        over = {task.weight_unit: held_out.samples.weights.sum().item()}
+        self._event("evaluated", step=session.progress.step, **logged(found), **over)
         session.display.say(f"step {session.progress.step}: held-out {task.sentence(found)}")
         return improved and session.progress.step > 0
 
@@ -263,7 +265,8 @@ class StepEdge(pl.Callback):
         began = time.monotonic()
         folder = session.directory.checkpoints(session.config)
         session.progress.note_kept(session.task.primary)
-        path = save(trainer, folder, session.progress, session.group, session.facts)
+        facts = {"facts": session.facts, "task": session.task.learned()}
+        path = save(trainer, folder, session.progress, session.group, facts)
         if session.is_first:
             store.prune(folder, session.config.checkpoint.keep, session.progress.best_step)
         self._event(
@@ -317,7 +320,7 @@ def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group, fac
         folder: Where the checkpoints stand.
         progress: How far the run is.
         group: The ranks.
-        facts: Checksums of model and data.
+        facts: What is kept beside it, plain values.
 
     Returns:
         The checkpoint's directory.
@@ -337,7 +340,7 @@ def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group, fac
         "optimizer": ((f"{name}:{key}", value) for name, key, value in strategy.full_optimizer_state()),
         "rng": generators,
     }
-    return store.save(folder, progress.step, tensors, progress.as_state() | {"facts": facts}, group)
+    return store.save(folder, progress.step, tensors, progress.as_state() | facts, group)
 
 
 def restore(trainer: pl.Trainer, checkpoint: store.Checkpoint, rank: int) -> None:

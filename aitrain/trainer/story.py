@@ -128,7 +128,7 @@ def _held_out_lines(progress: Progress, metric: Metric) -> list[str]:
     if not found:
         return []
     (_, before), (step, after) = found[0], found[-1]
-    change = f", {100 * (after - before) / before:+.1f} %" if before else ""
+    change = f", {100 * (after - before) / before:+.1f} %" if before and not metric.greater_is_better else ""
     lines = [f"{name}  before {before:.4f}  after {after:.4f} (step {step}{change})"]
     if progress.best is not None and metric.is_better(progress.best, after):
         lines.append(f"{'':<{len(name)}}  best   {progress.best:.4f} (step {progress.best_step})")
@@ -145,7 +145,7 @@ def account(session: Session, code: int) -> list[str]:
     progress, directory, config = session.progress, session.directory, session.config
     lines = [
         "",
-        f"{progress.step} of {session.total_steps} steps, {progress.units:,} {config.task.unit} in "
+        f"{progress.step} of {session.total_steps} steps, {progress.units:,} {session.task.unit} in "
         f"{duration(progress.seconds)}",
     ]
     lines += _held_out_lines(progress, session.task.primary)

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ def batch(*sums: float, rows: Sequence[int] = (), values: Sequence[float] | None
     return made if values is None else made | {"values": torch.tensor(values)}
 
 
-TASK = Mean(None)  # type: ignore[arg-type]
+TASK = Mean(SimpleNamespace(task=SimpleNamespace(unit="rows", sample="row")))  # type: ignore[arg-type]
 
 
 def test_sums_are_added_over_batches_of_unequal_size() -> None:
