@@ -170,14 +170,14 @@ def _submit(args: argparse.Namespace) -> int:
 def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     _takes_run(parser)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="length, devices, logging, checkpoints")
-    _takes_checkpoint(parser)
-    _takes_changed_inputs(parser)
+    _takes_state(parser)
     parser.add_argument(
         "--changed-rate", action="store_true", help="go on although the new length makes the learning rate jump"
     )
 
 
-def _takes_changed_inputs(parser: argparse.ArgumentParser) -> None:
+def _takes_state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="which one; default newest")
     parser.add_argument(
         "--changed-inputs", action="store_true", help="go on although model or data are not what the run began with"
     )
@@ -196,12 +196,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     _takes_run(parser)
     parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="model folder to write; must not exist")
     parser.add_argument("--adapter-only", action="store_true", help="write the adapter, not merged into the weights")
-    _takes_checkpoint(parser)
-    _takes_changed_inputs(parser)
-
-
-def _takes_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="which one; default newest")
+    _takes_state(parser)
 
 
 def _checkpoint(args: argparse.Namespace) -> str:
@@ -231,8 +226,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _takes_run(parser)
     parser.add_argument("--data", metavar="FILE", help="held-out data; default: that of the run")
     parser.add_argument("--lm-eval", metavar="TASKS", help="benchmarks of lm-eval, with commas (extra `lm-eval`)")
-    _takes_checkpoint(parser)
-    _takes_changed_inputs(parser)
+    _takes_state(parser)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -241,6 +235,22 @@ def _evaluate(args: argparse.Namespace) -> int:
         from aitrain.trainer.evaluation import evaluate_run
 
     evaluate_run(run, args.data, args.lm_eval, checkpoint, args.changed_inputs)
+    return EXIT_DONE
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    _takes_run(parser)
+    parser.add_argument("file", metavar="FILE", type=Path, help="records as in training, without the answers")
+    parser.add_argument("--to", metavar="FILE", type=Path, help="JSON Lines to write; default: standard output")
+    _takes_state(parser)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    run, checkpoint = _run_directory(args.run), _checkpoint(args)
+    with without_collection():
+        from aitrain.trainer.prediction import predict
+
+    predict(run, args.file, args.to, checkpoint, args.changed_inputs)
     return EXIT_DONE
 
 
@@ -373,6 +383,7 @@ COMMANDS: dict[str, Command] = {
     "resume": Command("continues a run from its newest good checkpoint", _resume_arguments, _resume, True),
     "export": Command("writes a run's model as a Hugging Face folder", _export_arguments, _export),
     "evaluate": Command("measures a run's model on held-out data", _evaluate_arguments, _evaluate),
+    "predict": Command("lets a run's model answer the records of a file", _predict_arguments, _predict),
     "runs": Command("lists the runs in a folder, those in the queue too", _runs_arguments, _runs),
     "status": Command("tells where a run stands: in the queue, its step, its speed, its trouble", _takes_run, _status),
     "logs": Command("prints the log of a run", _logs_arguments, _logs),

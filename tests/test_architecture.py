@@ -40,6 +40,15 @@ TESTED_ELSEWHERE = {
     },
     # parts of one replacement, which only a whole fused model shows
     **{f"aitrain/models/{name}.py": "tests/models/test_fuse.py" for name in ("fused_head", "fused_adapter")},
+    # parts of every text task
+    **{
+        f"aitrain/{name}.py": "tests/tasks/test_classify_text.py"
+        for name in (
+            *("data/labels", "data/columns", "data/text_account", "models/encoders", "tasks/text_encoder"),
+            *("tasks/class_metrics", "tasks/pictures", "trainer/prediction"),
+        )
+    },
+    "aitrain/data/cached.py": "tests/data/test_prepare.py",
     # a checkpoint's weights in a model, which exports show
     "aitrain/models/weights.py": "tests/models/test_export.py",
     # classes in files of the user's, which only a file outside the tree proves

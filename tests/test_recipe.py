@@ -264,6 +264,8 @@ def test_every_option_is_frozen_and_read_back_exactly(tmp_path: Path, group: str
         words.append("model.path=null")
     recipe = tmp_path / "plain.yaml"
     recipe.write_text("defaults: [base, _self_]\ntrainer: {max_steps: 1}\n")
+    if option in ("classify_text", "labelled"):
+        words = ["task=classify_text", "data=labelled"]
     if option == "files":
         words += ["task=custom", "task.file=mine.py", "task.class=Mine"]
     config = compose(str(recipe), ["model.path=m", "data.path=d.jsonl", *words])

@@ -56,6 +56,9 @@ class Data:
     validation_samples: int | None = None
     """Samples held out of `data.path` for evaluation, chosen by `seed`; `null` = none. Not with `validation_path`."""
 
+    validation_share: float | None = None
+    """Share of `data.path` that is held out where neither `validation_path` nor `validation_samples` is given."""
+
     max_overlap: float = 0.1
     """Largest share of the held-out samples that may be training samples too; above it the data is refused."""
 
@@ -69,6 +72,8 @@ class Data:
         """Yield every broken rule of this group, one sentence each."""
         if not 0 <= self.max_overlap <= 1:
             yield f"data.max_overlap={self.max_overlap} must be between 0 (no held-out sample is trained on) and 1"
+        if self.validation_share is not None and not 0 < self.validation_share < 1:
+            yield f"data.validation_share={self.validation_share} must be between 0 and 1, for instance 0.1, or null"
         if self.workers < 0:
             yield f"data.workers={self.workers} must be 0 or more"
         if self.validation_samples is not None and self.validation_samples < 1:
@@ -139,3 +144,17 @@ class CustomRecords(UserClass, Records):
 class CustomText(UserClass, Text):
     """Documents in a format of your own: a class in a file of yours with a method `read(path)` that yields pairs of a
     place and a document `{"text": "..."}`."""
+
+
+@dataclass
+class Labelled(Sequences):
+    """Texts with a label: one record per line or row."""
+
+    text_field: str = "text"
+    """Column or JSON key that holds the text."""
+
+    label_field: str = "label"
+    """Column or JSON key that holds the label."""
+
+    too_long: OnTooLong = OnTooLong.truncate
+    """A text longer than `data.sequence_tokens`: `truncate` at the end or `drop` (both are reported), or `refuse`."""

@@ -79,11 +79,10 @@ def _held_out(config: RunConfig) -> str:
         return "what the task holds out"
     if config.data.validation_path is not None:
         return config.data.validation_path
-    return (
-        "nothing"
-        if config.data.validation_samples is None
-        else f"{config.data.validation_samples} samples of data.path"
-    )
+    if config.data.validation_samples is not None:
+        return f"{config.data.validation_samples} samples of data.path"
+    share = config.data.validation_share
+    return "nothing" if share is None else f"{100 * share:g} % of data.path"
 
 
 def _length(config: RunConfig) -> str:

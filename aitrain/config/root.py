@@ -11,7 +11,7 @@ from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
 from aitrain.config.checkpoint import Checkpoint
 from aitrain.config.cluster import Cluster
 from aitrain.config.custom import UserClass
-from aitrain.config.data import CustomRecords, CustomText, Data, Files, Records, Text
+from aitrain.config.data import CustomRecords, CustomText, Data, Files, Labelled, Records, Text
 from aitrain.config.evaluate import Evaluate
 from aitrain.config.export import Export
 from aitrain.config.logger import Jsonl, Logger, Tensorboard, Wandb
@@ -20,12 +20,19 @@ from aitrain.config.optim import AdamW, AdamW8bit, CustomOptim, Muon, Optim, Sgd
 from aitrain.config.run import Run
 from aitrain.config.schedule import Constant, Cosine, CustomSchedule, Linear, Schedule, Wsd
 from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Strategy
-from aitrain.config.task import CustomTask, Pretrain, Sft, Task
+from aitrain.config.task import ClassifyText, CustomTask, Pretrain, Sft, Task
 from aitrain.config.trainer import Accelerator, Trainer
 
 GROUPS: dict[str, dict[str, type]] = {
-    "task": {"sft": Sft, "pretrain": Pretrain, "custom": CustomTask},
-    "data": {"records": Records, "text": Text, "files": Files, "custom": CustomRecords, "custom_text": CustomText},
+    "task": {"sft": Sft, "pretrain": Pretrain, "classify_text": ClassifyText, "custom": CustomTask},
+    "data": {
+        "records": Records,
+        "text": Text,
+        "labelled": Labelled,
+        "files": Files,
+        "custom": CustomRecords,
+        "custom_text": CustomText,
+    },
     "adapter": {"none": NoAdapter, "lora": Lora, "dora": Dora, "qlora": Qlora},
     "optim": {"adamw": AdamW, "adamw_8bit": AdamW8bit, "muon": Muon, "sgd": Sgd, "custom": CustomOptim},
     "schedule": {"constant": Constant, "linear": Linear, "cosine": Cosine, "wsd": Wsd, "custom": CustomSchedule},
@@ -129,7 +136,8 @@ class RunConfig:
     @property
     def has_validation(self) -> bool:
         """Whether the recipe names held-out data."""
-        return self.data.validation_path is not None or self.data.validation_samples is not None
+        data = self.data
+        return (data.validation_path, data.validation_samples, data.validation_share) != (None, None, None)
 
     def batch_faults(self, devices: int | None, nodes: int | None) -> Iterator[str]:
         """Yield the fault of a global batch that does not split evenly over ranks and micro-batches."""

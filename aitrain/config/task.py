@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar
 
 from aitrain.config.custom import UserClass
@@ -52,6 +53,34 @@ class Pretrain(Task):
     sample: ClassVar[str] = "sequence"
     model_kind: ClassVar[ModelKind | None] = ModelKind.causal
     data_options: ClassVar[tuple[str, ...]] = ("text", "custom_text")
+
+
+class ClassWeights(Enum):
+    """How much each class counts in the loss."""
+
+    equal = "equal"
+    balanced = "balanced"
+
+
+@dataclass
+class ClassifyText(Task):
+    """Which class a text belongs to: a label, or with `multi_label` any number of them."""
+
+    unit: ClassVar[str] = "tokens"
+    sample: ClassVar[str] = "text"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.encoder
+    data_options: ClassVar[tuple[str, ...]] = ("labelled",)
+
+    multi_label: bool = False
+    """Whether a text may have several labels, or none: a list in JSON, or `a|b` in CSV."""
+
+    class_weights: ClassWeights = ClassWeights.equal
+    """`balanced` lets each class count as much as any other in the loss, however rare it is."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.multi_label and self.class_weights is ClassWeights.balanced:
+            yield "task.class_weights=balanced has no effect with task.multi_label=true: write task.class_weights=equal"
 
 
 @dataclass

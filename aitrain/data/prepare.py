@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -17,14 +16,14 @@ import numpy.typing as npt
 from aitrain.config.custom import UserClass
 from aitrain.config.data import Records, Sequences, Text
 from aitrain.config.task import Sft, Task
+from aitrain.data.cached import cached
 from aitrain.data.masking import require_fast
 from aitrain.data.order import sample_indices
 from aitrain.data.records import check_file
 from aitrain.data.report import Report, SourceReport
 from aitrain.data.token_set import DIGEST_BYTES, TokenSet
 from aitrain.data.tokenisation import DOCUMENTS, Progress, Tokenisation
-from aitrain.errors import AitrainError, DataError
-from aitrain.io import new_directory
+from aitrain.errors import DataError
 from aitrain.io.user_code import digests
 
 FORMAT_VERSION = 2
@@ -81,7 +80,7 @@ def prepare(
         for path in (files.train, files.validation)
         if path is not None
     ]
-    prepared = open_prepared(folders, data.validation_samples, seed)
+    prepared = open_prepared(folders, data, seed)
     return _with_overlap(prepared, data)
 
 
@@ -110,12 +109,12 @@ def _documents(folder: Path) -> list[bytes]:
     return [content[at : at + DIGEST_BYTES] for at in range(0, len(content), DIGEST_BYTES)]
 
 
-def open_prepared(folders: list[Path], validation_samples: int | None, seed: int) -> Prepared:
+def open_prepared(folders: list[Path], data: Sequences, seed: int) -> Prepared:
     """Map data that `prepare` has written; reads no data file and needs no tokenizer.
 
     Args:
         folders: `Prepared.folders`.
-        validation_samples: Samples to hold out of the first, or None.
+        data: How many samples of the first are held out.
         seed: Chooses them.
 
     Returns:
@@ -132,6 +131,9 @@ def open_prepared(folders: list[Path], validation_samples: int | None, seed: int
         except (OSError, ValueError, KeyError, TypeError) as fault:
             raise DataError(f"prepared data in {folder} is damaged ({fault}): remove that folder") from None
     train, validation = sets[0], sets[1] if len(sets) > 1 else None
+    validation_samples = data.validation_samples
+    if validation_samples is None and data.validation_share is not None and len(folders) == 1:
+        validation_samples = max(1, round(data.validation_share * len(train)))
     if validation_samples is not None:
         if validation_samples >= len(train):
             raise DataError(
@@ -154,25 +156,9 @@ def _source(path: Path, data: Sequences, task: Task, tokenizer: Any, cache: Path
     if not isinstance(data, UserClass):
         check_file(path)
     digest, lines = _digest(path)
-    folder = cache / _key(path, digest, data, task, tokenizer)
-    if folder.exists():
-        return folder
     total = lines if path.name.lower().endswith(".jsonl") else None
     job = Tokenisation(path, digest, data, task, tokenizer, progress, total)
-    try:
-        with new_directory(folder) as unfinished:
-            job.write(unfinished)
-    except FileExistsError:
-        # Another process was faster; what it wrote has the same name because it has the same content.
-        return folder
-    except OSError as fault:
-        if fault.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.exists():
-            return folder
-        raise AitrainError(
-            f"prepared data cannot be written to {folder} ({fault.strerror or fault}): free space there or use "
-            "another cache folder"
-        ) from None
-    return folder
+    return cached(cache, _content(path, digest, data, task, tokenizer), job.write)
 
 
 def _digest(path: Path) -> tuple[str, int]:
@@ -186,7 +172,7 @@ def _digest(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), lines + (last != b"\n")
 
 
-def _key(path: Path, digest: str, data: Sequences, task: Task, tokenizer: Any) -> str:
+def _content(path: Path, digest: str, data: Sequences, task: Task, tokenizer: Any) -> dict[str, Any]:
     """Name everything that decides the token set; held-out samples and order are chosen later."""
     content: dict[str, Any] = {
         "version": FORMAT_VERSION,
@@ -202,7 +188,7 @@ def _key(path: Path, digest: str, data: Sequences, task: Task, tokenizer: Any) -
         rules = (data.no_trained_tokens, data.too_long, data.template_omissions)
         content["records"] = [data.format.name, [rule.name for rule in rules], sorted(data.ignore_fields)]
         content["conversation"] = [tokenizer.chat_template, task.system_prompt]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return content
 
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:

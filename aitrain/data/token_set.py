@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -93,8 +93,8 @@ class TokenWriter:
     """Writes a token set in a stream; memory does not grow with the data except for one offset per sequence."""
 
     def __init__(self, folder: Path) -> None:
-        self._tokens = _GrowingArray(folder / "tokens.npy", np.dtype(np.int32))
-        self._trained = _GrowingArray(folder / "trained.npy", np.dtype(np.bool_))
+        self._tokens = GrowingArray(folder / "tokens.npy", np.dtype(np.int32))
+        self._trained = GrowingArray(folder / "trained.npy", np.dtype(np.bool_))
         self._offsets_path = folder / "offsets.npy"
         self._offsets = [0]
 
@@ -124,7 +124,7 @@ class TokenWriter:
         np.save(self._offsets_path, np.asarray(self._offsets, dtype=np.int64), allow_pickle=False)
 
 
-class _GrowingArray:
+class GrowingArray:
     """A one-dimensional .npy file whose length is written when it is closed."""
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
@@ -138,11 +138,17 @@ class _GrowingArray:
         np.lib.format.write_array_header_1_0(file, header)
         return file.tell()
 
-    def extend(self, values: Sequence[int] | Sequence[bool]) -> None:
+    def extend(self, values: Sequence[Any] | npt.NDArray[Any]) -> None:
+        """Append values.
+
+        Args:
+            values: Of the array's type, or what becomes it.
+        """
         self._file.write(np.asarray(values, dtype=self._dtype).tobytes())
         self._length += len(values)
 
     def close(self) -> None:
+        """Write the length and close the file."""
         self._file.seek(0)
         # numpy pads the header for growth along the first axis, so the header written last is as long as the first.
         assert self._write_header(self._file) == self._header_bytes, "the .npy header changed its length"

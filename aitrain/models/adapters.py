@@ -34,7 +34,7 @@ class TrainableSummary:
 
 
 def apply_adapter(
-    model: PreTrainedModel, adapter: Adapter, autocast_adapter_dtype: bool = False
+    model: PreTrainedModel, adapter: Adapter, autocast_adapter_dtype: bool = False, kind: str = "CAUSAL_LM"
 ) -> PreTrainedModel | PeftModel:
     """Wrap a model with the recipe's adapter; without one it is returned as it is.
 
@@ -43,6 +43,7 @@ def apply_adapter(
         adapter: The recipe's group `adapter`.
         autocast_adapter_dtype: Whether adapter matrices beside bfloat16 weights are made float32; ZeRO-3 in bfloat16
             needs one dtype for all.
+        kind: peft's word for the task; a classifier's new head is trained beside the adapter.
 
     Returns:
         The model whose only trained weights are the adapter's, or the model itself.
@@ -73,7 +74,7 @@ def apply_adapter(
         modules_to_save=None if adapter.modules_to_save is None else list(adapter.modules_to_save),
         use_dora=isinstance(adapter, Dora),
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type=kind,  # type: ignore[arg-type]
     )
     try:
         with warnings.catch_warnings():

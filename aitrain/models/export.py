@@ -33,6 +33,9 @@ class Card:
     run: str
     """Name of the run."""
 
+    use: str = "text-generation"
+    """What the model is for, as hubs name it (`pipeline_tag`)."""
+
     step: int | None = None
     """Optimizer steps of the checkpoint."""
 
@@ -40,16 +43,19 @@ class Card:
     """Trained tokens up to the checkpoint."""
 
     loss_before: float | None = None
-    """Held-out loss before training, in nats per token."""
+    """Primary metric on the held-out data before training; a language model's loss is in nats per token."""
 
     loss_after: float | None = None
-    """Held-out loss after training, in nats per token."""
+    """The same after training."""
+
+    metric: str = "loss"
+    """What the primary metric is called."""
 
 
 def export_folder(
     config: RunConfig,
     located: Located,
-    weights: Mapping[str, torch.Tensor],
+    model: PreTrainedModel | PeftModel,
     to: Path,
     merge: bool,
     card: Card | None = None,
@@ -62,7 +68,7 @@ def export_folder(
     Args:
         config: The run's configuration.
         located: The base model.
-        weights: Trained tensors, named as in `named_parameters()` of the model that was trained.
+        model: The trained model, in float32 on the CPU.
         to: Folder to make; must not exist.
         merge: Merge the adapter into the model; else only the adapter is written.
         card: Facts for the model card.
@@ -71,12 +77,10 @@ def export_folder(
         end_tokens: Ids with which a turn of the assistant ends; a generation stops there too.
 
     Raises:
-        ModelError: A name is missing, unknown or of another shape, or the base model cannot be rebuilt.
+        ModelError: There is no adapter, and only the adapter is asked for.
         AitrainError: The folder cannot be written; nothing is left of it then.
     """
     card = card or Card(run=config.run.name or to.name)
-    go_on()
-    model = trained_model(config, located, weights)
     go_on()
     tokenizer = load_tokenizer(located)
     model.config.use_cache = True
@@ -220,7 +224,7 @@ def model_card(config: RunConfig, hub: bool, card: Card, library: str) -> str:
     reference = str(config.model.path)
     base = reference if hub or reference.startswith("asset:") else Path(reference).name
     licence = ASSETS[reference.removeprefix("asset:")].licence if reference.startswith("asset:") else None
-    head: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {"library_name": library, "pipeline_tag": card.use}
     if hub:
         head["base_model"] = reference
     if licence:
@@ -238,9 +242,9 @@ def model_card(config: RunConfig, hub: bool, card: Card, library: str) -> str:
         ("optimizer", f"{OPTION_OF[type(config.optim)]}, learning rate {config.optim.lr:g}"),
         ("seed", config.seed),
         ("steps", card.step),
-        ("trained tokens", None if card.tokens is None else f"{card.tokens:,}"),
-        ("held-out loss before", None if card.loss_before is None else f"{card.loss_before:.4f}"),
-        ("held-out loss after", None if card.loss_after is None else f"{card.loss_after:.4f}"),
+        (f"trained {config.task.unit}", None if card.tokens is None else f"{card.tokens:,}"),
+        (f"held-out {card.metric} before", None if card.loss_before is None else f"{card.loss_before:.4f}"),
+        (f"held-out {card.metric} after", None if card.loss_after is None else f"{card.loss_after:.4f}"),
     ]
     lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "---", "", f"# {card.run}", ""]
     lines += ["Trained with aitrain.", "", "| | |", "|---|---|"]

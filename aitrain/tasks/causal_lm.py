@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,10 +16,11 @@ from aitrain.config import RunConfig
 from aitrain.config.adapter import Lora, Qlora
 from aitrain.config.data import Sequences
 from aitrain.data.prepare import tokenizer_content
+from aitrain.data.records import read_records
 from aitrain.data.samples import Samples, Splits
 from aitrain.data.token_samples import IGNORED, TokenSamples, pad_token_id
 from aitrain.dist.group import Group
-from aitrain.errors import RecipeError
+from aitrain.errors import DataError, RecipeError
 from aitrain.models.digest import model_digests, text_digest
 from aitrain.models.fused_check import FusedCheck
 from aitrain.models.fused_head import counted_loss, summed_loss
@@ -302,9 +304,31 @@ class CausalLM(Task):
         """
         from aitrain.models.export import Card, export_folder
 
-        card = Card(job.run, job.step, job.units, job.before, job.after)
+        card = Card(job.run, step=job.step, tokens=job.units, loss_before=job.before, loss_after=job.after)
         ends = prompts.end_tokens(self.config, self.tokenizer)
-        export_folder(self.config, self.located, weights, job.to, job.merge, card, job.go_on, job.flat, ends)
+        job.go_on()
+        model: Any = self.trained_model(weights)
+        export_folder(self.config, self.located, model, job.to, job.merge, card, job.go_on, job.flat, ends)
+
+    def predictions(self, model: nn.Module, path: Path, device: torch.device) -> Iterator[dict[str, Any]]:
+        """Yield the model's answer to the `prompt` of each record of a file.
+
+        Args:
+            model: From `trained_model`.
+            path: A file of records with a prompt.
+            device: Where the model is.
+
+        Raises:
+            DataError: A record has no prompt.
+        """
+        for where, record in read_records(path):
+            if isinstance(record, DataError):
+                raise record
+            prompt = record.get("prompt")
+            if not isinstance(prompt, str):
+                raise DataError(f"{where}: no key 'prompt' with a text (keys here: {', '.join(map(repr, record))})")
+            asked = replace(self.config, evaluate=replace(self.config.evaluate, prompts=[prompt]))
+            yield from prompts.generate(model, self.tokenizer, asked, device)
 
     def harness_model(self, harness: Any, model: nn.Module) -> Any:
         """Return the model as the LM evaluation harness takes it.

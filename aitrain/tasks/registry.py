@@ -6,7 +6,7 @@ import importlib
 from typing import cast
 
 from aitrain.config import RunConfig
-from aitrain.config.task import CustomTask, Pretrain, Sft
+from aitrain.config.task import ClassifyText, CustomTask, Pretrain, Sft
 from aitrain.errors import RecipeError
 from aitrain.io.user_code import load_class
 from aitrain.models.load import Located, locate
@@ -15,6 +15,7 @@ from aitrain.tasks.task import Task
 BUILT_IN: dict[type, str] = {
     Sft: "aitrain.tasks.causal_lm:CausalLM",
     Pretrain: "aitrain.tasks.causal_lm:CausalLM",
+    ClassifyText: "aitrain.tasks.classify_text:ClassifyText",
 }
 """Keys of a task -> its class."""
 

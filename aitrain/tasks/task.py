@@ -280,6 +280,26 @@ class Task(ABC):
         """
         return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
 
+    def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
+        """Return what trivial answers reach on the held-out data, under their names; printed beside the result.
+
+        Args:
+            splits: The samples.
+        """
+        return {}
+
+    def picture(self, found: Measured, file: Path) -> bool:
+        """Draw what was measured after training.
+
+        Args:
+            found: Sums over all batches and ranks, and the rows of all samples in their order.
+            file: Picture to write, an `.svg`.
+
+        Returns:
+            Whether there is one.
+        """
+        return False
+
     def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:
         """Let the model show what it does, before and after training, on a few inputs that stay the same.
 
@@ -319,6 +339,20 @@ class Task(ABC):
         Raises:
             AitrainError: It cannot be written; nothing is left of it.
         """
+
+    def predictions(self, model: nn.Module, path: Path, device: torch.device) -> Iterator[dict[str, Any]]:
+        """Yield what the model says to each record of a file, as plain values.
+
+        Args:
+            model: From `trained_model`, in evaluation mode.
+            path: A file of records as in training; what is to be predicted may be absent.
+            device: Where the model is.
+
+        Raises:
+            RecipeError: The task predicts nothing.
+            DataError: A record cannot be used.
+        """
+        raise RecipeError("this task has no predictions for a file: write a method `predictions` in your class")
 
     def harness_model(self, harness: Any, model: nn.Module) -> Any:
         """Return the model as the LM evaluation harness takes it.

@@ -92,7 +92,7 @@ def _account(prepared: Prepared) -> list[tuple[str, str, int]]:
 def _as_on_first(config: RunConfig, tokenizer: Any, folders: list[Path]) -> Prepared:
     """Open what rank 0 has prepared; where its cache is on a disk of its node, this node prepares its own."""
     if all(folder.is_dir() for folder in folders):
-        return open_prepared(folders, config.data.validation_samples, config.seed)
+        return open_prepared(folders, _sequences(config), config.seed)
     return prepare(_sequences(config), config.task, tokenizer, cache_folder(), config.seed, data_files(config))
 
 

@@ -98,7 +98,7 @@ class Sums:
 
 def validate(
     trainer: pl.Trainer, task: Task, loader: DataLoader[dict[str, Any]], group: Group, stopper: Stopper
-) -> dict[str, float] | None:
+) -> Measured | None:
     """Measure the model on held-out data; every rank calls this.
 
     Args:
@@ -109,7 +109,7 @@ def validate(
         stopper: Whether the run was asked to stop, looked at between batches.
 
     Returns:
-        The task's metrics; None when the run was asked to stop before the end.
+        What was measured; None when the run was asked to stop before the end.
     """
     strategy = trainer.strategy
     sums = Sums(strategy.root_device)
@@ -121,7 +121,7 @@ def validate(
             moved = strategy.batch_to_device(batch, dataloader_idx=0)
             found: Any = strategy.validation_step(moved, number)
             sums.add(found, batch["rows"])
-    return task.metrics(sums.of_all(group))
+    return sums.of_all(group)
 
 
 def answers(trainer: pl.Trainer, task: Task, model: nn.Module, stopper: Stopper) -> list[dict[str, str]]:
@@ -167,7 +167,7 @@ def evaluate_run(
     task = task_of(config)
     then = {} if changed_inputs else chosen.state.get("facts") or directory.facts()
     refuse_difference(then, task.facts() | code_facts(config), config, directory.path)
-    model = _model_of(task, chosen)
+    model = model_of(task, chosen)
     print(f"{chosen.path} (step {chosen.step})")
     if harness is not None:
         assert lm_eval is not None
@@ -187,7 +187,13 @@ def evaluate_run(
     directory.event("evaluated", step=chosen.step, data=data or config.data.validation_path, **logged(measured))
 
 
-def _model_of(task: Task, checkpoint: store.Checkpoint) -> nn.Module:
+def model_of(task: Task, checkpoint: store.Checkpoint) -> nn.Module:
+    """Return the model of a checkpoint, on the GPU where the recipe allows one, in evaluation mode.
+
+    Args:
+        task: What was trained.
+        checkpoint: The checkpoint.
+    """
     task.recall(checkpoint.state.get("task", {}))
     model = task.trained_model({name: checkpoint.read("weights", name) for name in checkpoint.names("weights")})
     on_gpu = torch.cuda.is_available() and task.config.trainer.accelerator is not Accelerator.cpu
@@ -248,7 +254,7 @@ def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -
     splits = task.samples(Group(Ranks(), "cpu"))
     if splits.validation is None:
         return
-    found, told = measure(task, _model_of(task, chosen), splits.validation, stop)
+    found, told = measure(task, model_of(task, chosen), splits.validation, stop)
     directory.amend_last_metrics(step, logged(found))
     directory.event("evaluated", step=step, **logged(found))
     if told:

@@ -97,12 +97,12 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
             trackers=build_trackers(config, directory, progress.step) if ranks.is_first else [],
             resume=resume,
             facts=facts,
+            baselines=task.baselines(splits) if ranks.is_first else {},
             flops_per_unit=task.flops_per_unit(),
             peak_flops=peak_flops(accelerator, config.trainer.precision),
         )
         announce(session, plan, accelerator, options)
-        callbacks = [StepEdge(session), *own_callbacks(session)]
-        trainer = build_trainer(config, ranks, accelerator, plan.accumulation, callbacks)
+        trainer = build_trainer(session, accelerator, plan.accumulation, [StepEdge(session), *own_callbacks(session)])
         run_trainer(trainer, session, train_loader(config, splits, plan))
         early = progress.is_stopped_early(config.evaluate.patience)
         stopped = stopper.reason is not None and progress.step < steps and not early
@@ -229,18 +229,16 @@ def held_out_loader(config: RunConfig, splits: Splits, ranks: Ranks, rows: int) 
     return DataLoader(batches, batch_size=None, shuffle=False, generator=torch.Generator())
 
 
-def build_trainer(
-    config: RunConfig, ranks: Ranks, accelerator: str, accumulation: int, callbacks: list[pl.Callback]
-) -> pl.Trainer:
+def build_trainer(session: Session, accelerator: str, accumulation: int, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Build Lightning's trainer: it runs the steps; everything between them is ours (`step_edge.py`).
 
     Args:
-        config: The run.
-        ranks: This process's place.
+        session: What the parts share.
         accelerator: `cpu` or `cuda`.
         accumulation: Micro-batches per rank and optimizer step.
         callbacks: What happens between steps, and what the user adds.
     """
+    config, ranks = session.config, session.group.ranks
     if accelerator == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it looked for another in vain
     strategy = build_strategy(config, ranks, accelerator)
@@ -361,6 +359,8 @@ def announce(session: Session, plan: StepPlan, accelerator: str, options: Resume
     else:
         session.directory.metrics_file.unlink(missing_ok=True)
         session.directory.event("started", **facts)
+        if session.baselines:
+            session.directory.event("baselines", **session.baselines)
     session.display.say(
         f"{plan.size:,} samples, {session.total_steps} steps of {plan.global_batch} {session.task.sample}s: "
         f"{ranks.world} x {accelerator}, {plan.micro_batch} at once, {plan.accumulation} accumulated"

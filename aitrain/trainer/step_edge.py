@@ -6,7 +6,8 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,7 +22,7 @@ from aitrain.dist.group import Group
 from aitrain.errors import GuardError
 from aitrain.optim.build import set_learning_rate
 from aitrain.optim.schedule import learning_rate_factor
-from aitrain.tasks.task import Task
+from aitrain.tasks.task import Measured, Task
 from aitrain.trainer.display import Display
 from aitrain.trainer.evaluation import answers, evaluating, logged, validate
 from aitrain.trainer.module import Module
@@ -50,6 +51,11 @@ class Session:
         facts: Checksums of model and data, for the checkpoints.
         flops_per_unit: Floating-point operations per unit of forward and backward, an estimate; None = not known.
         peak_flops: Peak of one device, or None where it is not known.
+        baselines: What trivial answers reach on the held-out data.
+        measured: What the last evaluation has found.
+        before: What the model answered before training.
+        after: What it answers now.
+        picture: Where the task has drawn what was measured at the end.
     """
 
     config: RunConfig
@@ -67,8 +73,11 @@ class Session:
     facts: dict[str, Any]
     flops_per_unit: float | None
     peak_flops: float | None
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    measured: Measured | None = None
     before: list[dict[str, str]] | None = None
     after: list[dict[str, str]] | None = None
+    picture: Path | None = None
 
     @property
     def is_first(self) -> bool:
@@ -247,9 +256,10 @@ class StepEdge(pl.Callback):
         if session.validation is None:
             return False
         task = session.task
-        found = validate(trainer, task, session.validation, session.group, session.stopper)
-        if found is None:  # asked to stop: the run goes on with this evaluation when it is resumed
+        measured = validate(trainer, task, session.validation, session.group, session.stopper)
+        if measured is None:  # asked to stop: the run goes on with this evaluation when it is resumed
             return False
+        session.measured, found = measured, task.metrics(measured)
         value = found[task.primary.name]
         improved = session.progress.judge(value, task.primary, session.config.evaluate.min_improvement)
         if record is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 from aitrain.config import RunConfig
 from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
@@ -36,9 +39,23 @@ def finish(session: Session, code: int) -> int:
             code = _export_at_end(
                 session.directory, session.config, session.progress.step, session.stopper, session.display
             )
+        if code == EXIT_DONE and session.measured is not None:
+            session.picture = _picture(session)
         session.directory.event("finished" if code == EXIT_DONE else "waiting", step=session.progress.step)
         session.display.say("\n".join(account(session, code)))
     return int(session.group.from_first(code))
+
+
+def _picture(session: Session) -> Path | None:
+    """Let the task draw what was measured at the end; return the file, or None where there is no picture."""
+    assert session.measured is not None, "asked only behind an evaluation"
+    file = session.directory.path / "report" / f"{session.task.primary.name}.svg"
+    file.parent.mkdir(exist_ok=True)
+    if session.task.picture(session.measured, file):
+        return file
+    with suppress(OSError):  # not empty: a picture of before
+        file.parent.rmdir()
+    return None
 
 
 def _export_at_end(directory: RunDirectory, config: RunConfig, step: int, stopper: Stopper, display: Display) -> int:
@@ -131,7 +148,8 @@ def _held_out_lines(progress: Progress, metric: Metric) -> list[str]:
     change = f", {100 * (after - before) / before:+.1f} %" if before and not metric.greater_is_better else ""
     lines = [f"{name}  before {before:.4f}  after {after:.4f} (step {step}{change})"]
     if progress.best is not None and metric.is_better(progress.best, after):
-        lines.append(f"{'':<{len(name)}}  best   {progress.best:.4f} (step {progress.best_step})")
+        at = next((step for step, value in found if value == progress.best), progress.best_step)
+        lines.append(f"{'':<{len(name)}}  best   {progress.best:.4f} (step {at})")
     return lines
 
 
@@ -149,8 +167,12 @@ def account(session: Session, code: int) -> list[str]:
         f"{duration(progress.seconds)}",
     ]
     lines += _held_out_lines(progress, session.task.primary)
+    for name, metrics in session.baselines.items():
+        lines.append(f"to compare, {name}: {session.task.sentence(metrics)}")
     for old, new in zip(session.before or [], session.after or [], strict=False):
         lines += [f"prompt  {old['prompt']}", f"  before  {old['answer']}", f"  after   {new['answer']}"]
+    if session.picture is not None:
+        lines.append(f"picture {session.picture}")
     lines.append(f"run     {directory.path}")
     if code != EXIT_DONE:
         saved = f"after saving step {progress.step}" if progress.step else "before the first step"

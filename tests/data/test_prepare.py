@@ -271,7 +271,7 @@ def test_held_out_samples(run: Callable[..., Prepared], talks: Path, small_token
         assert prepared.validation is not None
         train, held_out = texts(tokenizer, prepared.train), texts(tokenizer, prepared.validation)
         assert len(train) == 14 and len(held_out) == 6 and set(train) | set(held_out) == everything
-        again = open_prepared(prepared.folders, 6, seed)
+        again = open_prepared(prepared.folders, Records(validation_samples=6), seed)
         assert again.validation is not None and texts(tokenizer, again.validation) == held_out
         assert texts(tokenizer, again.train) == train and again.report == prepared.report
         draws.add(tuple(held_out))

@@ -6,6 +6,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,10 @@ def placed(config: RunConfig) -> tuple[RunConfig, Located]:
     return config, locate(config.model)
 
 
+def exported(config: RunConfig, weights: dict[str, torch.Tensor], to: Path, **options: Any) -> None:
+    export_folder(*placed(config), trained_model(*placed(config), weights), to, **options)
+
+
 def trained(model: Model, adapter: Adapter) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Move every trained weight at random; return the logits and the trained weights."""
     torch.manual_seed(0)
@@ -47,7 +52,12 @@ def test_merged_folder_gives_the_same_logits(adapter: Adapter, run_config: Make,
     logits, weights = trained(TINY, adapter)
     base = AutoModelForCausalLM.from_pretrained(build_model(locate(TINY)).name_or_path, dtype=torch.float32)
     assert (logits - base(IDS).logits).abs().max() > 0.1
-    export_folder(*placed(run_config(TINY, adapter)), weights, tmp_path / "out", merge=True)
+    exported(
+        run_config(TINY, adapter),
+        weights,
+        tmp_path / "out",
+        merge=True,
+    )
     plain, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model", output_loading_info=True)
     assert not any(loading.values()), loading
     assert plain.dtype is torch.float32 and plain.config.use_cache
@@ -62,7 +72,12 @@ def test_merged_folder_gives_the_same_logits(adapter: Adapter, run_config: Make,
 @pytest.mark.parametrize("adapter", [Lora(rank=4), Dora(rank=4)], ids=["lora", "dora"])
 def test_adapter_alone_gives_the_same_logits(adapter: Adapter, run_config: Make, tmp_path: Path) -> None:
     logits, weights = trained(TINY, adapter)
-    export_folder(*placed(run_config(TINY, adapter)), weights, tmp_path / "out", merge=False)
+    exported(
+        run_config(TINY, adapter),
+        weights,
+        tmp_path / "out",
+        merge=False,
+    )
     assert not (tmp_path / "out/model").exists()
     base = AutoModelForCausalLM.from_pretrained(build_model(locate(TINY)).name_or_path, dtype=torch.float32)
     plain = PeftModel.from_pretrained(base, tmp_path / "out/adapter").eval()
@@ -79,7 +94,7 @@ def test_files_follow_the_umask(run_config: Make, tmp_path: Path) -> None:
     _, weights = trained(TINY, Lora(rank=2))
     probe = tmp_path / "probe"
     probe.touch()
-    export_folder(*placed(run_config(TINY, Lora(rank=2))), weights, tmp_path / "out", merge=True)
+    exported(run_config(TINY, Lora(rank=2)), weights, tmp_path / "out", merge=True)
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {stat.S_IMODE(probe.stat().st_mode)}
 
@@ -109,21 +124,26 @@ def test_weights_of_another_model_are_refused(
     _, weights = trained(TINY, adapter)
     damage(weights)
     with pytest.raises(ModelError, match=words):
-        export_folder(*placed(run_config(TINY, adapter)), weights, tmp_path / "out", merge=True)
+        exported(
+            run_config(TINY, adapter),
+            weights,
+            tmp_path / "out",
+            merge=True,
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_on_random_weights_is_refused(run_config: Make, tmp_path: Path) -> None:
     random = Model(path="asset:tiny-llama", init=ModelInit.random)
     with pytest.raises(ModelError, match="stand in no file"):
-        export_folder(*placed(run_config(random, Lora())), {}, tmp_path / "out", merge=True)
+        exported(run_config(random, Lora()), {}, tmp_path / "out", merge=True)
 
 
 def test_a_model_from_random_weights_is_exported(run_config: Make, tmp_path: Path) -> None:
     random = Model(path="asset:tiny-llama", init=ModelInit.random)
     logits, weights = trained(random, NoAdapter())
     torch.manual_seed(5)
-    export_folder(*placed(run_config(random, NoAdapter())), weights, tmp_path / "out", merge=True)
+    exported(run_config(random, NoAdapter()), weights, tmp_path / "out", merge=True)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
     torch.testing.assert_close(plain(IDS).logits, logits, rtol=0, atol=1e-5)
 
@@ -153,7 +173,12 @@ KINDS = {
 def test_what_is_tied_is_untied_where_one_of_the_two_was_trained(kind: str, run_config: Make, tmp_path: Path) -> None:
     """The tiny model's head is its embedding: merged into both, what was learned for one would change the other."""
     logits, weights = trained(TINY, KINDS[kind])
-    export_folder(*placed(run_config(TINY, KINDS[kind])), weights, tmp_path / "out", merge=True)
+    exported(
+        run_config(TINY, KINDS[kind]),
+        weights,
+        tmp_path / "out",
+        merge=True,
+    )
     plain, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model", output_loading_info=True)
     assert not any(loading.values()), loading
     torch.testing.assert_close(plain(IDS).logits, logits, rtol=0, atol=1e-5)
@@ -175,19 +200,19 @@ def test_the_number_format_of_the_base_is_kept_unless_another_is_asked(
     _, weights = trained(base, Lora(rank=2))
     config = run_config(base, Lora(rank=2))
     config.export.dtype = None
-    export_folder(*placed(config), weights, tmp_path / "out", merge=True)
+    exported(config, weights, tmp_path / "out", merge=True)
     assert size(tmp_path / "out/model") == pytest.approx(size(tmp_path / "base"), rel=0.01)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/model").dtype is dtype
     config.export.dtype = ExportDtype.fp32
-    export_folder(*placed(config), weights, tmp_path / "asked", merge=True)
+    exported(config, weights, tmp_path / "asked", merge=True)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "asked/model").dtype is torch.float32
 
 
 def test_one_thing_into_the_folder_itself(run_config: Make, tmp_path: Path) -> None:
     logits, weights = trained(TINY, Lora(rank=4))
     config = run_config(TINY, Lora(rank=4))
-    export_folder(*placed(config), weights, tmp_path / "model", merge=True, flat=True)
-    export_folder(*placed(config), weights, tmp_path / "adapter", merge=False, flat=True)
+    exported(config, weights, tmp_path / "model", merge=True, flat=True)
+    exported(config, weights, tmp_path / "adapter", merge=False, flat=True)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     torch.testing.assert_close(plain(IDS).logits, logits, rtol=0, atol=1e-5)
     base = AutoModelForCausalLM.from_pretrained(build_model(locate(TINY)).name_or_path, dtype=torch.float32)
@@ -196,13 +221,13 @@ def test_one_thing_into_the_folder_itself(run_config: Make, tmp_path: Path) -> N
     assert not (tmp_path / "model/adapter").exists() and not (tmp_path / "adapter/adapter").exists()
     _, full = trained(TINY, NoAdapter())
     with pytest.raises(ModelError, match="--adapter-only: this run trained no adapter"):
-        export_folder(*placed(run_config(TINY, NoAdapter())), full, tmp_path / "none", merge=False, flat=True)
+        exported(run_config(TINY, NoAdapter()), full, tmp_path / "none", merge=False, flat=True)
     assert not (tmp_path / "none").exists()
 
 
 def test_a_generation_stops_where_the_turns_end(run_config: Make, tmp_path: Path) -> None:
     _, weights = trained(TINY, NoAdapter())
     known = build_model(locate(TINY)).generation_config.eos_token_id
-    export_folder(*placed(run_config(TINY, NoAdapter())), weights, tmp_path / "out", merge=True, end_tokens=[known, 7])
+    exported(run_config(TINY, NoAdapter()), weights, tmp_path / "out", merge=True, end_tokens=[known, 7])
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
     assert plain.generation_config.eos_token_id == [known, 7]

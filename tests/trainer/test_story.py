@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE
-from aitrain.tasks.task import Task
+from aitrain.tasks.metric import Metric
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.story import account
@@ -18,8 +18,14 @@ from .conftest import Compose, Ended
 
 def session(small: Compose, path: Path, **change: Any) -> Any:
     progress = Progress(step=4, samples=16, units=12_345, seconds=61.0)
-    start = {"config": small(), "directory": RunDirectory(path), "progress": progress, "total_steps": 9, "task": Task}
-    return SimpleNamespace(**{**start, "before": None, "after": None, **change})
+    start = {
+        "config": small(),
+        "directory": RunDirectory(path),
+        "progress": progress,
+        "total_steps": 9,
+        "task": SimpleNamespace(primary=Metric(), unit="tokens"),
+    }
+    return SimpleNamespace(**{**start, "before": None, "after": None, "picture": None, "baselines": {}, **change})
 
 
 def test_a_real_run_tells_its_story(trained: Ended) -> None:

@@ -1,0 +1,134 @@
+"""Records with labels: read, checked all at once, and split so that every class is on both sides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aitrain.config.data import Data, Labelled
+from aitrain.data.faults import RecordFaults
+from aitrain.data.order import sample_indices
+from aitrain.data.records import read_records
+from aitrain.data.samples import Integers
+from aitrain.errors import DataError
+
+_HOLD_OUT = 0x5EED_0F_4E1D
+"""Keeps the draw of held-out samples apart from the order of training."""
+
+
+@dataclass
+class LabelledText:
+    """What one file holds."""
+
+    texts: list[str] = field(default_factory=list)
+    labels: list[list[str]] = field(default_factory=list)
+    """Names of the labels of each text: one, or any number where a text may have several."""
+
+    places: list[str] = field(default_factory=list)
+    """Where each record stands."""
+
+
+def read_labelled(path: Path, data: Labelled, several: bool, known: Sequence[str] | None = None) -> LabelledText:
+    """Read the records of a file; what is wrong with any of them is told at once.
+
+    Args:
+        path: A data file.
+        data: Which fields hold text and label.
+        several: Whether a text may have several labels.
+        known: Labels that training has; None = this is the training file.
+
+    Raises:
+        DataError: Records lack a text or a label, a label is not known, or a class has one example; each with its line.
+    """
+    found, faults = LabelledText(), RecordFaults()
+    for where, record in read_records(path, data.text_field):
+        try:
+            if isinstance(record, DataError):
+                raise record
+            labels = _labels_of(record, data, several, where)
+            strange = [label for label in labels if known is not None and label not in known]
+            if strange:
+                raise DataError(
+                    f"{where}: label {strange[0]!r} is not among those of the training data ({_listed(known or [])}): "
+                    "mend it, or add examples of it to data.path"
+                )
+            if not record[data.text_field].strip():
+                raise DataError(f"{where}: {data.text_field!r} is empty: write a text, or remove the record")
+        except DataError as fault:
+            faults.add(fault)
+            continue
+        found.texts.append(record[data.text_field])
+        found.labels.append(labels)
+        found.places.append(where)
+    faults.refuse(*(_class_faults(found, path) if known is None else ()))
+    return found
+
+
+def _labels_of(record: dict[str, Any], data: Labelled, several: bool, where: str) -> list[str]:
+    if data.label_field not in record:
+        keys = ", ".join(map(repr, record))
+        raise DataError(f"{where}: no key {data.label_field!r} (keys here: {keys}): write data.label_field=KEY")
+    value = record[data.label_field]
+    if several:
+        values = value if isinstance(value, list) else [] if value in (None, "") else str(value).split("|")
+        return [str(each).strip() for each in values]
+    if isinstance(value, (list, dict)) or value is None or str(value).strip() == "":
+        raise DataError(
+            f"{where}: {data.label_field!r} is {value!r}, not one label: write a word or a number, or add "
+            "task.multi_label=true where a text may have several"
+        )
+    return [str(value).strip()]
+
+
+def _class_faults(found: LabelledText, path: Path) -> Iterable[str]:
+    """Yield what is wrong with the classes of the training data."""
+    counts = Counter(label for labels in found.labels for label in labels)
+    if len(counts) < 2 and found.texts:
+        yield f"{path.name}: only one class ({_listed(list(counts))}): there is nothing to tell apart"
+        return
+    for label, count in sorted(counts.items()):
+        if count == 1:
+            at = next(place for place, labels in zip(found.places, found.labels, strict=True) if label in labels)
+            yield f"{at}: class {label!r} has one example: give at least two, one to learn from and one to measure with"
+
+
+def _listed(labels: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, labels[:8]))
+    return shown + (f", ... {len(labels)} in all" if len(labels) > 8 else "")
+
+
+def held_out(strata: Sequence[Any], data: Data, seed: int) -> Integers | None:
+    """Choose the samples that are held out of the training file, the same share of each class; None = none.
+
+    Args:
+        strata: Class of each sample.
+        data: How many.
+        seed: Chooses them.
+
+    Returns:
+        Numbers of the samples in order, shape (K,).
+
+    Raises:
+        DataError: As many shall be held out as there are.
+    """
+    size = len(strata)
+    if data.validation_path is not None or (data.validation_samples is None and data.validation_share is None):
+        return None
+    if data.validation_samples is not None and data.validation_samples >= size:
+        raise DataError(f"data.validation_samples={data.validation_samples} leaves nothing to train on: {size} samples")
+    share = data.validation_share if data.validation_samples is None else data.validation_samples / size
+    assert share is not None, "one of the two is given"
+    order = sample_indices(seed ^ _HOLD_OUT, np.arange(size, dtype=np.int64), size, shuffle=True)
+    groups: dict[Any, list[int]] = {}
+    for index in order:
+        groups.setdefault(strata[int(index)], []).append(int(index))
+    chosen = []
+    for members in groups.values():
+        count = min(len(members) - 1, max(1, round(share * len(members)))) if len(members) > 1 else 0
+        chosen += members[:count]
+    return np.sort(np.array(chosen, dtype=np.int64))

@@ -1,0 +1,103 @@
+"""Builds a text model with a head for another task than the next token; only the head may start from random numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from aitrain.config.model import ModelInit
+from aitrain.errors import ModelError
+from aitrain.models.load import LOADING_ERRORS, Located, model_fault
+from aitrain.models.quiet import quiet
+
+_log = logging.getLogger(__name__)
+HEADS = ("classifier", "score", "pooler", "pre_classifier", "classification_head", "qa_outputs", "head")
+"""First words of the names of weights that a model for another task need not bring."""
+
+
+def build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """Load a text model with a head of its own kind, or start it from its config when `model.init=random`.
+
+    Args:
+        located: The model.
+        auto: Name of transformers' automatic class, for instance `AutoModelForSequenceClassification`.
+        settings: What goes into the config: number and names of the labels.
+
+    Returns:
+        The model in evaluation mode, in float32.
+
+    Raises:
+        ModelError: The model cannot be loaded, has no such head, or the files lack weights of its body.
+    """
+    model, folder, kind = located.model, located.folder, getattr(transformers, auto)
+    trust = model.vetted_code_sha256 is not None
+    options = {"dtype": torch.float32, "attn_implementation": model.attention.name, "trust_remote_code": trust}
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust, **settings)
+            config.update({key: value for key, value in settings.items() if not hasattr(config, key)})
+            if model.init is ModelInit.random:
+                return cast(PreTrainedModel, kind.from_config(config, **options)).eval()
+            loaded: Any = kind.from_pretrained(
+                str(folder),
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except LOADING_ERRORS as error:
+        if "allocate memory" in str(error):
+            raise
+        raise model_fault(model, error) from error
+    built, loading = loaded
+    _refuse_lost(located, built, loading)
+    return cast(PreTrainedModel, built)
+
+
+def _refuse_lost(located: Located, built: Any, loading: Mapping[str, Any]) -> None:
+    """Refuse a body with weights from random numbers, and say which parts of the head have them."""
+    mismatched = [entry[0] if isinstance(entry, (tuple, list)) else entry for entry in loading["mismatched_keys"]]
+    fresh = sorted({*loading["missing_keys"], *mismatched})
+    body = getattr(built, "base_model_prefix", "")
+    lost = [name for name in fresh if not set(name.removeprefix(f"{body}.").split(".")) & set(HEADS)]
+    if lost:
+        raise ModelError(
+            f"model.path={located.model.path} lacks {len(lost)} weights, first {lost[0]}: copy the model again (they "
+            "would start from random numbers)"
+        )
+    if fresh:
+        _log.info("new weights, from random numbers: %s", ", ".join(fresh))
+
+
+def dry_build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """Build the model on torch's `meta` device, where tensors have shapes and no content.
+
+    Args:
+        located: The model.
+        auto: Name of transformers' automatic class.
+        settings: What goes into the config.
+
+    Raises:
+        ModelError: transformers has no such model, or the model has no such head or attention.
+    """
+    trust = located.model.vetted_code_sha256 is not None
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(
+                str(located.folder), local_files_only=True, trust_remote_code=trust, **settings
+            )
+            kind = getattr(transformers, auto)
+            attention = located.model.attention.name
+            built = kind.from_config(config, attn_implementation=attention, trust_remote_code=trust)
+    except LOADING_ERRORS as error:
+        raise model_fault(located.model, error) from error
+    return cast(PreTrainedModel, built)

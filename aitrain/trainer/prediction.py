@@ -1,0 +1,54 @@
+"""What a trained model says to the records of a file: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from aitrain.checkpoint import store
+from aitrain.errors import AitrainError, DataError
+from aitrain.io import write_text
+from aitrain.tasks.registry import task_of
+from aitrain.trainer.evaluation import model_of
+from aitrain.trainer.facts import code_facts, refuse_difference
+from aitrain.trainer.run_directory import RunDirectory
+
+
+def predict(run: Path, file: Path, to: Path | None, checkpoint: str, changed_inputs: bool = False) -> None:
+    """Print what a run's model says to the records of a file, or write it.
+
+    Args:
+        run: The run directory.
+        file: Records as in training; what is to be predicted may be absent.
+        to: File to write, `.jsonl`; None = standard output.
+        checkpoint: `newest`, `best` or a step.
+        changed_inputs: Predict although the base model is not the one that the run began with.
+
+    Raises:
+        DataError: The file is not there, or a record cannot be used.
+        AitrainError: `to` exists already.
+    """
+    if not file.exists():
+        raise DataError(f"{file} does not exist: name a file of records like those of training")
+    if to is not None and to.exists():
+        raise AitrainError(f"--to {to} exists already: name a new file, nothing is overwritten")
+    directory = RunDirectory.open(run)
+    config = directory.config()
+    chosen = store.choose(directory.checkpoints(config), checkpoint)
+    task = task_of(config)
+    then = {} if changed_inputs else chosen.state.get("facts") or directory.facts()
+    refuse_difference(then, task.facts() | code_facts(config), config, directory.path)
+    model = model_of(task, chosen)
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        lines = (json.dumps(said, ensure_ascii=False) for said in task.predictions(model, file, device))
+        if to is None:
+            for line in lines:
+                print(line)
+            return
+        written = list(lines)
+    write_text(to, "".join(f"{line}\n" for line in written))
+    print(f"{to}: {len(written):,} records", file=sys.stderr)

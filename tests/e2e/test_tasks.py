@@ -1,0 +1,123 @@
+"""Every task beside language models: two ranks of any strategy have the losses of one, and resume."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tasks.tiny_bert import WORDS, make_bert
+
+from aitrain.checkpoint import store
+from aitrain.dist.processes import run_ranks
+from aitrain.recipe import compose
+from aitrain.trainer.run_directory import RunDirectory
+
+STRATEGIES = ("ddp", "fsdp", "deepspeed_zero2")
+STEPS = 4
+
+
+def texts(path: Path) -> list[str]:
+    """Words of two desks in three languages of service."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(37):
+        kind = ("plumbing", "billing", "other")[number % 3]
+        words = {
+            "plumbing": ["pump", "leak", "water"],
+            "billing": ["invoice", "paid", "late"],
+            "other": ["door", "office"],
+        }
+        said = draw.choices([*words[kind], *WORDS], k=draw.randint(2, 9))
+        rows.append(json.dumps({"text": " ".join(said), "label": kind}))
+    path.write_text("\n".join(rows) + "\n")
+    return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=24"]
+
+
+TASKS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
+    "classify_text": (texts, ["task.class_weights=balanced"]),
+}
+"""Recipe -> what writes its data, and keys of its own."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    make_bert(folder / "bert")
+    make_bert(folder / "bert-dropout", dropout=0.1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(place: Path) -> dict[str, RunDirectory]:
+    """All runs, in two launches: alone, and on two ranks."""
+    made: dict[str, RunDirectory] = {}
+
+    def new(name: str, *words: str) -> None:
+        made[name] = RunDirectory.create(compose(recipe, [*common, *words, f"run.dir={place}/{name}"]))
+
+    for recipe, (write, own) in TASKS.items():
+        common = [f"model.path={place}/bert", *write(place / f"{recipe}.jsonl"), *own, "schedule=constant"]
+        common += ["trainer.accelerator=cpu", "trainer.precision=fp32", f"trainer.max_steps={STEPS}", "optim.lr=1e-3"]
+        common += ["trainer.max_epochs=null", "trainer.global_batch_samples=8", "trainer.micro_batch_samples=2"]
+        common += ["evaluate.every_steps=2", "schedule.warmup_steps=0", "checkpoint.every_steps=2"]
+        without = ["model.init=pretrained", "export.at_end=false"]
+        new(f"{recipe}-one", *without)
+        new(f"{recipe}-wide", *without, "trainer.micro_batch_samples=8")
+        for strategy in STRATEGIES:
+            new(f"{recipe}-{strategy}", *without, f"strategy={strategy}", "trainer.devices=2")
+        drops = [f"model.path={place}/bert-dropout", "trainer.devices=2"]
+        new(f"{recipe}-whole", *drops)
+        new(f"{recipe}-stopped", *drops, "trainer.max_steps=2")
+    alone = [made[name] for name in made if name.endswith(("-one", "-wide"))]
+    stopped = [made[name] for name in made if name.endswith("-stopped")]
+    paired = [made[name] for name in made if name.endswith((*STRATEGIES, "-whole"))]
+    together(alone, 1)
+    together([*paired, *stopped], 2)
+    for run in stopped:
+        run.config_file.write_text(run.config_file.read_text().replace("max_steps: 2", f"max_steps: {STEPS}"))
+    together(stopped, 2)
+    return made
+
+
+def together(runs: list[RunDirectory], ranks: int) -> None:
+    """Train runs one after the other in one launch."""
+    many = [sys.executable, str(Path(__file__).with_name("many.py"))]
+    assert run_ranks([*many, *(str(run.path) for run in runs)], ranks) == 0
+
+
+def records(run: RunDirectory) -> list[dict[str, float]]:
+    return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("recipe", TASKS)
+@pytest.mark.parametrize("other", ["wide", *STRATEGIES])
+def test_losses_depend_on_neither_ranks_nor_micro_batch(runs: dict[str, RunDirectory], recipe: str, other: str) -> None:
+    one, many = records(runs[f"{recipe}-one"]), records(runs[f"{recipe}-{other}"])
+    assert len(one) == len(many) == STEPS
+    for mine, theirs in zip(one, many, strict=True):
+        for key in ("samples", "lr"):
+            assert mine[key] == theirs[key]
+        for key in (key for key in mine if key == "loss" or key.startswith("val_")):
+            assert theirs[key] == pytest.approx(mine[key], rel=2e-3, abs=2e-3), key
+
+
+@pytest.mark.parametrize("recipe", TASKS)
+def test_a_stopped_run_goes_on_exactly(runs: dict[str, RunDirectory], recipe: str) -> None:
+    whole, resumed = (records(runs[f"{recipe}-{name}"]) for name in ("whole", "stopped"))
+    timed = ("step_time_s", "tokens_per_s")
+    plain = [[{k: v for k, v in row.items() if k not in timed} for row in rows] for rows in (whole, resumed)]
+    # the evaluation behind the first half is one more for the run that ended there
+    assert plain[0] == plain[1]
+    first, second = (dict(weights_of(runs[f"{recipe}-{name}"])) for name in ("whole", "stopped"))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def weights_of(run: RunDirectory) -> Iterator[tuple[str, torch.Tensor]]:
+    found = store.choose(run.checkpoints(run.config()), "newest")
+    assert found.step == STEPS
+    return ((name, found.read("weights", name)) for name in found.names("weights"))
