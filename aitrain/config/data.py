@@ -158,3 +158,20 @@ class Labelled(Sequences):
 
     too_long: OnTooLong = OnTooLong.truncate
     """A text longer than `data.sequence_tokens`: `truncate` at the end or `drop` (both are reported), or `refuse`."""
+
+
+@dataclass
+class Tagged(Sequences):
+    """Texts in which words or stretches of text are marked: one record per line."""
+
+    text_field: str = "text"
+    """Key that holds the text, where entities are given by their places in it."""
+
+    entities_field: str = "entities"
+    """Key that holds the entities of a text: a list of `{"start": 0, "end": 4, "label": "PERSON"}`, in characters."""
+
+    words_field: str = "tokens"
+    """Key that holds a list of words, where each word has a label of its own."""
+
+    labels_field: str = "labels"
+    """Key that holds the labels of the words: `O`, or `B-PERSON` and `I-PERSON` for first and further words."""

@@ -84,5 +84,15 @@ class ClassifyText(Task):
 
 
 @dataclass
+class TagTokens(Task):
+    """Which stretches of a text are names, dates or whatever else is marked in the training data."""
+
+    unit: ClassVar[str] = "tokens"
+    sample: ClassVar[str] = "text"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.encoder
+    data_options: ClassVar[tuple[str, ...]] = ("tagged",)
+
+
+@dataclass
 class CustomTask(UserClass, Task):
     """A task of your own: a class in a file of yours that implements `aitrain.tasks.task.Task`."""

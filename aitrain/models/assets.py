@@ -110,6 +110,13 @@ ASSETS: dict[str, Asset] = {
             source="recipes/assets/make_books.py",
         ),
         Asset(
+            name="care-notes",
+            kind="data",
+            about="400 + 100 invented notes of a care service with marked persons, places, dates, telephone numbers",
+            licence="Apache-2.0",
+            source="recipes/assets/make_notes.py",
+        ),
+        Asset(
             name="verses-en-nl",
             kind="data",
             about="1200 + 64 English verses with their Dutch counterparts, as conversations",

@@ -19,7 +19,7 @@ from aitrain.config import RunConfig
 from aitrain.config.data import Labelled
 from aitrain.config.task import ClassifyText as Config
 from aitrain.config.task import ClassWeights
-from aitrain.data.cached import cached, file_digest, shared
+from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.labels import held_out, read_labelled
 from aitrain.data.records import read_records
@@ -32,7 +32,6 @@ from aitrain.tasks.class_metrics import classes_in, multi_label_metrics, single_
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.task import Measured, Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
-from aitrain.tasks.token_data import cache_folder, data_files
 
 VERSION = 1
 """Raised whenever the same input would be prepared otherwise."""
@@ -132,9 +131,9 @@ class ClassifyText(TextEncoder):
             group: The ranks.
             watch: Called between the files.
         """
-        files = data_files(self.config)
-        paths = [path for path in (files.train, files.validation) if path is not None]
-        folders = shared(group, cache_folder(), lambda: [self._prepare(path, paths[0], watch) for path in paths])
+        fields = [self.data.text_field, self.data.label_field, self.data.too_long.name]
+        content = {"version": VERSION, "several": self.several, "fields": fields}
+        folders = self.prepared(group, content, lambda path, first, to: self._write(path, first, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
         self.classes = accounts[0].classes
@@ -153,13 +152,6 @@ class ClassifyText(TextEncoder):
         account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation))
         held = None if validation is None else LabelledSamples(self, validation)
         return Splits(LabelledSamples(self, train), held, account, account.fingerprint())
-
-    def _prepare(self, path: Path, training: Path, watch: Watch) -> Path:
-        """Return the folder of one prepared file; its labels have the numbers that the training file gives them."""
-        content = {"version": VERSION, "task": "classify_text", "several": self.several, **self.facts()}
-        content |= {"fields": [self.data.text_field, self.data.label_field, self.data.too_long.name]}
-        content |= {"file": file_digest(path), "training": file_digest(training), "length": self.sequence_tokens}
-        return cached(cache_folder(), content, lambda folder: self._write(path, training, folder, watch))
 
     def _write(self, path: Path, training: Path, folder: Path, watch: Watch) -> None:
         first = read_labelled(training, self.data, self.several)

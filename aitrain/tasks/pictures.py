@@ -60,3 +60,22 @@ def confusion_matrix(guesses: torch.Tensor, labels: torch.Tensor, classes: Seque
     more = f", the commonest {len(kept)} of {len(classes)} classes" if len(kept) < len(classes) else ""
     axes.set_title(f"{int((guesses == labels).sum())} of {len(labels)} held-out samples right{more}", fontsize=9)
     _save(figure, file)
+
+
+def bars(names: Sequence[str], values: Sequence[float], title: str, file: Path) -> None:
+    """Draw shares from 0 to 1 as bars, with their numbers.
+
+    Args:
+        names: One per bar.
+        values: From 0 to 1.
+        title: What they are.
+        file: Picture to write.
+    """
+    figure, axes = _axes(6.0, 1.0 + 0.35 * len(names))
+    drawn = axes.barh(range(len(names)), values, color="#4c78a8")
+    axes.bar_label(drawn, [f"{value:.2f}" for value in values], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1)
+    axes.set_title(title, fontsize=9)
+    _save(figure, file)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -13,14 +14,18 @@ from torch import nn
 from aitrain.config import RunConfig
 from aitrain.config.adapter import Lora, Qlora
 from aitrain.config.data import Sequences
+from aitrain.data.cached import cached, file_digest, shared
 from aitrain.data.prepare import tokenizer_content
+from aitrain.data.records import check_file
 from aitrain.data.samples import Batch
+from aitrain.dist.group import Group
 from aitrain.errors import RecipeError
 from aitrain.models.digest import model_digests, text_digest
 from aitrain.models.load import Located, load_tokenizer
 from aitrain.models.memory import micro_batch_estimate
 from aitrain.models.weights import with_weights
 from aitrain.tasks.task import ExportJob, Room, Task
+from aitrain.tasks.token_data import cache_folder, data_files
 
 
 class TextEncoder(Task):
@@ -142,6 +147,32 @@ class TextEncoder(Task):
         export_folder(self.config, self.located, model, job.to, job.merge, card, job.go_on, job.flat)
 
     # ---------------------------------------------------------------- for subclasses
+
+    def prepared(self, group: Group, content: dict[str, Any], write: Callable[[Path, Path, Path], None]) -> list[Path]:
+        """Return the folders of the prepared files, the training file first; written once, by rank 0.
+
+        Args:
+            group: The ranks.
+            content: What decides how they are prepared, beside the files, the tokenizer and the longest sequence.
+            write: Fills a folder, given a file, the training file (whose labels count) and the folder.
+
+        Raises:
+            DataError: The data is refused, on every rank.
+        """
+        files = data_files(self.config)
+        paths = [path for path in (files.train, files.validation) if path is not None]
+        known = {"task": type(self).__name__, "length": self.sequence_tokens, "tokenizer": self.facts()["tokenizer"]}
+
+        def one(path: Path) -> Path:
+            digests = {"file": [path.name, file_digest(path)], "training": file_digest(paths[0])}
+            return cached(cache_folder(), known | content | digests, lambda folder: write(path, paths[0], folder))
+
+        def all_of_them() -> list[Path]:
+            for path in paths:
+                check_file(path)
+            return [one(path) for path in paths]
+
+        return shared(group, cache_folder(), all_of_them)
 
     def tokenise(self, texts: Sequence[Any], cut: bool = True) -> list[list[int]]:
         """Return the token ids of texts, special tokens included.

@@ -38,8 +38,23 @@ def texts(path: Path) -> list[str]:
     return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=24"]
 
 
+def notes(path: Path) -> list[str]:
+    """Sentences with a marked order number, or none."""
+    draw = random.Random(1)
+    rows = []
+    for number in range(37):
+        before, after = (" ".join(draw.choices(WORDS, k=draw.randint(1, 5))) for _ in range(2))
+        marked = number % 4 != 0
+        text = f"{before} {number} {after}" if marked else f"{before} {after}"
+        entities = [{"start": len(before) + 1, "end": len(before) + 1 + len(str(number)), "label": "ORDER"}]
+        rows.append(json.dumps({"text": text, "entities": entities if marked else []}))
+    path.write_text("\n".join(rows) + "\n")
+    return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=40"]
+
+
 TASKS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "classify_text": (texts, ["task.class_weights=balanced"]),
+    "tag_tokens": (notes, []),
 }
 """Recipe -> what writes its data, and keys of its own."""
 
