@@ -48,6 +48,10 @@ TESTED_ELSEWHERE = {
             *("tasks/class_metrics", "tasks/pictures", "trainer/prediction"),
         )
     },
+    **{
+        f"aitrain/{name}.py": "tests/tasks/test_embeddings.py"
+        for name in ("data/pairs", "tasks/retrieval_metrics", "models/sentence_folder")
+    },
     "aitrain/data/cached.py": "tests/data/test_prepare.py",
     # a checkpoint's weights in a model, which exports show
     "aitrain/models/weights.py": "tests/models/test_export.py",

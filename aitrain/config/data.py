@@ -175,3 +175,17 @@ class Tagged(Sequences):
 
     labels_field: str = "labels"
     """Key that holds the labels of the words: `O`, or `B-PERSON` and `I-PERSON` for first and further words."""
+
+
+@dataclass
+class Pairs(Sequences):
+    """Questions or search words with a text that answers them: one record per line or row."""
+
+    query_field: str = "query"
+    """Column or JSON key that holds the question."""
+
+    positive_field: str = "positive"
+    """Column or JSON key that holds a text that answers it."""
+
+    negatives_field: str = "negatives"
+    """Key that holds texts which look alike and do not answer it: a text or a list; may be absent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
@@ -91,6 +91,54 @@ class TagTokens(Task):
     sample: ClassVar[str] = "text"
     model_kind: ClassVar[ModelKind | None] = ModelKind.encoder
     data_options: ClassVar[tuple[str, ...]] = ("tagged",)
+
+
+class Pooling(Enum):
+    """How the vectors of a text's tokens become one."""
+
+    mean = "mean"
+    cls = "cls"
+    last = "last"
+
+
+@dataclass
+class Embeddings(Task):
+    """Vectors of texts that are near each other where one answers the other: for search in documents of yours."""
+
+    unit: ClassVar[str] = "tokens"
+    sample: ClassVar[str] = "pair"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.encoder
+    data_options: ClassVar[tuple[str, ...]] = ("pairs",)
+
+    temperature: float = 0.05
+    """What similarities are divided by in the loss; smaller = the hardest texts count most."""
+
+    negatives: int = 1
+    """Hard negatives used per question, where the records have them. The other texts of the global batch are more."""
+
+    symmetric: bool = False
+    """Whether the questions are told apart for each text, too, as for translations."""
+
+    matryoshka: list[int] = field(default_factory=list)
+    """Shorter lengths at which the vectors shall be good as well, for instance `[256,128,64]` (arXiv:2205.13147)."""
+
+    pooling: Pooling = Pooling.mean
+    """How the vectors of the tokens become one: their mean, that of the first token, or that of the last."""
+
+    query_prefix: str = ""
+    """Text before every question, where the model was made for one, for instance `"query: "`."""
+
+    passage_prefix: str = ""
+    """Text before every text that is searched."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.temperature <= 0:
+            yield f"task.temperature={self.temperature} must be above 0: 0.05 is usual"
+        if self.negatives < 0:
+            yield f"task.negatives={self.negatives} must be 0 or more"
+        if any(length < 1 for length in self.matryoshka):
+            yield f"task.matryoshka={self.matryoshka} must be lengths of at least 1"
 
 
 @dataclass

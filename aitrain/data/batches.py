@@ -121,12 +121,14 @@ class MicroBatches(Dataset[Batch]):
     Args:
         samples: Training samples, as many as `plan.size`.
         plan: Which of them this rank gets when.
+        whole_share: Whether the first item of a step also holds `share`: all micro-batches of this rank in that step.
     """
 
-    def __init__(self, samples: Samples, plan: StepPlan) -> None:
+    def __init__(self, samples: Samples, plan: StepPlan, whole_share: bool = False) -> None:
         assert len(samples) == plan.size, f"{len(samples)} samples, the plan says {plan.size}"
         self.samples = samples
         self.plan = plan
+        self.whole_share = whole_share
         self._step = -1
         self._rows: Integers = np.zeros(0, dtype=np.int64)
 
@@ -142,8 +144,14 @@ class MicroBatches(Dataset[Batch]):
         if step != self._step:
             # Kept for the other micro-steps: drawing thousands of samples anew for each would be felt.
             self._step, self._rows = step, plan.step_samples(step)
+        shares = range(plan.accumulation) if self.whole_share and not micro_step else ()
         return {
             **self.samples.collate(plan.share(self._rows, micro_step), plan.micro_batch),
+            **(
+                {"share": [self.samples.collate(plan.share(self._rows, at), plan.micro_batch) for at in shares]}
+                if shares
+                else {}
+            ),
             "global_weight": self.samples.weights[self._rows].sum().item(),
             "global_units": self.samples.units[self._rows].sum().item(),
             "global_samples": len(self._rows),

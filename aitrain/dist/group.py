@@ -93,6 +93,21 @@ class Group:
             dist.all_reduce(values)
         return values
 
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the tensors of all ranks, one behind the other; every rank must call this. No gradient flows through.
+
+        Args:
+            values: `(N, ...)`, the same shape on every rank.
+
+        Returns:
+            `(R N, ...)`, in the order of the ranks.
+        """
+        if self.ranks.world == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.ranks.world)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
     def from_first(self, value: Any) -> Any:
         """Return rank 0's value on every rank; it must be made of plain Python values.
 

@@ -117,6 +117,13 @@ ASSETS: dict[str, Asset] = {
             source="recipes/assets/make_notes.py",
         ),
         Asset(
+            name="verse-pairs",
+            kind="data",
+            about="1200 + 64 English verses with their Dutch counterparts, as pairs for search across languages",
+            licence="LicenseRef-public-domain",
+            source="recipes/assets/make_pairs.py",
+        ),
+        Asset(
             name="verses-en-nl",
             kind="data",
             about="1200 + 64 English verses with their Dutch counterparts, as conversations",

@@ -75,7 +75,7 @@ class LabelledSamples:
         )
         several = self.task.several
         for at, row in enumerate(rows):
-            found = torch.from_numpy(np.asarray(self.columns.get("labels", int(row)), dtype=np.int64))
+            found = torch.from_numpy(np.array(self.columns.get("labels", int(row)), dtype=np.int64))
             if several:
                 labels[at, found] = 1.0
             else:

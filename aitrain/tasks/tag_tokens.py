@@ -68,7 +68,7 @@ class TaggedSamples:
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for at, row in enumerate(rows):
             found = self.columns.get("labels", int(row))
-            labels[at, : len(found)] = torch.from_numpy(np.asarray(found, dtype=np.int64))
+            labels[at, : len(found)] = torch.from_numpy(np.array(found, dtype=np.int64))
         return batch | {"labels": labels}
 
 

@@ -26,6 +26,7 @@ from aitrain.models.load import Located
 from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.strategy.own_device import OwnDevice
 from aitrain.tasks.registry import located_model, task_of
+from aitrain.tasks.task import Task
 from aitrain.trainer.callbacks import own_callbacks
 from aitrain.trainer.continuation import (
     compare_inputs,
@@ -88,7 +89,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
             directory=directory,
             group=group,
             task=task,
-            module=Module(task, ranks.data_size, plan.accumulation),
+            module=Module(task, ranks.data_size, plan.accumulation, ranks.data_rank, group.gather),
             validation=held_out_loader(config, splits, ranks, plan.micro_batch),
             progress=progress,
             total_steps=steps,
@@ -103,7 +104,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         )
         announce(session, plan, accelerator, options)
         trainer = build_trainer(session, accelerator, plan.accumulation, [StepEdge(session), *own_callbacks(session)])
-        run_trainer(trainer, session, train_loader(config, splits, plan))
+        run_trainer(trainer, session, train_loader(task, splits, plan))
         early = progress.is_stopped_early(config.evaluate.patience)
         stopped = stopper.reason is not None and progress.step < steps and not early
         return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
@@ -194,20 +195,20 @@ def plan_steps(config: RunConfig, size: int, ranks: Ranks, rows: int, first_step
     )
 
 
-def train_loader(config: RunConfig, splits: Splits, plan: StepPlan) -> DataLoader[dict[str, Any]]:
+def train_loader(task: Task, splits: Splits, plan: StepPlan) -> DataLoader[dict[str, Any]]:
     """Return this rank's micro-batches, in order, to the end of the run.
 
     Args:
-        config: The run.
+        task: What is trained.
         splits: The samples.
         plan: Which of them this rank gets when.
     """
-    batches = MicroBatches(splits.train, plan)
+    batches = MicroBatches(splits.train, plan, whole_share=task.gathers)
     return DataLoader(
         batches,
         batch_size=None,
         shuffle=False,
-        num_workers=config.data.workers,
+        num_workers=task.config.data.workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else each pass would draw from the generator that dropout draws from
     )

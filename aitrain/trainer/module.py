@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,34 @@ from aitrain.optim.build import build_optimizer
 from aitrain.tasks.task import Measured, Task
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a micro-batch of a gathering task waits for its turn with."""
+
+    gradient: torch.Tensor
+    """Of the loss, by each of its outputs."""
+
+    host: torch.Tensor
+    """State of torch's random generator in front of it."""
+
+    device: torch.Tensor | None
+    """The same of the GPU."""
+
+    def restore(self, device: torch.device) -> None:
+        """Let the generators draw what they drew when the outputs were computed first.
+
+        Args:
+            device: Of the model.
+        """
+        torch.set_rng_state(self.host)
+        if self.device is not None:
+            torch.cuda.set_rng_state(self.device, device)
+
+
+def _generators(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
 class Module(pl.LightningModule):
     """A task's model under training.
 
@@ -21,10 +50,21 @@ class Module(pl.LightningModule):
         task: What is trained.
         data_size: Ranks that see different samples.
         accumulation: Micro-batches per rank and optimizer step.
+        data_rank: This rank among them.
+        gather: Returns a tensor's rows of all ranks; a task that gathers needs it.
     """
 
-    def __init__(self, task: Task, data_size: int, accumulation: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        data_size: int,
+        accumulation: int,
+        data_rank: int = 0,
+        gather: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
+    ) -> None:
         super().__init__()
+        self._data_rank, self._gather = data_rank, gather
+        self._held: list[Held] = []
         self.task = task
         self.model: nn.Module | None = None
         self._shares = data_size * accumulation
@@ -50,9 +90,47 @@ class Module(pl.LightningModule):
         Returns:
             Scalar to differentiate.
         """
+        if self.task.gathers:
+            return self._gathered_step(batch) * (self._shares / batch["global_weight"])
         loss_sum = self.task.loss_sum(self.built, batch)
         self.loss_sum = loss_sum.detach() if self.loss_sum is None else self.loss_sum + loss_sum.detach()
         return loss_sum * (self._shares / batch["global_weight"])
+
+    def _gathered_step(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return a scalar whose gradient is this micro-batch's part of the gradient of the whole global batch's loss.
+
+        In front of the first micro-batch of a step, all of this rank's micro-batches go through the model without
+        gradients; the outputs of all ranks make the loss, and its gradient by each output is kept. Then every
+        micro-batch goes through once more, with the same random draws, and its outputs times those gradients are what
+        is differentiated. So the loss sees the whole global batch, and memory holds one micro-batch.
+
+        Source: Gao et al., arXiv:2101.06983 (GradCache).
+        """
+        if "share" in batch:
+            self._held = self._look_ahead(batch["share"])
+        held = self._held.pop(0)
+        held.restore(self.device)
+        return (self.task.outputs(self.built, batch).float() * held.gradient).sum()
+
+    def _look_ahead(self, share: list[Mapping[str, Any]]) -> list[Held]:
+        states, outputs = [], []
+        with torch.no_grad():
+            for part in share:
+                states.append(_generators(self.device))
+                outputs.append(self.task.outputs(self.built, part).float())
+        own = torch.cat(outputs)
+        # rank by rank; the loss is a sum over rows and sees no order
+        rows = self._gather(own).requires_grad_()
+        marks = self._gather(torch.cat([self.task.marks(part) for part in share]))
+        with torch.enable_grad():
+            loss = self.task.gathered_loss(rows, marks)
+        (gradient,) = torch.autograd.grad(loss, rows)
+        parts = len(rows) // len(own)
+        # every rank has computed the same loss of the whole global batch; the log adds up what the ranks hold
+        self.loss_sum = loss.detach() / parts
+        first = self._data_rank * len(own)
+        pieces = gradient[first : first + len(own)].split([len(out) for out in outputs])
+        return [Held(piece, *state) for piece, state in zip(pieces, states, strict=True)]
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Measured:  # type: ignore[override]
         """Measure one batch of held-out data.

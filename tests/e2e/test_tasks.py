@@ -52,9 +52,22 @@ def notes(path: Path) -> list[str]:
     return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=40"]
 
 
+def pairs(path: Path) -> list[str]:
+    """Questions with texts; some texts are right for several, some records have hard negatives."""
+    draw = random.Random(2)
+    rows = []
+    for number in range(37):
+        query, text, wrong = (" ".join(draw.choices(WORDS, k=draw.randint(1, 7))) for _ in range(3))
+        row = {"query": f"{query} {number}", "positive": f"{text} {number % 30}"}
+        rows.append(json.dumps(row | ({"negatives": [wrong]} if number % 3 else {})))
+    path.write_text("\n".join(rows) + "\n")
+    return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=24"]
+
+
 TASKS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "classify_text": (texts, ["task.class_weights=balanced"]),
     "tag_tokens": (notes, []),
+    "embeddings": (pairs, ["task.symmetric=true", "task.matryoshka=[16,8]"]),
 }
 """Recipe -> what writes its data, and keys of its own."""
 

@@ -1,0 +1,100 @@
+"""Questions with texts that answer them, and texts that only look as if: read and checked all at once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aitrain.config.data import Pairs
+from aitrain.data.faults import RecordFaults
+from aitrain.data.records import read_records
+from aitrain.errors import DataError
+
+
+@dataclass
+class PairedTexts:
+    """What one file holds, one entry per record."""
+
+    queries: list[str] = field(default_factory=list)
+    positives: list[str] = field(default_factory=list)
+    negatives: list[list[str]] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+
+
+def read_pairs(path: Path, data: Pairs) -> PairedTexts:
+    """Read the records of a file; what is wrong with any of them is told at once.
+
+    Args:
+        path: A data file.
+        data: Which fields hold what.
+
+    Raises:
+        DataError: Records lack a question or its text, or give the same text as right and as wrong; each with its line.
+    """
+    found, faults = PairedTexts(), RecordFaults()
+    for where, record in read_records(path):
+        try:
+            if isinstance(record, DataError):
+                raise record
+            query, positive = (_text(record, name, where) for name in (data.query_field, data.positive_field))
+            given = record.get(data.negatives_field)
+            negatives = [given] if isinstance(given, str) and given else given or []
+            if not isinstance(negatives, list) or not all(isinstance(each, str) and each.strip() for each in negatives):
+                raise DataError(f"{where}: {data.negatives_field!r} must be a text or a list of texts")
+            if positive in negatives:
+                raise DataError(
+                    f"{where}: the same text stands in {data.positive_field!r} and {data.negatives_field!r}"
+                )
+        except DataError as fault:
+            faults.add(fault)
+            continue
+        found.queries.append(query)
+        found.positives.append(positive)
+        found.negatives.append(negatives)
+        found.places.append(where)
+    few = len(set(found.positives)) < 2 and not faults.count
+    faults.refuse(*([f"{path.name}: all records have the same text: there is nothing to tell apart"] if few else []))
+    return found
+
+
+def _text(record: dict[str, Any], name: str, where: str) -> str:
+    if name not in record:
+        keys = ", ".join(map(repr, record))
+        key = {"query": "query", "positive": "positive"}.get(name, name)
+        raise DataError(f"{where}: no key {name!r} (keys here: {keys}): write data.{key}_field=KEY")
+    value = record[name]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {name!r} is {value!r:.40}, not a text: write one, or remove the record")
+    return value
+
+
+def text_mark(text: str) -> int:
+    """Return a whole number by which equal texts are found, from 0 to 2^62.
+
+    Args:
+        text: Any text.
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
+
+
+def nearest_by_words(queries: list[np.ndarray[Any, Any]], texts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Return how much each question has in common with each text, by its tokens: cosine of TF-IDF.
+
+    Args:
+        queries: Token ids of Q questions.
+        texts: Token ids of N texts.
+
+    Returns:
+        float64 `(Q, N)`.
+    """
+    size = 1 + max(int(ids.max()) for ids in [*queries, *texts] if len(ids))
+    counts = [np.stack([np.bincount(ids, minlength=size) for ids in part]).astype(float) for part in (queries, texts)]
+    weight = np.log((1 + len(texts)) / (1 + (counts[1] > 0).sum(0))) + 1
+    vectors = [part * weight for part in counts]
+    normed = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in vectors]
+    product: np.ndarray[Any, Any] = normed[0] @ normed[1].T
+    return product
