@@ -12,7 +12,7 @@ PIP_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv quickstart test test-all test-slow soak check format docs gpu gpu-wheels gpu-rivals clean
+.PHONY: help venv quickstart recipes test test-all test-slow soak check format docs gpu gpu-wheels gpu-rivals clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ soak: $(STAMP) ## twenty rounds of faults on a real Slurm, about ten minutes; pr
 
 test-slow: $(STAMP) ## only the slow tests; ARGS names their folders
 	@$(PYTEST) -m "slow and not gpu and not multi_gpu" $(ARGS) || [ $$? -eq 5 ]  # 5: none of them is slow
+
+recipes: $(STAMP) ## every recipe beside language models, end to end on shipped data, about five minutes
+	@$(BIN)/python -m pytest -q -m "slow or not slow" --numprocesses 0 tests/e2e/test_recipes.py $(ARGS)
 
 check: $(STAMP) ## ruff, mypy, import-linter and pydoclint (in flake8); runs all of them, fails if any does
 	@failed=; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports --no-logo" "flake8 aitrain"; do \

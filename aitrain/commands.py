@@ -65,13 +65,12 @@ def _recipes(args: argparse.Namespace) -> int:
     if args.name:
         print(find(args.name).read_text(encoding="utf-8"), end="")
         return EXIT_DONE
-    listed = names()
-    width = max(map(len, listed))
-    for name in listed:
+    for number, name in enumerate(names()):
         title, *rest = header(find(name)) or ["(no description)"]
-        print(f"{name:<{width}}  {title}")
-        for line in [f"task: {task_of(find(name))}", *rest]:
-            print(f"{'':<{width}}  {line}")
+        print(("\n" if number else "") + title)
+        for line in [f"recipe {name}, task {task_of(find(name))}", *rest]:
+            print(f"  {line}")
+    print("\n`aitrain recipes NAME` prints one in full; `aitrain train NAME data.path=YOUR_FILE` runs it.")
     return EXIT_DONE
 
 

@@ -92,7 +92,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 def test_recipes_are_listed_and_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes"]) == 0
     out = capsys.readouterr().out
-    assert "quickstart" in out and "task: pretrain" in out and 'Takes: {"messages"' in out and "Needs:" in out
+    assert "quickstart" in out and "task pretrain" in out and 'Takes: {"messages"' in out and "Needs:" in out
     assert cli.main(["recipes", "sft_lora"]) == 0
     assert "override adapter: lora" in capsys.readouterr().out
 

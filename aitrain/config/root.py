@@ -20,7 +20,7 @@ from aitrain.config.optim import AdamW, AdamW8bit, CustomOptim, Muon, Optim, Sgd
 from aitrain.config.run import Run
 from aitrain.config.schedule import Constant, Cosine, CustomSchedule, Linear, Schedule, Wsd
 from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Strategy
-from aitrain.config.task import ClassifyText, CustomTask, Embeddings, Pretrain, Sft, TagTokens, Task
+from aitrain.config.task import ClassifyText, CustomTask, Embeddings, Pretrain, Reranker, Sft, TagTokens, Task
 from aitrain.config.trainer import Accelerator, Trainer
 
 GROUPS: dict[str, dict[str, type]] = {
@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "classify_text": ClassifyText,
         "tag_tokens": TagTokens,
         "embeddings": Embeddings,
+        "reranker": Reranker,
         "custom": CustomTask,
     },
     "data": {

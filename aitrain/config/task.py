@@ -125,11 +125,11 @@ class Embeddings(Task):
     pooling: Pooling = Pooling.mean
     """How the vectors of the tokens become one: their mean, that of the first token, or that of the last."""
 
-    query_prefix: str = ""
+    query_prefix: str | None = None
     """Text before every question, where the model was made for one, for instance `"query: "`."""
 
-    passage_prefix: str = ""
-    """Text before every text that is searched."""
+    passage_prefix: str | None = None
+    """Text before every text that is searched; `null` = none."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -139,6 +139,24 @@ class Embeddings(Task):
             yield f"task.negatives={self.negatives} must be 0 or more"
         if any(length < 1 for length in self.matryoshka):
             yield f"task.matryoshka={self.matryoshka} must be lengths of at least 1"
+
+
+@dataclass
+class Reranker(Task):
+    """Which of some texts answers a question best: the question and each text are read together."""
+
+    unit: ClassVar[str] = "tokens"
+    sample: ClassVar[str] = "question"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.encoder
+    data_options: ClassVar[tuple[str, ...]] = ("pairs",)
+
+    negatives: int = 4
+    """Texts that each question's own one is told apart from: those of the record first, then texts of other records."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.negatives < 1:
+            yield f"task.negatives={self.negatives} must be at least 1"
 
 
 @dataclass

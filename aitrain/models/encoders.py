@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 from aitrain.config.model import ModelInit
 from aitrain.errors import ModelError
 from aitrain.models.load import LOADING_ERRORS, Located, model_fault
-from aitrain.models.quiet import quiet
+from aitrain.models.quiet import drawn_on_the_host, quiet
 
 _log = logging.getLogger(__name__)
 HEADS = ("classifier", "score", "pooler", "pre_classifier", "classification_head", "qa_outputs", "head")
@@ -38,7 +38,7 @@ def build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> P
     trust = model.vetted_code_sha256 is not None
     options = {"dtype": torch.float32, "attn_implementation": model.attention.name, "trust_remote_code": trust}
     try:
-        with quiet():
+        with quiet(), drawn_on_the_host():
             config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust, **settings)
             config.update({key: value for key, value in settings.items() if not hasattr(config, key)})
             if model.init is ModelInit.random:

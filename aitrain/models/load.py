@@ -18,7 +18,7 @@ from aitrain.io.home import user_path
 from aitrain.models import store
 from aitrain.models.folder import Kind, ModelFacts, inspect
 from aitrain.models.gguf import converted
-from aitrain.models.quiet import first_line, quiet
+from aitrain.models.quiet import drawn_on_the_host, first_line, quiet
 
 _log = logging.getLogger(__name__)
 LOADING_ERRORS = (
@@ -207,7 +207,8 @@ def model_fault(model: Model, error: BaseException) -> ModelError:
 def _from_config(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
     trust = options["trust_remote_code"]
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust)
-    return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, **options))
+    with drawn_on_the_host():
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, **options))
 
 
 def _from_files(model: Model, folder: Path, options: dict[str, Any]) -> PreTrainedModel:

@@ -10,6 +10,23 @@ from transformers.utils import logging
 
 
 @contextmanager
+def drawn_on_the_host() -> Iterator[None]:
+    """Draw random weights on the CPU inside the block, so that they are the same on every kind of device.
+
+    Under ZeRO-3 nothing changes: there each weight is sharded while it is made, on the device that it belongs to.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        yield
+        return
+    import torch
+
+    with torch.device("cpu"):
+        yield
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers inside the block and restore its verbosity after it."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

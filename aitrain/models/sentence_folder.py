@@ -26,7 +26,7 @@ def add_pooling(folder: Path, keys: Embeddings, sequence_tokens: int, width: int
     ]
     words = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
     pooling = {f"pooling_mode_{word}": name == keys.pooling.name for name, word in words.items()}
-    prompts = {"query": keys.query_prefix, "document": keys.passage_prefix}
+    prompts = {"query": keys.query_prefix or "", "document": keys.passage_prefix or ""}
     content = {
         "modules.json": modules,
         "1_Pooling/config.json": {"word_embedding_dimension": width, **pooling},

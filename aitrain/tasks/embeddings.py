@@ -27,6 +27,7 @@ from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.errors import DataError, RecipeError
 from aitrain.models.load import Located
+from aitrain.tasks.gathering import GatheringTask
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.retrieval_metrics import ranks_of, search_metrics
 from aitrain.tasks.task import ExportJob, Measured, Watch, unwatched
@@ -91,12 +92,11 @@ class PairSamples:
         return {key: batch[key] for key in ("input_ids", "attention_mask")} | {"marks": marks}
 
 
-class Embeddings(TextEncoder):
+class Embeddings(TextEncoder, GatheringTask):
     """A sentence encoder; see `Task`."""
 
     primary = Metric("ndcg_at_10", greater_is_better=True)
     weight_unit = "pairs"
-    gathers = True
     auto, adapter_kind, use = "AutoModel", "FEATURE_EXTRACTION", "sentence-similarity"
 
     def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> None:
@@ -149,7 +149,10 @@ class Embeddings(TextEncoder):
                 found.queries, found.positives, found.negatives, found.places, strict=True
             ):
                 texts = [positive, *negatives]
-                given = [self.keys.query_prefix + query, *(self.keys.passage_prefix + text for text in texts)]
+                given = [
+                    f"{self.keys.query_prefix or ''}{query}",
+                    *(f"{self.keys.passage_prefix or ''}{text}" for text in texts),
+                ]
                 tokens = self.tokenise(given)
                 if any(len(ids) == self.sequence_tokens for ids in tokens):
                     account.cut.add(where)
@@ -224,15 +227,6 @@ class Embeddings(TextEncoder):
         back = vectors[:, 1] @ queries.T / self.keys.temperature
         same = (marks[None, :, 0] == marks[:, :1]) & (own[None] != own[:, None])
         return (loss + F.cross_entropy(back.masked_fill(same, float("-inf")), own, reduction="sum")) / 2
-
-    def loss_sum(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return the loss of a batch that is all there is.
-
-        Args:
-            model: The model.
-            batch: From `PairSamples.collate`.
-        """
-        return self.gathered_loss(self.outputs(model, batch), self.marks(batch))
 
     def measure(self, model: nn.Module, batch: Mapping[str, Any]) -> Measured:
         """Measure one batch.
@@ -327,7 +321,7 @@ class Embeddings(TextEncoder):
             if name is None:
                 raise DataError(f"{where}: neither {self.data.query_field!r} nor 'text' with a text")
             prefix = self.keys.passage_prefix if name == "text" else self.keys.query_prefix
-            batch = self.padded(self.tokenise([prefix + record[name]]), 1)
+            batch = self.padded(self.tokenise([f"{prefix or ''}{record[name]}"]), 1)
             given = {key: value.to(device) for key, value in batch.items()}
             vector = self.vectors(model, given)[0].cpu()
             yield {name: record[name], "embedding": [round(float(value), 7) for value in vector]}

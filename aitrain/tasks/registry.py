@@ -6,7 +6,7 @@ import importlib
 from typing import cast
 
 from aitrain.config import RunConfig
-from aitrain.config.task import ClassifyText, CustomTask, Embeddings, Pretrain, Sft, TagTokens
+from aitrain.config.task import ClassifyText, CustomTask, Embeddings, Pretrain, Reranker, Sft, TagTokens
 from aitrain.errors import RecipeError
 from aitrain.io.user_code import load_class
 from aitrain.models.load import Located, locate
@@ -18,6 +18,7 @@ BUILT_IN: dict[type, str] = {
     ClassifyText: "aitrain.tasks.classify_text:ClassifyText",
     TagTokens: "aitrain.tasks.tag_tokens:TagTokens",
     Embeddings: "aitrain.tasks.embeddings:Embeddings",
+    Reranker: "aitrain.tasks.reranker:Reranker",
 }
 """Keys of a task -> its class."""
 

@@ -125,10 +125,6 @@ class Task(ABC):
     Options: ClassVar[type | None] = None
     """For a task of the user's: a dataclass, whose fields are the keys below `task.options`."""
 
-    gathers: ClassVar[bool] = False
-    """Whether the loss of a sample depends on the other samples of the global batch, as in contrastive learning. Such a
-    task has `outputs`, `marks` and `gathered_loss`; `loss_sum` is not called while it trains."""
-
     weight_unit: ClassVar[str] = "samples"
     """What the loss is a mean over: tokens, images, pairs."""
 
@@ -244,38 +240,6 @@ class Task(ABC):
         yield from ()
 
     # ---------------------------------------------------------------- steps
-
-    def outputs(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return what the loss of a gathering task is made of, one row per row of the batch.
-
-        Args:
-            model: The model.
-            batch: What `Samples.collate` made, on the device.
-
-        Returns:
-            `(M, ...)`, the same shape for every micro-batch.
-        """
-        raise NotImplementedError("only a task with `gathers` is asked for its outputs")
-
-    def marks(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return whole numbers that a gathering loss needs of each row: which rows are samples, which are alike.
-
-        Args:
-            batch: What `Samples.collate` made, on the device.
-
-        Returns:
-            int64 `(M, K)`.
-        """
-        raise NotImplementedError("only a task with `gathers` is asked for its marks")
-
-    def gathered_loss(self, outputs: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the losses of a gathering task over the whole global batch.
-
-        Args:
-            outputs: Of all rows of all micro-batches of all ranks, `(G, ...)`.
-            marks: Of the same rows, `(G, K)`.
-        """
-        raise NotImplementedError("only a task with `gathers` has such a loss")
 
     @abstractmethod
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:

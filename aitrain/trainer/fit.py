@@ -25,6 +25,7 @@ from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted, R
 from aitrain.models.load import Located
 from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.strategy.own_device import OwnDevice
+from aitrain.tasks.gathering import GatheringTask
 from aitrain.tasks.registry import located_model, task_of
 from aitrain.tasks.task import Task
 from aitrain.trainer.callbacks import own_callbacks
@@ -203,7 +204,7 @@ def train_loader(task: Task, splits: Splits, plan: StepPlan) -> DataLoader[dict[
         splits: The samples.
         plan: Which of them this rank gets when.
     """
-    batches = MicroBatches(splits.train, plan, whole_share=task.gathers)
+    batches = MicroBatches(splits.train, plan, whole_share=isinstance(task, GatheringTask))
     return DataLoader(
         batches,
         batch_size=None,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from aitrain.optim.build import build_optimizer
+from aitrain.tasks.gathering import GatheringTask
 from aitrain.tasks.task import Measured, Task
 
 
@@ -90,13 +91,13 @@ class Module(pl.LightningModule):
         Returns:
             Scalar to differentiate.
         """
-        if self.task.gathers:
-            return self._gathered_step(batch) * (self._shares / batch["global_weight"])
+        if isinstance(self.task, GatheringTask):
+            return self._gathered_step(self.task, batch) * (self._shares / batch["global_weight"])
         loss_sum = self.task.loss_sum(self.built, batch)
         self.loss_sum = loss_sum.detach() if self.loss_sum is None else self.loss_sum + loss_sum.detach()
         return loss_sum * (self._shares / batch["global_weight"])
 
-    def _gathered_step(self, batch: Mapping[str, Any]) -> torch.Tensor:
+    def _gathered_step(self, task: GatheringTask, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return a scalar whose gradient is this micro-batch's part of the gradient of the whole global batch's loss.
 
         In front of the first micro-batch of a step, all of this rank's micro-batches go through the model without
@@ -107,23 +108,23 @@ class Module(pl.LightningModule):
         Source: Gao et al., arXiv:2101.06983 (GradCache).
         """
         if "share" in batch:
-            self._held = self._look_ahead(batch["share"])
+            self._held = self._look_ahead(task, batch["share"])
         held = self._held.pop(0)
         held.restore(self.device)
-        return (self.task.outputs(self.built, batch).float() * held.gradient).sum()
+        return (task.outputs(self.built, batch).float() * held.gradient).sum()
 
-    def _look_ahead(self, share: list[Mapping[str, Any]]) -> list[Held]:
+    def _look_ahead(self, task: GatheringTask, share: list[Mapping[str, Any]]) -> list[Held]:
         states, outputs = [], []
         with torch.no_grad():
             for part in share:
                 states.append(_generators(self.device))
-                outputs.append(self.task.outputs(self.built, part).float())
+                outputs.append(task.outputs(self.built, part).float())
         own = torch.cat(outputs)
         # rank by rank; the loss is a sum over rows and sees no order
         rows = self._gather(own).requires_grad_()
-        marks = self._gather(torch.cat([self.task.marks(part) for part in share]))
+        marks = self._gather(torch.cat([task.marks(part) for part in share]))
         with torch.enable_grad():
-            loss = self.task.gathered_loss(rows, marks)
+            loss = task.gathered_loss(rows, marks)
         (gradient,) = torch.autograd.grad(loss, rows)
         parts = len(rows) // len(own)
         # every rank has computed the same loss of the whole global batch; the log adds up what the ranks hold

@@ -67,6 +67,7 @@ def pairs(path: Path) -> list[str]:
 TASKS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "classify_text": (texts, ["task.class_weights=balanced"]),
     "tag_tokens": (notes, []),
+    "reranker": (pairs, ["task.negatives=3"]),
     "embeddings": (pairs, ["task.symmetric=true", "task.matryoshka=[16,8]"]),
 }
 """Recipe -> what writes its data, and keys of its own."""

@@ -29,6 +29,7 @@ def make_bert(folder: Path, dropout: float = 0.0) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",

@@ -1,0 +1,144 @@
+"""Recipes on shipped data, end to end: trained, stopped, resumed, measured, exported, the same in plain libraries."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .recipe_runs import RECIPES, reached, words_of
+
+MARGINS = {
+    # about half of what the worst of five seeds is above the better of untrained and trivial: tests/bench/results
+    "classify_text": 0.25,
+    "tag_tokens": 0.25,
+    "embeddings": 0.15,
+    "reranker": 0.0,
+}
+DAILY = "tag_tokens"
+"""The recipe that `make test` runs; `make recipes` runs all."""
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipes")
+
+
+def aitrain(*words: str, code: int = 0) -> str:
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "aitrain", *words], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def stopped_and_resumed(recipe: str, folder: Path) -> Path:
+    """Train a recipe, stop it by a signal after some steps, and let it go on to its end."""
+    run = folder / recipe
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    words = [sys.executable, "-m", "aitrain", "train", *words_of(recipe, folder)]
+    process = subprocess.Popen(words, env=env, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = run / "metrics.jsonl"
+        if metrics.is_file() and len(metrics.read_text().splitlines()) >= 5:
+            process.send_signal(signal.SIGTERM)
+            break
+        time.sleep(0.1)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "resumed from" in aitrain("resume", str(run))
+    return run
+
+
+def classes(run: Path, said: list[dict[str, Any]]) -> None:
+    from transformers import pipeline
+
+    plain = pipeline("text-classification", str(run / "export/model"), device="cpu", top_k=1)
+    for each in said:
+        (found,) = plain(each["text"])
+        found = found[0] if isinstance(found, list) else found
+        assert found["label"] == each["label"]
+
+
+def entities(run: Path, said: list[dict[str, Any]]) -> None:
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    model = AutoModelForTokenClassification.from_pretrained(run / "export/model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "export/model")
+    for each in said:
+        given = tokenizer(each["text"], return_tensors="pt", return_offsets_mapping=True)
+        offsets = given.pop("offset_mapping")[0].tolist()
+        with torch.no_grad():
+            labels = [model.config.id2label[int(number)] for number in model(**given).logits[0].argmax(1)]
+        begins = {entity["start"]: entity["label"] for entity in each["entities"]}
+        for (start, end), label in zip(offsets, labels, strict=True):
+            for place, kind in begins.items():
+                if start <= place < end:
+                    assert label[2:] == kind
+
+
+def vectors(run: Path, said: list[dict[str, Any]]) -> None:
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(run / "export/model"), device="cpu")
+    found = model.encode([each["query"] for each in said])
+    np.testing.assert_allclose(found, np.array([each["embedding"] for each in said]), rtol=1e-4, atol=1e-5)
+
+
+def scores(run: Path, said: list[dict[str, Any]]) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(run / "export/model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "export/model")
+    for each in said:
+        for text in each["texts"]:
+            given = tokenizer(f"{each['query']}\n{text['text']}", return_tensors="pt")
+            with torch.no_grad():
+                assert model(**given).logits[0, 0].item() == pytest.approx(text["score"], abs=1e-4)
+
+
+CHECKS: dict[str, tuple[list[dict[str, Any]], Callable[[Path, list[dict[str, Any]]], None]]] = {
+    "classify_text": ([{"text": "And he laid his hands on them."}, {"text": "The king reigned in Samaria."}], classes),
+    "tag_tokens": ([{"text": "Spoke to Dr Omar Aziz on 3 May."}, {"text": "No change."}], entities),
+    "embeddings": ([{"query": "And God saw the light."}, {"query": "Then said Boaz."}], vectors),
+    "reranker": ([{"query": "And God saw the light.", "texts": ["En God zag het licht.", "Boaz zeide."]}], scores),
+}
+
+
+@pytest.mark.parametrize(
+    "recipe", [name if name == DAILY else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
+def test_from_data_to_a_folder_that_others_load(recipe: str, folder: Path) -> None:
+    run = stopped_and_resumed(recipe, folder)
+    metric = RECIPES[recipe].metric
+    before, after, trivial = reached(run, metric)
+    assert after > max(before, trivial) + MARGINS[recipe], (before, after, trivial)
+    aitrain("evaluate", str(run))
+    measured = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    assert measured["event"] == "evaluated" and measured[f"val_{metric}"] == pytest.approx(after, abs=1e-3)
+    asked, same = CHECKS[recipe]
+    file = folder / f"{recipe}-new.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    said = [json.loads(line) for line in aitrain("predict", str(run), str(file)).splitlines() if line.startswith("{")]
+    assert len(said) == len(asked)
+    same(run, said)
+
+
+def test_every_margin_has_its_recipe() -> None:
+    assert set(MARGINS) == set(RECIPES) == set(CHECKS)
