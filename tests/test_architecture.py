@@ -59,7 +59,7 @@ TESTED_ELSEWHERE = {
     **{
         f"aitrain/{name}.py": "tests/e2e/test_custom_task.py"
         for name in (
-            *("config/custom", "config/own_options", "io/user_code", "tasks/registry", "tasks/user_code"),
+            *("config/custom", "config/own_options", "io/user_code", "tasks/user_code"),
             "trainer/callbacks",
         )
     },

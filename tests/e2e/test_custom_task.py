@@ -166,6 +166,7 @@ print(json.dumps(said))
     assert not (place / "runs/refused").exists()
 
 
+@pytest.mark.slow
 def test_changed_code_is_not_continued_in_silence(heat: tuple[Path, str]) -> None:
     place, _ = heat
     say("aitrain train heat.yaml run.dir=runs/changed trainer.max_steps=2 schedule=constant", place)

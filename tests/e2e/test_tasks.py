@@ -81,16 +81,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+EVERY_DAY = ("classify_text", "embeddings")
+SHOWN = [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
+
+
 @pytest.fixture(scope="module")
-def runs(place: Path) -> dict[str, RunDirectory]:
-    """All runs, in two launches: alone, and on two ranks."""
+def runs(place: Path, request: pytest.FixtureRequest) -> dict[str, RunDirectory]:
+    """All runs of the recipes that are asked for, in two launches: alone, and on two ranks."""
+    own = [item for item in request.session.items if item.path == request.path]
+    asked = {item.callspec.params["recipe"] for item in own}  # type: ignore[attr-defined]
     made: dict[str, RunDirectory] = {}
 
     def new(name: str, *words: str) -> None:
         made[name] = RunDirectory.create(compose(recipe, [*common, *words, f"run.dir={place}/{name}"]))
 
-    for recipe, (write, own) in TASKS.items():
-        common = [f"model.path={place}/bert", *write(place / f"{recipe}.jsonl"), *own, "schedule=constant"]
+    for recipe in sorted(asked):
+        write, keys = TASKS[recipe]
+        common = [f"model.path={place}/bert", *write(place / f"{recipe}.jsonl"), *keys, "schedule=constant"]
         common += ["trainer.accelerator=cpu", "trainer.precision=fp32", f"trainer.max_steps={STEPS}", "optim.lr=1e-3"]
         common += ["trainer.max_epochs=null", "trainer.global_batch_samples=8", "trainer.micro_batch_samples=2"]
         common += ["evaluate.every_steps=2", "schedule.warmup_steps=0", "checkpoint.every_steps=2"]
@@ -123,7 +130,7 @@ def records(run: RunDirectory) -> list[dict[str, float]]:
     return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("recipe", TASKS)
+@pytest.mark.parametrize("recipe", SHOWN)
 @pytest.mark.parametrize("other", ["wide", *STRATEGIES])
 def test_losses_depend_on_neither_ranks_nor_micro_batch(runs: dict[str, RunDirectory], recipe: str, other: str) -> None:
     one, many = records(runs[f"{recipe}-one"]), records(runs[f"{recipe}-{other}"])
@@ -135,7 +142,7 @@ def test_losses_depend_on_neither_ranks_nor_micro_batch(runs: dict[str, RunDirec
             assert theirs[key] == pytest.approx(mine[key], rel=2e-3, abs=2e-3), key
 
 
-@pytest.mark.parametrize("recipe", TASKS)
+@pytest.mark.parametrize("recipe", SHOWN)
 def test_a_stopped_run_goes_on_exactly(runs: dict[str, RunDirectory], recipe: str) -> None:
     whole, resumed = (records(runs[f"{recipe}-{name}"]) for name in ("whole", "stopped"))
     timed = ("step_time_s", "tokens_per_s")
