@@ -18,7 +18,7 @@ from aitrain.config.custom import UserClass
 from aitrain.config.data import Files, Sequences
 from aitrain.config.logger import Tensorboard, Wandb, WandbMode
 from aitrain.config.optim import AdamW8bit, FusedStep
-from aitrain.config.task import Pretrain, Sft
+from aitrain.config.task import Preference, Pretrain, Sft
 from aitrain.config.trainer import Accelerator
 from aitrain.config.values import nearest
 from aitrain.dist.ranks import Ranks, detect
@@ -351,7 +351,8 @@ def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str
         return [*faults, *str(error).splitlines()]
     faults += found.faults
     known = not found.faults and found.kind.name != "hub"  # of a name on a hub nothing is known yet
-    if known and isinstance(config.task, Sft) and config.model.chat_template is None and not found.has_chat_template:
+    talks = isinstance(config.task, (Sft, Preference))
+    if known and talks and config.model.chat_template is None and not found.has_chat_template:
         faults.append(
             f"model.path={config.model.path}: the model has no chat template, so conversations cannot be written as it "
             "expects: write model.chat_template=FILE (a Jinja file), or take an instruction-tuned model"

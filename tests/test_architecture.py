@@ -52,6 +52,10 @@ TESTED_ELSEWHERE = {
         f"aitrain/{name}.py": "tests/tasks/test_embeddings.py"
         for name in ("data/pairs", "tasks/retrieval_metrics", "models/sentence_folder")
     },
+    **{
+        f"aitrain/{name}.py": "tests/tasks/test_preference.py"
+        for name in ("data/preferences", "tasks/preference_losses")
+    },
     "aitrain/data/cached.py": "tests/data/test_prepare.py",
     # a checkpoint's weights in a model, which exports show
     "aitrain/models/weights.py": "tests/models/test_export.py",

@@ -270,6 +270,8 @@ def test_every_option_is_frozen_and_read_back_exactly(tmp_path: Path, group: str
         words = ["task=tag_tokens", "data=tagged"]
     if option in ("embeddings", "pairs"):
         words = ["task=embeddings", "data=pairs"]
+    if option in ("preference", "preferences"):
+        words = ["task=preference", "data=preferences"]
     if option == "reranker":
         words = ["task=reranker", "data=pairs"]
     if option == "files":

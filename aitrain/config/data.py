@@ -189,3 +189,17 @@ class Pairs(Sequences):
 
     negatives_field: str = "negatives"
     """Key that holds texts which look alike and do not answer it: a text or a list; may be absent."""
+
+
+@dataclass
+class Preferences(Sequences):
+    """Pairs of answers of which one is better: `prompt`, `chosen` and `rejected`, each a text or a list of messages."""
+
+    too_long: OnTooLong = OnTooLong.refuse
+    """A record of which one answer is longer than `data.sequence_tokens`: `refuse` the data, or `drop` it."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        yield from super().faults()
+        if self.too_long is OnTooLong.truncate:
+            yield "data.too_long=truncate would cut the end of one answer and not of the other: write refuse or drop"

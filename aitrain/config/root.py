@@ -11,7 +11,18 @@ from aitrain.config.adapter import Adapter, Dora, Lora, NoAdapter, Qlora
 from aitrain.config.checkpoint import Checkpoint
 from aitrain.config.cluster import Cluster
 from aitrain.config.custom import UserClass
-from aitrain.config.data import CustomRecords, CustomText, Data, Files, Labelled, Pairs, Records, Tagged, Text
+from aitrain.config.data import (
+    CustomRecords,
+    CustomText,
+    Data,
+    Files,
+    Labelled,
+    Pairs,
+    Preferences,
+    Records,
+    Tagged,
+    Text,
+)
 from aitrain.config.evaluate import Evaluate
 from aitrain.config.export import Export
 from aitrain.config.logger import Jsonl, Logger, Tensorboard, Wandb
@@ -20,13 +31,24 @@ from aitrain.config.optim import AdamW, AdamW8bit, CustomOptim, Muon, Optim, Sgd
 from aitrain.config.run import Run
 from aitrain.config.schedule import Constant, Cosine, CustomSchedule, Linear, Schedule, Wsd
 from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Strategy
-from aitrain.config.task import ClassifyText, CustomTask, Embeddings, Pretrain, Reranker, Sft, TagTokens, Task
+from aitrain.config.task import (
+    ClassifyText,
+    CustomTask,
+    Embeddings,
+    Preference,
+    Pretrain,
+    Reranker,
+    Sft,
+    TagTokens,
+    Task,
+)
 from aitrain.config.trainer import Accelerator, Trainer
 
 GROUPS: dict[str, dict[str, type]] = {
     "task": {
         "sft": Sft,
         "pretrain": Pretrain,
+        "preference": Preference,
         "classify_text": ClassifyText,
         "tag_tokens": TagTokens,
         "embeddings": Embeddings,
@@ -39,6 +61,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "labelled": Labelled,
         "tagged": Tagged,
         "pairs": Pairs,
+        "preferences": Preferences,
         "files": Files,
         "custom": CustomRecords,
         "custom_text": CustomText,

@@ -159,6 +159,56 @@ class Reranker(Task):
             yield f"task.negatives={self.negatives} must be at least 1"
 
 
+class PreferenceLoss(Enum):
+    """How a pair of answers is turned into a loss."""
+
+    dpo = "dpo"
+    ipo = "ipo"
+    simpo = "simpo"
+    orpo = "orpo"
+
+
+@dataclass
+class Preference(Task):
+    """Learning from pairs of answers: the better one is to become more probable than the other."""
+
+    unit: ClassVar[str] = "tokens"
+    sample: ClassVar[str] = "pair"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.causal
+    data_options: ClassVar[tuple[str, ...]] = ("preferences",)
+
+    loss: PreferenceLoss = PreferenceLoss.dpo
+    """`dpo` (arXiv:2305.18290) and `ipo` (2310.12036) compare with the model as it was at the start; `simpo`
+    (2405.14734) and `orpo` (2403.07691) need no such reference."""
+
+    beta: float = 0.1
+    """How strongly the model is held to its start (dpo, ipo), or how sharply answers are told apart (simpo; 2 is
+    usual); with orpo, the weight of the preference beside the likelihood of the better answer."""
+
+    label_smoothing: float = 0.0
+    """Share of the pairs that are expected to be the wrong way round; dpo only."""
+
+    margin: float = 0.5
+    """By how much the better answer shall be ahead, in mean log-probability times beta; simpo only."""
+
+    system_prompt: str | None = None
+    """System message put before every conversation that has none; `null` = what the chat template does by itself."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the model as it was at the start."""
+        return self.loss in (PreferenceLoss.dpo, PreferenceLoss.ipo)
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        if self.beta <= 0:
+            yield f"task.beta={self.beta} must be above 0: 0.1 is usual"
+        if not 0 <= self.label_smoothing < 0.5:
+            yield f"task.label_smoothing={self.label_smoothing} must be at least 0 and below 0.5"
+        if self.label_smoothing and self.loss is not PreferenceLoss.dpo:
+            yield f"task.label_smoothing={self.label_smoothing} has no effect with task.loss={self.loss.name}: write 0"
+
+
 @dataclass
 class CustomTask(UserClass, Task):
     """A task of your own: a class in a file of yours that implements `aitrain.tasks.task.Task`."""

@@ -14,6 +14,15 @@ from aitrain.errors import AitrainError, DataError
 from aitrain.io import new_directory, remove_leftovers
 
 
+def name_of(content: dict[str, Any]) -> str:
+    """Return the name of a folder for what these plain values decide.
+
+    Args:
+        content: Everything that decides what is prepared.
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def cached(cache: Path, content: dict[str, Any], write: Callable[[Path], None]) -> Path:
     """Return the folder of something prepared, made now if it is not there. Several processes may do this at once.
 
@@ -25,7 +34,7 @@ def cached(cache: Path, content: dict[str, Any], write: Callable[[Path], None]) 
     Raises:
         AitrainError: The cache cannot be written.
     """
-    folder = cache / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache / name_of(content)
     if folder.exists():
         return folder
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +66,26 @@ def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) 
         shape (K,), K >= 1: the positions whose next token is trained in some row, the only ones that need logits.
         `trained_tokens`: how many labels there are, a number.
     """
-    samples = [tokens[int(row)] for row in rows]
-    width = max(2, *(len(ids) for ids, _ in samples)) if samples else 2
-    input_ids = np.full((micro_batch, width), pad_token, dtype=np.int64)
-    attention_mask = np.zeros((micro_batch, width), dtype=np.int64)
-    labels = np.full((micro_batch, width), IGNORED, dtype=np.int64)
+    samples: list[tuple[Any, Any] | None] = [tokens[int(row)] for row in rows]
+    return padded([*samples, *[None] * (micro_batch - len(samples))], pad_token)
+
+
+def padded(rows: Sequence[tuple[Any, Any] | None], pad_token: int) -> Batch:
+    """Put token sequences into one padded batch; see `collate`.
+
+    Args:
+        rows: Token ids and marks of each row; None = a row without a sample.
+        pad_token: Id that fills rows on the right.
+    """
+    width = max(2, *(len(row[0]) for row in rows if row is not None)) if any(row is not None for row in rows) else 2
+    input_ids = np.full((len(rows), width), pad_token, dtype=np.int64)
+    attention_mask = np.zeros((len(rows), width), dtype=np.int64)
+    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
     attention_mask[:, 0] = 1
-    for row, (ids, trained) in enumerate(samples):
+    for row, sample in enumerate(rows):
+        if sample is None:
+            continue
+        ids, trained = sample
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
         labels[row, : len(ids)] = np.where(trained, ids, IGNORED)

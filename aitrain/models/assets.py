@@ -124,6 +124,13 @@ ASSETS: dict[str, Asset] = {
             source="recipes/assets/make_pairs.py",
         ),
         Asset(
+            name="verse-choices",
+            kind="data",
+            about="600 + 64 English verses with their Dutch counterparts in the right and in random order, as pairs",
+            licence="LicenseRef-public-domain",
+            source="recipes/assets/make_choices.py",
+        ),
+        Asset(
             name="verses-en-nl",
             kind="data",
             about="1200 + 64 English verses with their Dutch counterparts, as conversations",

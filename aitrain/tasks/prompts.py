@@ -10,7 +10,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from aitrain.config import RunConfig
-from aitrain.config.task import Sft
+from aitrain.config.task import Preference, Sft
 from aitrain.data.chat_template import ChatTemplate
 from aitrain.data.conversation import Conversation
 from aitrain.errors import RecipeError
@@ -62,7 +62,7 @@ def end_tokens(config: RunConfig, tokenizer: Any) -> list[int]:
         config: The run.
         tokenizer: The model's tokenizer.
     """
-    if not isinstance(config.task, Sft):
+    if not isinstance(config.task, (Sft, Preference)):
         return []
     probe = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     spans = ChatTemplate(tokenizer).render(probe, "a conversation of two words").spans
@@ -94,14 +94,14 @@ def prompt_ids(prompt: str, tokenizer: Any, config: RunConfig) -> list[int]:
         RecipeError: The chat template refuses it, or it has no token.
     """
     text = prompt
-    if isinstance(config.task, Sft):
+    if isinstance(config.task, (Sft, Preference)):
         system = [{"role": "system", "content": config.task.system_prompt}] if config.task.system_prompt else []
         messages = [*system, {"role": "user", "content": prompt}]
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RecipeError(f"evaluate.prompts: the model's chat template refuses {prompt[:40]!r}: {error}") from None
-    ids: list[int] = tokenizer(text, add_special_tokens=not isinstance(config.task, Sft)).input_ids
+    ids: list[int] = tokenizer(text, add_special_tokens=not isinstance(config.task, (Sft, Preference))).input_ids
     if not ids:
         raise RecipeError(f"evaluate.prompts: {prompt!r} has no token: write a prompt with words")
     return ids

@@ -6,7 +6,7 @@ import importlib
 from typing import cast
 
 from aitrain.config import RunConfig
-from aitrain.config.task import ClassifyText, CustomTask, Embeddings, Pretrain, Reranker, Sft, TagTokens
+from aitrain.config.task import ClassifyText, CustomTask, Embeddings, Preference, Pretrain, Reranker, Sft, TagTokens
 from aitrain.errors import RecipeError
 from aitrain.io.user_code import load_class
 from aitrain.models.load import Located, locate
@@ -19,6 +19,7 @@ BUILT_IN: dict[type, str] = {
     TagTokens: "aitrain.tasks.tag_tokens:TagTokens",
     Embeddings: "aitrain.tasks.embeddings:Embeddings",
     Reranker: "aitrain.tasks.reranker:Reranker",
+    Preference: "aitrain.tasks.preference:PreferenceTask",
 }
 """Keys of a task -> its class."""
 

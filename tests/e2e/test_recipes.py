@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from .recipe_runs import RECIPES, reached, words_of
+from recipe_runs import RECIPES, reached, words_of
 
 MARGINS = {
     # about half of what the worst of five seeds is above the better of untrained and trivial: tests/bench/results

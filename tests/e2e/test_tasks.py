@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tasks.tiny_bert import WORDS, make_bert
+from tiny import make_model
 
 from aitrain.checkpoint import store
 from aitrain.dist.processes import run_ranks
@@ -64,9 +65,21 @@ def pairs(path: Path) -> list[str]:
     return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=24"]
 
 
+def answers(path: Path) -> list[str]:
+    """Pairs of answers of unequal length, for a chat model."""
+    draw = random.Random(3)
+    rows = []
+    for number in range(37):
+        asked, good, bad = (" ".join(draw.choices(WORDS, k=draw.randint(1, 8))) for _ in range(3))
+        rows.append(json.dumps({"prompt": f"{asked} {number}", "chosen": f"{good} yes", "rejected": f"{bad} no"}))
+    path.write_text("\n".join(rows) + "\n")
+    return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=96", "adapter=none"]
+
+
 TASKS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "classify_text": (texts, ["task.class_weights=balanced"]),
     "tag_tokens": (notes, []),
+    "preference_dpo": (answers, []),
     "reranker": (pairs, ["task.negatives=3"]),
     "embeddings": (pairs, ["task.symmetric=true", "task.matryoshka=[16,8]"]),
 }
@@ -78,6 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     make_bert(folder / "bert")
     make_bert(folder / "bert-dropout", dropout=0.1)
+    make_model(folder / "llama")
     return folder
 
 
@@ -97,7 +111,8 @@ def runs(place: Path, request: pytest.FixtureRequest) -> dict[str, RunDirectory]
 
     for recipe in sorted(asked):
         write, keys = TASKS[recipe]
-        common = [f"model.path={place}/bert", *write(place / f"{recipe}.jsonl"), *keys, "schedule=constant"]
+        model = f"{place}/llama" if recipe == "preference_dpo" else f"{place}/bert"
+        common = [f"model.path={model}", *write(place / f"{recipe}.jsonl"), *keys, "schedule=constant"]
         common += ["trainer.accelerator=cpu", "trainer.precision=fp32", f"trainer.max_steps={STEPS}", "optim.lr=1e-3"]
         common += ["trainer.max_epochs=null", "trainer.global_batch_samples=8", "trainer.micro_batch_samples=2"]
         common += ["evaluate.every_steps=2", "schedule.warmup_steps=0", "checkpoint.every_steps=2"]
@@ -106,7 +121,7 @@ def runs(place: Path, request: pytest.FixtureRequest) -> dict[str, RunDirectory]
         new(f"{recipe}-wide", *without, "trainer.micro_batch_samples=8")
         for strategy in STRATEGIES:
             new(f"{recipe}-{strategy}", *without, f"strategy={strategy}", "trainer.devices=2")
-        drops = [f"model.path={place}/bert-dropout", "trainer.devices=2"]
+        drops = ["trainer.devices=2", *([] if recipe == "preference_dpo" else [f"model.path={place}/bert-dropout"])]
         new(f"{recipe}-whole", *drops)
         new(f"{recipe}-stopped", *drops, "trainer.max_steps=2")
     alone = [made[name] for name in made if name.endswith(("-one", "-wide"))]

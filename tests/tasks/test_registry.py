@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainer.conftest import Compose
 
 from aitrain.dist.ranks import Ranks
 from aitrain.models import folder, load
 from aitrain.tasks.registry import task_of
 from aitrain.trainer.fit import fit
 from aitrain.trainer.run_directory import RunDirectory
-from trainer.conftest import Compose
 
 
 @pytest.fixture
