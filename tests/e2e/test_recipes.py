@@ -17,10 +17,10 @@ from recipe_runs import RECIPES, reached, words_of
 
 MARGINS = {
     # about half of what the worst of five seeds is above the better of untrained and trivial: tests/bench/results
-    "classify_text": 0.25,
-    "tag_tokens": 0.25,
-    "embeddings": 0.15,
-    "reranker": 0.0,
+    "classify_text": 0.2,
+    "tag_tokens": 0.3,
+    "embeddings": 0.19,
+    "reranker": 0.028,
 }
 DAILY = "tag_tokens"
 """The recipe that `make test` runs; `make recipes` runs all."""
