@@ -99,6 +99,7 @@ class ClassifyText(TextEncoder):
         self.classes: list[str] = []
         self.class_weights: npt.NDArray[np.float64] = np.ones(0)
         self.temperature = 1.0
+        self._known: list[str] | None = None
         self._examples: list[list[int]] = []
 
     def settings(self) -> dict[str, Any]:
@@ -123,6 +124,7 @@ class ClassifyText(TextEncoder):
             values: From a checkpoint.
         """
         self.classes, self.temperature = list(values["classes"]), float(values["temperature"])
+        self._known = list(self.classes)  # other data is measured by these
 
     def samples(self, group: Group, watch: Watch = unwatched) -> Splits:
         """Read, check and tokenise the texts; see `Task.samples`.
@@ -132,7 +134,7 @@ class ClassifyText(TextEncoder):
             watch: Called between the files.
         """
         fields = [self.data.text_field, self.data.label_field, self.data.too_long.name]
-        content = {"version": VERSION, "several": self.several, "fields": fields}
+        content = {"version": VERSION, "several": self.several, "fields": fields, "classes": self._known}
         folders = self.prepared(group, content, lambda path, first, to: self._write(path, first, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
@@ -154,8 +156,8 @@ class ClassifyText(TextEncoder):
         return Splits(LabelledSamples(self, train), held, account, account.fingerprint())
 
     def _write(self, path: Path, training: Path, folder: Path, watch: Watch) -> None:
-        first = read_labelled(training, self.data, self.several)
-        classes = sorted({label for labels in first.labels for label in labels})
+        first = read_labelled(training, self.data, self.several, self._known)
+        classes = self._known or sorted({label for labels in first.labels for label in labels})
         found = first if path == training else read_labelled(path, self.data, self.several, classes)
         number = {name: at for at, name in enumerate(classes)}
         watch()

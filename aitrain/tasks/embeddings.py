@@ -104,6 +104,7 @@ class Embeddings(TextEncoder, GatheringTask):
         assert isinstance(config.task, Config) and isinstance(config.data, Pairs), "the recipe was checked"
         self.keys, self.data = config.task, config.data
         self.negatives = config.task.negatives
+        self.texts_per_sample = 2 + self.negatives
         self._examples: list[list[npt.NDArray[Any]]] = []
         width = self.located.facts.hidden_size
         if width is not None and any(length > width for length in self.keys.matryoshka):

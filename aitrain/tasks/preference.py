@@ -29,7 +29,7 @@ from aitrain.ops.cross_entropy.op import cross_entropy
 from aitrain.tasks.causal_lm import CausalLM
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.preference_losses import Answers, losses
-from aitrain.tasks.task import Measured, Watch, unwatched
+from aitrain.tasks.task import Measured, Room, Watch, unwatched
 from aitrain.tasks.token_data import cache_folder, data_files
 
 VERSION = 1
@@ -181,6 +181,15 @@ class PreferenceTask(CausalLM):
                 sums, _ = self._answers(model, moved)
                 found.append(sums.view(2, -1).T.float().cpu().numpy())
         return np.concatenate(found)
+
+    def fitting(self, room: Room) -> int | None:
+        """Estimate how many pairs fit into memory at once: two sequences each.
+
+        Args:
+            room: The memory.
+        """
+        sequences = super().fitting(room)
+        return None if sequences is None else sequences // 2
 
     def finish(self, model: nn.Module) -> None:
         """Change the built model as the recipe says; the head keeps its logits, which these losses need row by row.

@@ -101,6 +101,7 @@ class Reranker(TextEncoder):
         super().__init__(config, accelerator, located)
         assert isinstance(config.task, Config) and isinstance(config.data, Pairs), "the recipe was checked"
         self.data, self.negatives = config.data, config.task.negatives
+        self.texts_per_sample = 1 + self.negatives
 
     def settings(self) -> dict[str, Any]:
         """Return that the head has one number: how well a text answers."""

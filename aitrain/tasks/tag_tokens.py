@@ -84,6 +84,7 @@ class TagTokens(TextEncoder):
         assert isinstance(config.data, Tagged), "the recipe was checked"
         self.data = config.data
         self.labels: list[str] = []
+        self._known: list[str] | None = None
         self._examples: list[list[int]] = []
 
     @property
@@ -111,6 +112,7 @@ class TagTokens(TextEncoder):
             values: From a checkpoint.
         """
         self.labels = list(values["labels"])
+        self._known = self.kinds  # other data is measured by these
 
     def samples(self, group: Group, watch: Watch = unwatched) -> Splits:
         """Read, check and tokenise the texts; see `Task.samples`.
@@ -121,9 +123,8 @@ class TagTokens(TextEncoder):
         """
         data = self.data
         fields = [data.text_field, data.entities_field, data.words_field, data.labels_field]
-        folders = self.prepared(
-            group, {"version": VERSION, "fields": fields}, lambda path, first, to: self._write(path, first, to, watch)
-        )
+        content = {"version": VERSION, "fields": fields, "kinds": self._known}
+        folders = self.prepared(group, content, lambda path, first, to: self._write(path, first, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
         self.labels = [OUTSIDE, *(f"{begin}-{kind}" for kind in accounts[0].classes for begin in "BI")]
@@ -139,8 +140,8 @@ class TagTokens(TextEncoder):
         return Splits(TaggedSamples(self, train), held, account, account.fingerprint())
 
     def _write(self, path: Path, training: Path, folder: Path, watch: Watch) -> None:
-        first = read_tagged(training, self.data)
-        kinds = sorted({label[2:] for one in first for label in one.labels if label != OUTSIDE})
+        first = read_tagged(training, self.data, known=self._known)
+        kinds = self._known or sorted({label[2:] for one in first for label in one.labels if label != OUTSIDE})
         found = first if path == training else read_tagged(path, self.data, known=kinds)
         labels = [OUTSIDE, *(f"{begin}-{kind}" for kind in kinds for begin in "BI")]
         watch()

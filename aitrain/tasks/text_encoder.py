@@ -40,6 +40,9 @@ class TextEncoder(Task):
     use: ClassVar[str] = "feature-extraction"
     """What the exported model is for, as hubs name it."""
 
+    texts_per_sample: int = 1
+    """Sequences that one sample puts into a batch."""
+
     def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> None:
         super().__init__(config, accelerator, located)
         assert located is not None, "such a task starts from a model folder"
@@ -75,12 +78,12 @@ class TextEncoder(Task):
         return self.located.facts.parameters
 
     def fitting(self, room: Room) -> int | None:
-        """Estimate how many texts fit into memory at once: as for a language model, without its vocabulary's logits.
+        """Estimate how many samples fit into memory at once: as for a language model, without its vocabulary's logits.
 
         Args:
             room: The memory.
         """
-        return micro_batch_estimate(
+        texts = micro_batch_estimate(
             replace(self.located.facts, vocab_size=1),
             self.sequence_tokens,
             bytes_free=room.bytes_free,
@@ -89,6 +92,7 @@ class TextEncoder(Task):
             checkpointing=self.config.trainer.activation_checkpointing,
             per_rank_state_bytes=0,
         )
+        return texts // self.texts_per_sample
 
     def smaller(self) -> list[str]:
         """Return how to make a text need less memory."""

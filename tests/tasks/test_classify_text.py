@@ -164,6 +164,40 @@ def test_a_label_that_training_lacks(bert: Path, tmp_path: Path) -> None:
         task_of(config(bert, tmp_path, ROWS, f"data.validation_path={other}")).samples(ALONE)
 
 
+def test_other_data_is_measured_by_the_classes_of_the_run(bert: Path, tmp_path: Path) -> None:
+    task, _ = made(config(bert, tmp_path))
+    other = task_of(config(bert, tmp_path, [("door", "c"), ("late", "b")], name="other"))
+    other.recall(task.learned())
+    splits = other.samples(ALONE)
+    assert isinstance(other, ClassifyText) and other.classes == ["a", "b", "c"]
+    assert splits.train.columns.single("labels").tolist() == [2, 1]  # type: ignore[attr-defined]
+    strange = task_of(config(bert, tmp_path, [("door", "z"), ("late", "b")], name="strange"))
+    strange.recall(task.learned())
+    with pytest.raises(DataError, match="strange.jsonl:1: label 'z' is not among those of the training data"):
+        strange.samples(ALONE)
+
+
+def test_an_adapter_leaves_the_body_and_trains_the_head(bert: Path, tmp_path: Path) -> None:
+    from aitrain.tasks.task import ExportJob
+
+    task, splits = made(config(bert, tmp_path, ROWS, "adapter=lora", "adapter.rank=2"))
+    task.dry_build()
+    model: Any = task.build()
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name or "classifier" in name for name in trained) and any("classifier" in n for n in trained)
+    with torch.no_grad():
+        for weight in trained.values():
+            weight += 0.1
+    task.export(trained, ExportJob(tmp_path / "out", "run"))
+    from transformers import AutoModelForSequenceClassification
+
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/model").eval()
+    batch = splits.train.collate(np.arange(3), 3)
+    given = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**given).logits, model.eval()(**given).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_the_exported_folder_has_the_same_outputs_in_plain_transformers(bert: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -152,3 +152,12 @@ def test_trivial_answers(tmp_path: Path) -> None:
     task, splits = made(config(tmp_path, "data.validation_samples=6"))
     found = task.baselines(splits)
     assert found["a coin"]["accuracy"] == 0.5 and max(value["accuracy"] for value in found.values()) >= 0.5
+
+
+def test_a_pair_needs_the_memory_of_two_sequences(tmp_path: Path) -> None:
+    from aitrain.tasks.causal_lm import CausalLM
+    from aitrain.tasks.task import Room
+
+    task, room = task_of(config(tmp_path)), Room(10**9, 4)
+    assert isinstance(task, PreferenceTask)
+    assert task.fitting(room) == (CausalLM.fitting(task, room) or 0) // 2 > 0
