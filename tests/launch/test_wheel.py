@@ -69,3 +69,14 @@ def test_a_wheel_renders(installed: Path, tmp_path: Path) -> None:
     assert Path(place).is_relative_to(installed.parents[1]), "the wheel's own code, not the source tree's"
     assert profiles == PROFILES and same and code == 0
     assert done.stdout.startswith("#!/bin/bash\n") and f"PYTHON={installed}" in done.stdout
+
+
+def test_a_wheel_carries_every_asset_whole(installed: Path) -> None:
+    code = "import aitrain, pathlib; print(pathlib.Path(aitrain.__file__).parent)"
+    told = subprocess.run([installed, "-c", code], capture_output=True, text=True, cwd="/").stdout.strip()
+
+    def files(folder: Path) -> dict[str, int]:
+        found = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+
+    assert files(Path(told) / "_recipes") == files(ROOT / "recipes")
