@@ -61,7 +61,7 @@ test-slow: $(STAMP) ## only the slow tests; ARGS names their folders
 	@$(PYTEST) -m "slow and not gpu and not multi_gpu" $(ARGS) || [ $$? -eq 5 ]  # 5: none of them is slow
 
 recipes: $(STAMP) ## every recipe beside language models, end to end on shipped data, about five minutes
-	@$(BIN)/python -m pytest -q -m "slow or not slow" --numprocesses 0 tests/e2e/test_recipes.py $(ARGS)
+	@$(BIN)/python -m pytest -q -m "soak or not soak" --numprocesses 0 tests/e2e/test_shown_recipes.py $(ARGS)
 
 check: $(STAMP) ## ruff, mypy, import-linter and pydoclint (in flake8); runs all of them, fails if any does
 	@failed=; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports --no-logo" "flake8 aitrain"; do \

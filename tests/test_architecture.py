@@ -45,7 +45,7 @@ TESTED_ELSEWHERE = {
         f"aitrain/{name}.py": "tests/tasks/test_classify_text.py"
         for name in (
             *("data/labels", "data/columns", "data/text_account", "models/encoders", "tasks/text_encoder"),
-            *("tasks/class_metrics", "tasks/pictures", "trainer/prediction"),
+            *("tasks/class_metrics", "trainer/prediction"),
         )
     },
     **{

@@ -1,7 +1,7 @@
 """The recipes on what aitrain ships: how each is run in a minute on two cores, and what five seeds reach.
 
 `python tests/e2e/recipe_runs.py OUT.md` trains each recipe with five seeds and writes the table that the margins of
-`test_recipes.py` are taken from.
+`test_shown_recipes.py` are taken from.
 """
 
 from __future__ import annotations

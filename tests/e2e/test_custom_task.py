@@ -64,6 +64,7 @@ def test_it_resumes(heat: tuple[Path, str]) -> None:
     assert measured["event"] == "evaluated" and measured["val_r2"] == pytest.approx(found[-1]["val_r2"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_more_of_ones_own(heat: tuple[Path, str]) -> None:
     place, _ = heat
     (place / "more.py").write_text(MORE)

@@ -95,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-EVERY_DAY = ("classify_text", "embeddings")
+EVERY_DAY = ("embeddings",)
 SHOWN = [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
 
 

@@ -121,7 +121,7 @@ CHECKS: dict[str, tuple[list[dict[str, Any]], Callable[[Path, list[dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "recipe", [name if name == DAILY else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+    "recipe", [name if name == DAILY else pytest.param(name, marks=pytest.mark.soak) for name in RECIPES]
 )
 def test_from_data_to_a_folder_that_others_load(recipe: str, folder: Path) -> None:
     run = stopped_and_resumed(recipe, folder)
