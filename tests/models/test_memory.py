@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from aitrain.bench.ops.peak import peak_bytes as measured_peak_bytes
 from aitrain.models.folder import Kind, ModelFacts
 from aitrain.models.memory import activation_bytes, micro_batch_estimate
 
@@ -29,14 +29,7 @@ def peak_bytes(config: LlamaConfig, bf16: bool, checkpointing: bool) -> int:
         loss.backward()
 
     step()  # gradients stand now, so that only what comes and goes is counted
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    now = top = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            top = max(top, now)
-    return top
+    return measured_peak_bytes(step, torch.device("cpu"))
 
 
 def facts_of(config: LlamaConfig) -> ModelFacts:

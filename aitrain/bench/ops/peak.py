@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -11,10 +12,14 @@ import torch
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """Return how much more memory a call holds at its worst than before it; what it returns counts.
 
+    Garbage is collected first: what an earlier call left in reference cycles would be freed at any moment of this one,
+    and would be taken off its peak.
+
     Args:
         run: The call.
         device: Where it allocates.
     """
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
