@@ -48,7 +48,7 @@ MUTANTS = [
     Mutant(
         "the upstream gradient is ignored",
         OP,
-        "return gradient.mul_(upstream), None",
+        "return times_upstream_(gradient, upstream), None",
         "return gradient, None",
         ALL,
     ),

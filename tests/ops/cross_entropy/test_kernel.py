@@ -31,6 +31,9 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
+BLOCK = kernel.BLOCK_BYTES // 4  # classes in one block of float32; of float16 there are twice as many
+
+
 def targets_for(count: int, classes: int, ignored: str = "some") -> torch.Tensor:
     torch.manual_seed(3)
     made = torch.randint(classes, (count,))
@@ -50,7 +53,7 @@ def torchs(terms: LossTerms, targets: torch.Tensor) -> Any:
 @TERMS
 @pytest.mark.parametrize(
     ("count", "classes"),
-    [(5, 37), (1, 1), (3, 2), (1, 130), (4, 8200)],
+    [(5, 37), (1, 1), (3, 2), (1, 130), (4, 2 * BLOCK + 8)],
     ids=["odd", "one", "two", "one row", "several blocks per row"],
 )
 def test_each_row(count: int, classes: int, terms: LossTerms, dtype: torch.dtype) -> None:
@@ -154,10 +157,9 @@ def test_a_row_that_is_not_finite_stays_alone(reduction: str, dtype: torch.dtype
 
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_whole_block_of_minus_infinity(place: str) -> None:
-    block = kernel.BLOCK_BYTES // 4
-    logits = draw(2, 2 * block)
-    logits[:, slice(0, block) if place == "first" else slice(block, None)] = float("-inf")
-    targets = torch.tensor([block - 1, block]).flip(0 if place == "first" else ())
+    logits = draw(2, 2 * BLOCK)
+    logits[:, slice(0, BLOCK) if place == "first" else slice(BLOCK, None)] = float("-inf")
+    targets = torch.tensor([BLOCK - 1, BLOCK]).flip(0 if place == "first" else ())
     exact = rows.statistics(logits.double(), targets, PLAIN, False)
     usual = rows.statistics(logits, targets, PLAIN, False)
     found = kernel.statistics(logits, targets, PLAIN, False)
@@ -177,7 +179,7 @@ def test_a_whole_block_of_minus_infinity(place: str) -> None:
 @pytest.mark.parametrize("terms", [PLAIN, CAP], ids=["plain", "cap"])
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("entropy", [False, True])
-@pytest.mark.parametrize("classes", [1, 13, 4200])
+@pytest.mark.parametrize("classes", [1, 13, BLOCK + 104])
 def test_statistics_and_gradient_equal_the_row_passes_of_the_cpu(
     terms: LossTerms, mean: bool, entropy: bool, classes: int
 ) -> None:
@@ -199,10 +201,10 @@ def test_statistics_and_gradient_equal_the_row_passes_of_the_cpu(
 @pytest.mark.parametrize("head", ["lower", "-inf"])
 @pytest.mark.parametrize("entropy", [False, True])
 def test_the_maximum_is_in_the_last_block(head: str, entropy: bool) -> None:
-    logits = torch.linspace(-3, 4, 4200).repeat(2, 1)
+    logits = torch.linspace(-3, 4, BLOCK + 104).repeat(2, 1)
     if head == "-inf":
-        logits[:, :4100] = float("-inf")
-    targets = torch.tensor([4199, 4150])
+        logits[:, : BLOCK + 4] = float("-inf")
+    targets = torch.tensor([BLOCK + 103, BLOCK + 54])
     found = kernel.statistics(logits, targets, PLAIN, False, entropy)
     exact = rows.statistics(logits.double(), targets, PLAIN, False, entropy)
     for mine, right in zip(found, exact, strict=True):
