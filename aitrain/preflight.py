@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Qlora
 from aitrain.config.custom import UserClass
-from aitrain.config.data import Files, Sequences
+from aitrain.config.data import Files, Images, Sequences
 from aitrain.config.logger import Tensorboard, Wandb, WandbMode
 from aitrain.config.optim import AdamW8bit, FusedStep
 from aitrain.config.task import Preference, Pretrain, Sft
@@ -287,12 +287,15 @@ def data_faults(config: RunConfig) -> list[str]:
             faults.append(f"{key}={given}: {error}")
             continue
         whatever = isinstance(config.data, (Files, UserClass))
+        if path.is_dir() and isinstance(config.data, Images):
+            continue
         if path.is_dir() and not whatever:
             faults.append(f"{key}={given} is a folder: name one file in it")
         elif not path.exists():
             faults.append(f"{key}={given} does not exist" + _beside(path))
         elif not path.name.endswith(known) and not whatever:
-            faults.append(f"{key}={given} is of an unknown kind: {', '.join(known)} can be read")
+            folder = " (or a folder of images)" if isinstance(config.data, Images) else ""
+            faults.append(f"{key}={given} is of an unknown kind: {', '.join(known)} can be read{folder}")
         elif path.stat().st_size == 0:
             faults.append(f"{key}={given} is empty: it needs at least one record")
         elif not os.access(path, os.R_OK):

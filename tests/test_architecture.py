@@ -45,8 +45,12 @@ TESTED_ELSEWHERE = {
         f"aitrain/{name}.py": "tests/tasks/test_classify_text.py"
         for name in (
             *("data/labels", "data/columns", "data/text_account", "models/encoders", "tasks/text_encoder"),
-            *("tasks/class_metrics", "trainer/prediction"),
+            *("tasks/class_metrics", "trainer/prediction", "tasks/classifier", "tasks/pretrained"),
         )
+    },
+    **{
+        f"aitrain/{name}.py": "tests/tasks/test_classify_image.py"
+        for name in ("data/images", "data/image_account", "models/image_processor", "models/frozen_norm")
     },
     **{
         f"aitrain/{name}.py": "tests/tasks/test_embeddings.py"

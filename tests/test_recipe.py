@@ -266,6 +266,8 @@ def test_every_option_is_frozen_and_read_back_exactly(tmp_path: Path, group: str
     recipe.write_text("defaults: [base, _self_]\ntrainer: {max_steps: 1}\n")
     if option in ("classify_text", "labelled"):
         words = ["task=classify_text", "data=labelled"]
+    if option in ("classify_image", "images"):
+        words = ["task=classify_image", "data=images"]
     if option in ("tag_tokens", "tagged"):
         words = ["task=tag_tokens", "data=tagged"]
     if option in ("embeddings", "pairs"):

@@ -48,7 +48,8 @@ class Data:
     """Where the samples come from."""
 
     path: str = MISSING
-    """File with the training data: `.jsonl`, `.jsonl.gz`, `.json`, `.parquet`, `.csv` (and `.txt` for plain text)."""
+    """File with the training data: `.jsonl`, `.jsonl.gz`, `.json`, `.parquet`, `.csv` (and `.txt` for plain text); for
+    images also a folder."""
 
     validation_path: str | None = None
     """File with held-out data of the same kind; `null` = `data.validation_samples` are taken from `data.path`."""
@@ -158,6 +159,18 @@ class Labelled(Sequences):
 
     too_long: OnTooLong = OnTooLong.truncate
     """A text longer than `data.sequence_tokens`: `truncate` at the end or `drop` (both are reported), or `refuse`."""
+
+
+@dataclass
+class Images(Data):
+    """Images with a label: a folder with one subfolder per class, or a table that names image files (CSV, JSON Lines)
+    or holds the images (Parquet)."""
+
+    image_field: str = "image"
+    """Column or JSON key of a table that names the image file, or in Parquet holds the image."""
+
+    label_field: str = "label"
+    """Column or JSON key that holds the label; has no meaning for folders, whose names are the labels."""
 
 
 @dataclass

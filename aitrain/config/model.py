@@ -18,6 +18,9 @@ class ModelKind(Enum):
     encoder = "encoder"
     """A model that reads text whole: BERT and its like, or any other body that a head can be put on."""
 
+    image = "image"
+    """A model that sees images: ViT, DINOv2, ConvNeXt, ResNet and their like."""
+
 
 class ModelInit(Enum):
     """How the weights start."""

@@ -16,6 +16,7 @@ from aitrain.config.data import (
     CustomText,
     Data,
     Files,
+    Images,
     Labelled,
     Pairs,
     Preferences,
@@ -32,6 +33,7 @@ from aitrain.config.run import Run
 from aitrain.config.schedule import Constant, Cosine, CustomSchedule, Linear, Schedule, Wsd
 from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, DeepspeedZero3, Fsdp, Strategy
 from aitrain.config.task import (
+    ClassifyImage,
     ClassifyText,
     CustomTask,
     Embeddings,
@@ -50,6 +52,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "pretrain": Pretrain,
         "preference": Preference,
         "classify_text": ClassifyText,
+        "classify_image": ClassifyImage,
         "tag_tokens": TagTokens,
         "embeddings": Embeddings,
         "reranker": Reranker,
@@ -59,6 +62,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "records": Records,
         "text": Text,
         "labelled": Labelled,
+        "images": Images,
         "tagged": Tagged,
         "pairs": Pairs,
         "preferences": Preferences,
@@ -158,6 +162,9 @@ class RunConfig:
             yield f"model.path=null: task={name} starts from a model: name a Hugging Face folder"
         elif self.task.model_kind is None and self.model.path is not None and not isinstance(self.task, CustomTask):
             yield f"model.path={self.model.path} has no effect: task={name} brings its own model: write model.path=null"
+        if isinstance(self.task, ClassifyImage) and self.task.linear_probe and not isinstance(self.adapter, NoAdapter):
+            option = OPTION_OF[type(self.adapter)]
+            yield f"adapter={option} trains more than the last layer, task.linear_probe=true nothing else: write one"
         if isinstance(self.task, Sft) and not isinstance(self.data, Records):
             yield "task=sft needs data=records (conversations or instructions); for plain text write task=pretrain"
         elif isinstance(self.task, Pretrain) and not isinstance(self.data, Text):

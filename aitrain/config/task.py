@@ -63,16 +63,11 @@ class ClassWeights(Enum):
 
 
 @dataclass
-class ClassifyText(Task):
-    """Which class a text belongs to: a label, or with `multi_label` any number of them."""
-
-    unit: ClassVar[str] = "tokens"
-    sample: ClassVar[str] = "text"
-    model_kind: ClassVar[ModelKind | None] = ModelKind.encoder
-    data_options: ClassVar[tuple[str, ...]] = ("labelled",)
+class Classify(Task):
+    """Which class a sample belongs to: a label, or with `multi_label` any number of them."""
 
     multi_label: bool = False
-    """Whether a text may have several labels, or none: a list in JSON, or `a|b` in CSV."""
+    """Whether a sample may have several labels, or none: a list in JSON, or `a|b` in CSV."""
 
     class_weights: ClassWeights = ClassWeights.equal
     """`balanced` lets each class count as much as any other in the loss, however rare it is."""
@@ -81,6 +76,29 @@ class ClassifyText(Task):
         """Yield every broken rule of this group, one sentence each."""
         if self.multi_label and self.class_weights is ClassWeights.balanced:
             yield "task.class_weights=balanced has no effect with task.multi_label=true: write task.class_weights=equal"
+
+
+@dataclass
+class ClassifyText(Classify):
+    """Which class a text belongs to: a label, or with `multi_label` any number of them."""
+
+    unit: ClassVar[str] = "tokens"
+    sample: ClassVar[str] = "text"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.encoder
+    data_options: ClassVar[tuple[str, ...]] = ("labelled",)
+
+
+@dataclass
+class ClassifyImage(Classify):
+    """Which class an image belongs to: a label, or with `multi_label` any number of them."""
+
+    unit: ClassVar[str] = "images"
+    sample: ClassVar[str] = "image"
+    model_kind: ClassVar[ModelKind | None] = ModelKind.image
+    data_options: ClassVar[tuple[str, ...]] = ("images",)
+
+    linear_probe: bool = False
+    """Whether only the new last layer is trained, and the body stays as it is: for very few images, or as a check."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,7 @@ def read_labelled(path: Path, data: Labelled, several: bool, known: Sequence[str
         try:
             if isinstance(record, DataError):
                 raise record
-            labels = _labels_of(record, data, several, where)
-            strange = [label for label in labels if known is not None and label not in known]
-            if strange:
-                raise DataError(
-                    f"{where}: label {strange[0]!r} is not among those of the training data ({_listed(known or [])}): "
-                    "mend it, or add examples of it to data.path"
-                )
+            labels = labels_of(record, data.label_field, several, where, known)
             if not record[data.text_field].strip():
                 raise DataError(f"{where}: {data.text_field!r} is empty: write a text, or remove the record")
         except DataError as fault:
@@ -65,35 +59,65 @@ def read_labelled(path: Path, data: Labelled, several: bool, known: Sequence[str
         found.texts.append(record[data.text_field])
         found.labels.append(labels)
         found.places.append(where)
-    faults.refuse(*(_class_faults(found, path) if known is None else ()))
+    faults.refuse(*(class_faults(found.labels, found.places, path.name) if known is None else ()))
     return found
 
 
-def _labels_of(record: dict[str, Any], data: Labelled, several: bool, where: str) -> list[str]:
-    if data.label_field not in record:
+def labels_of(
+    record: dict[str, Any], field: str, several: bool, where: str, known: Sequence[str] | None = None
+) -> list[str]:
+    """Return the labels of a record.
+
+    Args:
+        record: The record.
+        field: Key that holds them.
+        several: Whether there may be several, or none.
+        where: Place of the record.
+        known: Labels that training has; None = any.
+
+    Raises:
+        DataError: There is no label, or it is none of the known ones.
+    """
+    if field not in record:
         keys = ", ".join(map(repr, record))
-        raise DataError(f"{where}: no key {data.label_field!r} (keys here: {keys}): write data.label_field=KEY")
-    value = record[data.label_field]
+        raise DataError(f"{where}: no key {field!r} (keys here: {keys}): write data.label_field=KEY")
+    labels = _listed_labels(record[field], field, several, where)
+    strange = [label for label in labels if known is not None and label not in known]
+    if strange:
+        raise DataError(
+            f"{where}: label {strange[0]!r} is not among those of the training data ({_listed(known or [])}): "
+            "mend it, or add examples of it to data.path"
+        )
+    return labels
+
+
+def _listed_labels(value: Any, field: str, several: bool, where: str) -> list[str]:
     if several:
         values = value if isinstance(value, list) else [] if value in (None, "") else str(value).split("|")
         return [str(each).strip() for each in values]
     if isinstance(value, (list, dict)) or value is None or str(value).strip() == "":
         raise DataError(
-            f"{where}: {data.label_field!r} is {value!r}, not one label: write a word or a number, or add "
+            f"{where}: {field!r} is {value!r}, not one label: write a word or a number, or add "
             "task.multi_label=true where a text may have several"
         )
     return [str(value).strip()]
 
 
-def _class_faults(found: LabelledText, path: Path) -> Iterable[str]:
-    """Yield what is wrong with the classes of the training data."""
-    counts = Counter(label for labels in found.labels for label in labels)
-    if len(counts) < 2 and found.texts:
-        yield f"{path.name}: only one class ({_listed(list(counts))}): there is nothing to tell apart"
+def class_faults(labels: Sequence[Sequence[str]], places: Sequence[str], file: str) -> Iterator[str]:
+    """Yield what is wrong with the classes of training data, one sentence each.
+
+    Args:
+        labels: Labels of each sample.
+        places: Where each stands.
+        file: Name of the file or folder.
+    """
+    counts = Counter(label for given in labels for label in given)
+    if len(counts) < 2 and labels:
+        yield f"{file}: only one class ({_listed(list(counts))}): there is nothing to tell apart"
         return
     for label, count in sorted(counts.items()):
         if count == 1:
-            at = next(place for place, labels in zip(found.places, found.labels, strict=True) if label in labels)
+            at = next(place for place, given in zip(places, labels, strict=True) if label in given)
             yield f"{at}: class {label!r} has one example: give at least two, one to learn from and one to measure with"
 
 

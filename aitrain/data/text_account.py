@@ -41,6 +41,9 @@ class TextAccount:
     dropped: Places = field(default_factory=Places)
     train: int = 0
     validation: int = 0
+    overlap: int = 0
+    """Held-out texts that are training texts, too."""
+
     others: list[TextAccount] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
@@ -61,15 +64,16 @@ class TextAccount:
         values: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return cls(**values | {key: Places(**values[key]) for key in ("cut", "dropped")})
 
-    def split(self, accounts: Sequence[TextAccount], train: int, validation: int) -> TextAccount:
+    def split(self, accounts: Sequence[TextAccount], train: int, validation: int, overlap: int = 0) -> TextAccount:
         """Return this account with the sizes of the split.
 
         Args:
             accounts: Of all files, this one first.
             train: Texts to train on.
             validation: Texts held out.
+            overlap: How many of those are training texts, too.
         """
-        self.others, self.train, self.validation = list(accounts[1:]), train, validation
+        self.others, self.train, self.validation, self.overlap = list(accounts[1:]), train, validation, overlap
         return self
 
     def fingerprint(self) -> dict[str, Any]:
@@ -95,7 +99,8 @@ class TextAccount:
     def text(self) -> str:
         """Return the account for people."""
         lines = [line for each in (self, *self.others) for line in each.lines()]
-        return "\n".join([*lines, f"training on {self.train:,} texts, {self.validation:,} held out"])
+        same = f", {self.overlap:,} of them also in the training data" if self.overlap else ""
+        return "\n".join([*lines, f"training on {self.train:,} texts, {self.validation:,} held out{same}"])
 
 
 def kept_texts(

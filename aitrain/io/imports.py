@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 
 @contextmanager
@@ -13,7 +16,8 @@ def without_collection() -> Iterator[None]:
     """Keep Python's garbage collector off in the block, and from then on out of what the block has imported.
 
     torch and its like make half a million objects that stay to the end; looking through them again and again is a part
-    of the time that an import takes, and of every full collection while training.
+    of the time that an import takes, and of every full collection while training. `scipy.signal` waits until somebody
+    needs it: see `Postponed`.
 
     Yields:
         Nothing; import in the block.
@@ -22,10 +26,44 @@ def without_collection() -> Iterator[None]:
     """
     was_on, known = gc.isenabled(), len(sys.modules)
     gc.disable()
+    postponed = Postponed.put("scipy.signal", hamming=None)
     try:
         yield
     finally:
+        postponed.take_away()
         if len(sys.modules) > known:  # else whatever is there now, garbage too, would stay for good
             gc.freeze()
         if was_on:
             gc.enable()
+
+
+class Postponed(ModuleType):
+    """A module that is imported when something of it is needed, and not before.
+
+    torchmetrics, which Lightning imports, imports `scipy.signal` where scipy is installed, to see whether it has a name
+    `hamming` that was there in former times: nearly a second of every start.
+    """
+
+    @classmethod
+    def put(cls, name: str, **values: Any) -> Postponed:
+        """Stand in for a module, unless it is there already.
+
+        Args:
+            name: Its full name.
+            values: Names in it that do not make it be imported.
+        """
+        module = cls(name)
+        module.__dict__.update(values)
+        sys.modules.setdefault(name, module)
+        return module
+
+    def take_away(self) -> None:
+        """Let the next import be the real one."""
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what the machinery of imports asks every module
+            raise AttributeError(name)
+        self.take_away()
+        return getattr(importlib.import_module(self.__name__), name)

@@ -103,6 +103,20 @@ ASSETS: dict[str, Asset] = {
             source="recipes/assets/make_tiny.py",
         ),
         Asset(
+            name="tiny-convnext",
+            kind="model",
+            about="ConvNeXt of 0.24 million parameters for images of 28 x 28 pixels, trained on clothing (0.5 MB)",
+            licence="MIT",
+            source="recipes/assets/make_garments.py",
+        ),
+        Asset(
+            name="garments",
+            kind="data",
+            about="160 + 400 images of sandals, sneakers, bags and boots, which tiny-convnext has not seen",
+            licence="MIT",
+            source="recipes/assets/make_garments.py",
+        ),
+        Asset(
             name="verses-books",
             kind="data",
             about="1440 + 240 English verses with the kind of book they are from, as CSV",

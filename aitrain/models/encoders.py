@@ -1,4 +1,4 @@
-"""Builds a text model with a head for another task than the next token; only the head may start from random numbers."""
+"""Builds a model with a head for another task than the next token; only the head may start from random numbers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ from aitrain.models.load import LOADING_ERRORS, Located, model_fault
 from aitrain.models.quiet import drawn_on_the_host, quiet
 
 _log = logging.getLogger(__name__)
-HEADS = ("classifier", "score", "pooler", "pre_classifier", "classification_head", "qa_outputs", "head")
+HEADS = (
+    "classifier",
+    "cls_classifier",
+    "distillation_classifier",
+    "score",
+    "pooler",
+    "pre_classifier",
+    "classification_head",
+    "qa_outputs",
+    "head",
+)
 """First words of the names of weights that a model for another task need not bring."""
 
 
 def build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> PreTrainedModel:
-    """Load a text model with a head of its own kind, or start it from its config when `model.init=random`.
+    """Load a model with a head of its own kind, or start it from its config when `model.init=random`.
 
     Args:
         located: The model.
@@ -36,10 +46,11 @@ def build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> P
     """
     model, folder, kind = located.model, located.folder, getattr(transformers, auto)
     trust = model.vetted_code_sha256 is not None
-    options = {"dtype": torch.float32, "attn_implementation": model.attention.name, "trust_remote_code": trust}
+    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust}
     try:
         with quiet(), drawn_on_the_host():
             config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust, **settings)
+            options |= _attention(located, config)
             config.update({key: value for key, value in settings.items() if not hasattr(config, key)})
             if model.init is ModelInit.random:
                 return cast(PreTrainedModel, kind.from_config(config, **options)).eval()
@@ -61,6 +72,12 @@ def build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> P
     built, loading = loaded
     _refuse_lost(located, built, loading)
     return cast(PreTrainedModel, built)
+
+
+def _attention(located: Located, config: Any) -> dict[str, str]:
+    """Return the attention to build with; none for a model of convolutions, which has no heads to attend with."""
+    heads = any("num_heads" in key or "attention_heads" in key or key == "n_head" for key in config.to_dict())
+    return {"attn_implementation": located.model.attention.name} if heads else {}
 
 
 def _refuse_lost(located: Located, built: Any, loading: Mapping[str, Any]) -> None:
@@ -96,8 +113,7 @@ def dry_build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) 
                 str(located.folder), local_files_only=True, trust_remote_code=trust, **settings
             )
             kind = getattr(transformers, auto)
-            attention = located.model.attention.name
-            built = kind.from_config(config, attn_implementation=attention, trust_remote_code=trust)
+            built = kind.from_config(config, trust_remote_code=trust, **_attention(located, config))
     except LOADING_ERRORS as error:
         raise model_fault(located.model, error) from error
     return cast(PreTrainedModel, built)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Lora, NoAdapter, Qlora
@@ -62,6 +62,7 @@ def export_folder(
     go_on: Callable[[], None] = lambda: None,
     flat: bool = False,
     end_tokens: Sequence[int] = (),
+    words: Any = None,
 ) -> None:
     """Write a run's model: `to/model`, and `to/adapter` when the run trained one.
 
@@ -75,6 +76,7 @@ def export_folder(
         go_on: Called between the parts of the work; what it raises ends the work, and nothing is left of it.
         flat: Write one thing, into `to` itself: the model, or the adapter when it is not merged.
         end_tokens: Ids with which a turn of the assistant ends; a generation stops there too.
+        words: What stands beside the model: a tokenizer, or what prepares images; None = the base model's tokenizer.
 
     Raises:
         ModelError: There is no adapter, and only the adapter is asked for.
@@ -82,15 +84,16 @@ def export_folder(
     """
     card = card or Card(run=config.run.name or to.name)
     go_on()
-    tokenizer = load_tokenizer(located)
-    model.config.use_cache = True
+    words = load_tokenizer(located) if words is None else words
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = True
     if flat and not merge and not isinstance(model, PeftModel):
         raise ModelError("--adapter-only: this run trained no adapter, so there is only the whole model to export")
     with writing(f"--to {to}", "free space there, or name another folder"), new_directory(to) as folder:
         if isinstance(model, PeftModel) and not (flat and merge):
             adapter = folder if flat else folder / "adapter"
             _write_adapter(model, located, adapter)
-            _write_words(tokenizer, config, located, card, adapter, "peft")
+            _write_words(words, config, located, card, adapter, "peft")
             go_on()
         if isinstance(model, PeftModel) and merge:
             _untie_adapted(model)
@@ -101,7 +104,7 @@ def export_folder(
             torch.nn.Module.to(model, _dtype(config, located))
             _write_model(model, place)
             go_on()
-            _write_words(tokenizer, config, located, card, place, "transformers")
+            _write_words(words, config, located, card, place, "transformers")
         share_files(folder)
 
 
@@ -204,11 +207,9 @@ def _write_model(model: PreTrainedModel, folder: Path) -> None:
         raise ModelError(f"the base model's generation_config.json is not valid: mend it there ({error})") from error
 
 
-def _write_words(
-    tokenizer: PreTrainedTokenizerFast, config: RunConfig, located: Located, card: Card, folder: Path, library: str
-) -> None:
+def _write_words(words: Any, config: RunConfig, located: Located, card: Card, folder: Path, library: str) -> None:
     with quiet():
-        tokenizer.save_pretrained(folder)
+        words.save_pretrained(folder)
     write_text(folder / "README.md", model_card(config, located.facts.kind is Kind.hub, card, library))
 
 

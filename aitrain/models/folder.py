@@ -215,11 +215,7 @@ def _inspect_folder(path: Path, kind: Kind, model: Model, wanted: ModelKind) -> 
     _read_config(facts, config)
     facts.has_chat_template = _has_chat_template(path)
     facts.faults += [*_kind_faults(path, config, wanted), *_code_faults(path, config, model, facts)]
-    if not any(all((path / name).is_file() for name in names) for names in TOKENIZERS):
-        facts.faults.append(
-            f"model.path={path} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model "
-            "into the folder"
-        )
+    facts.faults += _beside_faults(path, wanted)
     if model.init is ModelInit.random:
         facts.parameters = _estimate_parameters(facts)
     else:
@@ -230,6 +226,21 @@ def _inspect_folder(path: Path, kind: Kind, model: Model, wanted: ModelKind) -> 
         if facts.tied is None and tensors:
             facts.tied = not any(name.endswith("lm_head.weight") for name in tensors)
     return facts
+
+
+def _beside_faults(path: Path, wanted: ModelKind) -> Iterator[str]:
+    """Yield what a model of this kind needs beside it and has not: a tokenizer, or how images are prepared."""
+    if wanted is ModelKind.image:
+        if not (path / "preprocessor_config.json").is_file():
+            yield (
+                f"model.path={path} has no preprocessor_config.json, which says how images are prepared: copy that "
+                "file of the model into the folder, or name an image model"
+            )
+    elif not any(all((path / name).is_file() for name in names) for names in TOKENIZERS):
+        yield (
+            f"model.path={path} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model "
+            "into the folder"
+        )
 
 
 def _no_config_fault(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Puts the trained tensors of a checkpoint into a model that was built anew."""
+"""Puts the trained tensors of a checkpoint into a model that was built anew: weights, and buffers that belong to it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ def with_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: st
 
     Args:
         model: A model as it was trained.
-        weights: Trained tensors, named as in `named_parameters()`.
+        weights: Trained tensors, named as in `named_parameters()`, and persistent buffers, as in `named_buffers()`.
         path: `model.path`, for messages.
 
     Raises:
         ModelError: A name is missing, unknown or of another shape.
     """
     what = "the model" if path is None else f"the model of model.path={path}"
-    own = dict(model.named_parameters())
+    parameters, kept = dict(model.named_parameters()), model.state_dict(keep_vars=True)
+    own = parameters | {name: buffer for name, buffer in model.named_buffers() if name in kept}
     unknown = sorted(set(weights) - set(own))
-    missing = sorted(name for name, weight in own.items() if weight.requires_grad and name not in weights)
+    missing = sorted(name for name, weight in parameters.items() if weight.requires_grad and name not in weights)
     if unknown or missing:
         kind, names = ("unknown to", unknown) if unknown else ("missing for", missing)
         raise ModelError(

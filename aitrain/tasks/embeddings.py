@@ -19,10 +19,10 @@ from aitrain.config.task import Embeddings as Config
 from aitrain.config.task import Pooling
 from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
-from aitrain.data.labels import held_out
 from aitrain.data.pairs import nearest_by_words, read_pairs, text_mark
 from aitrain.data.records import read_records
 from aitrain.data.samples import Batch, Integers, Splits
+from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.errors import DataError, RecipeError
@@ -131,13 +131,10 @@ class Embeddings(TextEncoder, GatheringTask):
         folders = self.prepared(group, content, lambda path, first, to: self._write(path, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
-        rows = held_out([0] * len(train), data, self.config.seed)
-        if rows is not None:
-            validation = train.select(rows)
-            train = train.select(np.setdiff1d(np.arange(len(train)), rows))
+        train, validation, same = split(train, validation, ["ids", "lengths"], data, self.config.seed)
         shown = PairSamples(self, train if validation is None else validation)
         self._examples = [shown.texts(at)[:2] for at in range(min(32, len(shown)))]
-        account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation))
+        account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation), same)
         held = None if validation is None else PairSamples(self, validation)
         return Splits(PairSamples(self, train), held, account, account.fingerprint())
 

@@ -21,6 +21,7 @@ from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.labels import held_out
 from aitrain.data.preferences import SIDES, read_preferences
 from aitrain.data.samples import Batch, Integers, Samples, Splits
+from aitrain.data.splits import overlap
 from aitrain.data.text_account import TextAccount
 from aitrain.data.token_samples import pad_token_id, padded
 from aitrain.dist.group import Group
@@ -116,8 +117,9 @@ class PreferenceTask(CausalLM):
         rows = held_out([0] * len(train), self.data, self.config.seed)
         if rows is not None:
             validation, train = _select(train, rows), _select(train, np.setdiff1d(np.arange(len(train)), rows))
+        same = 0 if validation is None else overlap(train.columns, validation.columns, SIDES, self.data)
         accounts = [TextAccount.load(folder) for folder in folders]
-        account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation))
+        account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation), same)
         return Splits(train, validation, account, account.fingerprint())
 
     def _prepare(self, path: Path) -> Path:

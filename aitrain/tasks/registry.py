@@ -6,7 +6,17 @@ import importlib
 from typing import cast
 
 from aitrain.config import RunConfig
-from aitrain.config.task import ClassifyText, CustomTask, Embeddings, Preference, Pretrain, Reranker, Sft, TagTokens
+from aitrain.config.task import (
+    ClassifyImage,
+    ClassifyText,
+    CustomTask,
+    Embeddings,
+    Preference,
+    Pretrain,
+    Reranker,
+    Sft,
+    TagTokens,
+)
 from aitrain.errors import RecipeError
 from aitrain.io.user_code import load_class
 from aitrain.models.load import Located, locate
@@ -16,6 +26,7 @@ BUILT_IN: dict[type, str] = {
     Sft: "aitrain.tasks.causal_lm:CausalLM",
     Pretrain: "aitrain.tasks.causal_lm:CausalLM",
     ClassifyText: "aitrain.tasks.classify_text:ClassifyText",
+    ClassifyImage: "aitrain.tasks.classify_image:ClassifyImage",
     TagTokens: "aitrain.tasks.tag_tokens:TagTokens",
     Embeddings: "aitrain.tasks.embeddings:Embeddings",
     Reranker: "aitrain.tasks.reranker:Reranker",

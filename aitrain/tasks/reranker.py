@@ -18,11 +18,11 @@ from aitrain.config.data import Pairs
 from aitrain.config.task import Reranker as Config
 from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
-from aitrain.data.labels import held_out
 from aitrain.data.order import sample_index
 from aitrain.data.pairs import PairedTexts, read_pairs
 from aitrain.data.records import read_records
 from aitrain.data.samples import Batch, Integers, Splits
+from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.errors import DataError
@@ -120,11 +120,8 @@ class Reranker(TextEncoder):
         folders = self.prepared(group, content, lambda path, first, to: self._write(path, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
-        rows = held_out([0] * len(train), data, self.config.seed)
-        if rows is not None:
-            validation = train.select(rows)
-            train = train.select(np.setdiff1d(np.arange(len(train)), rows))
-        account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation))
+        train, validation, same = split(train, validation, ["asked"], data, self.config.seed)
+        account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation), same)
         held = None if validation is None else CandidateSamples(self, validation)
         return Splits(CandidateSamples(self, train), held, account, account.fingerprint())
 

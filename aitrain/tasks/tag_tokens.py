@@ -17,9 +17,9 @@ from aitrain.config import RunConfig
 from aitrain.config.data import Tagged
 from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
-from aitrain.data.labels import held_out
 from aitrain.data.samples import Batch, Integers, Splits
 from aitrain.data.spans import OUTSIDE, TaggedText, read_tagged, spans_in
+from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.models.load import Located
@@ -129,13 +129,10 @@ class TagTokens(TextEncoder):
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
         self.labels = [OUTSIDE, *(f"{begin}-{kind}" for kind in accounts[0].classes for begin in "BI")]
         marked = [bool((train.get("labels", at) > 0).any()) for at in range(len(train))]
-        rows = held_out(marked, data, self.config.seed)
-        if rows is not None:
-            validation = train.select(rows)
-            train = train.select(np.setdiff1d(np.arange(len(train)), rows))
+        train, validation, same = split(train, validation, ["ids"], data, self.config.seed, marked)
         shown = train if validation is None else validation
         self._examples = [shown.get("ids", at).tolist() for at in range(min(3, len(shown)))]
-        account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation))
+        account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation), same)
         held = None if validation is None else TaggedSamples(self, validation)
         return Splits(TaggedSamples(self, train), held, account, account.fingerprint())
 

@@ -111,7 +111,8 @@ class Task(ABC):
         located: The base model, where the recipe names one; its class decides what that is.
     """
 
-    primary: ClassVar[Metric] = Metric()
+    primary: Metric = Metric()
+    """What a run is judged by."""
 
     unit: str = ""
     """What throughput counts: tokens, images, windows; empty = as the recipe's task says."""

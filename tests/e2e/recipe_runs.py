@@ -23,6 +23,7 @@ class Shown:
 
     words: list[str]
     metric: str
+    model: str = "asset:tiny-llama"
     after: str | None = None
     """Recipe whose model this one starts from."""
 
@@ -33,6 +34,11 @@ def _data(asset: str, kind: str) -> list[str]:
 
 RECIPES = {
     "classify_text": Shown([*_data("verses-books", "csv"), "optim.lr=1e-3", "trainer.max_epochs=3"], "f1_macro"),
+    "classify_image": Shown(
+        [*_data("garments", "parquet"), "optim.lr=1e-3", "trainer.max_epochs=12", "trainer.micro_batch_samples=32"],
+        "balanced_accuracy",
+        model="asset:tiny-convnext",
+    ),
     "tag_tokens": Shown([*_data("care-notes", "jsonl"), "optim.lr=1e-3", "trainer.max_epochs=6"], "span_f1"),
     "embeddings": Shown([*_data("verse-pairs", "jsonl"), "optim.lr=1e-3", "trainer.max_epochs=4"], "ndcg_at_10"),
     "reranker": Shown(
@@ -51,8 +57,8 @@ def words_of(recipe: str, folder: Path) -> list[str]:
         folder: Folder of the runs; that of another recipe may be where this one starts from.
     """
     shown = RECIPES[recipe]
-    model = "asset:tiny-llama" if shown.after is None else str(folder / shown.after)
-    return [recipe, f"model.path={model}", *shown.words, *CPU, f"run.dir={folder / recipe}"]
+    model = shown.model if shown.after is None else str(folder / shown.after)
+    return [recipe, f"model.path={model}", *CPU, *shown.words, f"run.dir={folder / recipe}"]
 
 
 def reached(run: Path, metric: str) -> tuple[float, float, float]:

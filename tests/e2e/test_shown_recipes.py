@@ -12,17 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from recipe_runs import RECIPES, reached, words_of
 
 MARGINS = {
     # about half of what the worst of five seeds is above the better of untrained and trivial: tests/bench/results
     "classify_text": 0.2,
+    "classify_image": 0.2,
     "tag_tokens": 0.3,
     "embeddings": 0.19,
     "reranker": 0.007,
 }
-DAILY = "tag_tokens"
+DAILY = "classify_image"
 """The recipe that `make test` runs; `make recipes` runs all."""
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +75,15 @@ def classes(run: Path, said: list[dict[str, Any]]) -> None:
         assert found["label"] == each["label"]
 
 
+def pictures(run: Path, said: list[dict[str, Any]]) -> None:
+    from transformers import pipeline
+
+    plain = pipeline("image-classification", str(run / "export/model"), device="cpu", top_k=1)
+    for each in said:
+        (found,) = plain(Image.open(run.parent / each["image"]))
+        assert found["label"] == each["label"]
+
+
 def entities(run: Path, said: list[dict[str, Any]]) -> None:
     import torch
     from transformers import AutoModelForTokenClassification, AutoTokenizer
@@ -112,8 +124,16 @@ def scores(run: Path, said: list[dict[str, Any]]) -> None:
                 assert model(**given).logits[0, 0].item() == pytest.approx(text["score"], abs=1e-4)
 
 
-CHECKS: dict[str, tuple[list[dict[str, Any]], Callable[[Path, list[dict[str, Any]]], None]]] = {
+def drawn(folder: Path) -> dict[str, str]:
+    """Write the first test image into a file, and return the record that names it."""
+    table = pq.read_table(ROOT / "recipes/assets/garments/test.parquet")
+    (folder / "new.png").write_bytes(table["image"][7].as_py())
+    return {"image": "new.png"}
+
+
+CHECKS: dict[str, tuple[list[Any], Callable[[Path, list[dict[str, Any]]], None]]] = {
     "classify_text": ([{"text": "And he laid his hands on them."}, {"text": "The king reigned in Samaria."}], classes),
+    "classify_image": ([drawn], pictures),
     "tag_tokens": ([{"text": "Spoke to Dr Omar Aziz on 3 May."}, {"text": "No change."}], entities),
     "embeddings": ([{"query": "And God saw the light."}, {"query": "Then said Boaz."}], vectors),
     "reranker": ([{"query": "And God saw the light.", "texts": ["En God zag het licht.", "Boaz zeide."]}], scores),
@@ -133,7 +153,8 @@ def test_from_data_to_a_folder_that_others_load(recipe: str, folder: Path) -> No
     assert measured["event"] == "evaluated" and measured[f"val_{metric}"] == pytest.approx(after, abs=1e-3)
     asked, same = CHECKS[recipe]
     file = folder / f"{recipe}-new.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    records = [record(folder) if callable(record) else record for record in asked]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
     said = [json.loads(line) for line in aitrain("predict", str(run), str(file)).splitlines() if line.startswith("{")]
     assert len(said) == len(asked)
     same(run, said)

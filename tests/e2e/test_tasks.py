@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tasks.tiny_bert import WORDS, make_bert
+from tasks.tiny_images import make_folder, make_resnet, make_vit
 from tiny import make_model
 
 from aitrain.checkpoint import store
@@ -76,7 +77,16 @@ def answers(path: Path) -> list[str]:
     return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=96", "adapter=none"]
 
 
+def pictures(path: Path) -> list[str]:
+    """Shapes in folders named after them."""
+    folder = path.with_suffix("")
+    if not folder.exists():
+        make_folder(folder, each=13)
+    return [f"data.path={folder}", "data.validation_share=0.2"]
+
+
 TASKS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
+    "classify_image": (pictures, []),
     "classify_text": (texts, ["task.class_weights=balanced"]),
     "tag_tokens": (notes, []),
     "preference_dpo": (answers, []),
@@ -92,7 +102,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_bert(folder / "bert")
     make_bert(folder / "bert-dropout", dropout=0.1)
     make_model(folder / "llama")
+    make_resnet(folder / "resnet")
+    make_vit(folder / "vit-dropout", dropout=0.1)
     return folder
+
+
+MODELS = {"preference_dpo": ("llama", "llama"), "classify_image": ("resnet", "vit-dropout")}
+"""Recipe -> model, and model with dropout; `bert` where it is not told."""
 
 
 EVERY_DAY = ("embeddings",)
@@ -111,7 +127,7 @@ def runs(place: Path, request: pytest.FixtureRequest) -> dict[str, RunDirectory]
 
     for recipe in sorted(asked):
         write, keys = TASKS[recipe]
-        model = f"{place}/llama" if recipe == "preference_dpo" else f"{place}/bert"
+        model, dropping = (f"{place}/{name}" for name in MODELS.get(recipe, ("bert", "bert-dropout")))
         common = [f"model.path={model}", *write(place / f"{recipe}.jsonl"), *keys, "schedule=constant"]
         common += ["trainer.accelerator=cpu", "trainer.precision=fp32", f"trainer.max_steps={STEPS}", "optim.lr=1e-3"]
         common += ["trainer.max_epochs=null", "trainer.global_batch_samples=8", "trainer.micro_batch_samples=2"]
@@ -121,7 +137,7 @@ def runs(place: Path, request: pytest.FixtureRequest) -> dict[str, RunDirectory]
         new(f"{recipe}-wide", *without, "trainer.micro_batch_samples=8")
         for strategy in STRATEGIES:
             new(f"{recipe}-{strategy}", *without, f"strategy={strategy}", "trainer.devices=2")
-        drops = ["trainer.devices=2", *([] if recipe == "preference_dpo" else [f"model.path={place}/bert-dropout"])]
+        drops = ["trainer.devices=2", f"model.path={dropping}"]
         new(f"{recipe}-whole", *drops)
         new(f"{recipe}-stopped", *drops, "trainer.max_steps=2")
     alone = [made[name] for name in made if name.endswith(("-one", "-wide"))]
@@ -160,7 +176,7 @@ def test_losses_depend_on_neither_ranks_nor_micro_batch(runs: dict[str, RunDirec
 @pytest.mark.parametrize("recipe", SHOWN)
 def test_a_stopped_run_goes_on_exactly(runs: dict[str, RunDirectory], recipe: str) -> None:
     whole, resumed = (records(runs[f"{recipe}-{name}"]) for name in ("whole", "stopped"))
-    timed = ("step_time_s", "tokens_per_s")
+    timed = ("step_time_s", "tokens_per_s", "images_per_s")
     plain = [[{k: v for k, v in row.items() if k not in timed} for row in rows] for rows in (whole, resumed)]
     # the evaluation behind the first half is one more for the run that ended there
     assert plain[0] == plain[1]

@@ -1,28 +1,19 @@
-"""Every test here needs a GPU, and prepares its data in a cache of its own."""
+"""Every test here needs a GPU."""
 
 from __future__ import annotations
-
-import os
-from collections.abc import Iterator
 
 import pytest
 from device_runs import DEVICE, FP32, Ended, train
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data goes here, and not into the cache of whoever runs the tests."""
+def device() -> None:
+    """Fail where there is no GPU to test."""
     if DEVICE == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             pytest.fail("these tests need a GPU and torch sees none; AITRAIN_TEST_DEVICE=cpu tries them on the CPU")
-    before = os.environ.get("AITRAIN_CACHE")
-    os.environ["AITRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    del os.environ["AITRAIN_CACHE"]
-    if before is not None:
-        os.environ["AITRAIN_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from aitrain.io.imports import without_collection
+from aitrain.io.imports import Postponed, without_collection
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +49,33 @@ def test_it_stays_off_where_it_was_off() -> None:
     with without_collection():
         pass
     assert not gc.isenabled()
+
+
+def test_a_module_is_imported_when_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_to_import.py").write_text("taken = 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    postponed = Postponed.put("slow_to_import", former=None)
+    import slow_to_import
+
+    assert slow_to_import is postponed and hasattr(slow_to_import, "former")
+    from slow_to_import import taken  # its first name that is not known before
+
+    assert taken == 7 and sys.modules["slow_to_import"] is not postponed
+    del sys.modules["slow_to_import"]
+    other = Postponed.put("slow_to_import")
+    other.take_away()
+    assert "slow_to_import" not in sys.modules
+
+
+def test_a_start_without_what_it_does_not_need() -> None:
+    """scipy is here, and Lightning's import does not load its largest part; who needs it gets it."""
+    script = """
+import sys
+from aitrain.io.imports import Postponed, without_collection
+with without_collection():
+    import lightning.pytorch
+assert "scipy.signal" not in sys.modules and "scipy.signal._signaltools" not in sys.modules
+import scipy.signal
+assert scipy.signal.convolve([1, 2], [1, 1]).tolist() == [1, 3, 2]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

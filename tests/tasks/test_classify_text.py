@@ -38,6 +38,7 @@ def config(bert: Path, folder: Path, rows: Any = ROWS, *words: str, name: str = 
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
     start = [f"model.path={bert}", f"data.path={path}", "data.sequence_tokens=16", "trainer.max_steps=1"]
+    start.append("data.max_overlap=1")  # the rows stand there three times
     return compose("classify_text", [*start, "trainer.accelerator=cpu", "trainer.precision=fp32", *words])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +32,6 @@ class Ended:
     def config(self) -> RunConfig:
         """The frozen configuration."""
         return self.directory.config()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Prepared data goes here, and not into the cache of whoever runs the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("AITRAIN_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="session")
