@@ -268,6 +268,8 @@ def test_every_option_is_frozen_and_read_back_exactly(tmp_path: Path, group: str
         words = ["task=classify_text", "data=labelled"]
     if option in ("classify_image", "images"):
         words = ["task=classify_image", "data=images"]
+    if option in ("forecast", "series"):
+        words = ["task=forecast", "data=series", "model.path=null"]
     if option in ("tag_tokens", "tagged"):
         words = ["task=tag_tokens", "data=tagged"]
     if option in ("embeddings", "pairs"):
@@ -376,6 +378,7 @@ def test_a_recipe_that_chooses_optimizer_and_rate_keeps_both(tmp_path: Path, cap
 def test_what_the_help_of_train_shows_works_with_every_recipe(recipe: str) -> None:
     words = OVERRIDES.split("for instance ")[1].split()
     assert len(words) == 2
-    config = compose(recipe, ["model.path=m", "data.path=d.jsonl", *words])
+    given = ["data.path=d.jsonl", *([] if recipe == "forecast_timeseries" else ["model.path=m"])]
+    config = compose(recipe, [*given, *words])
     assert config.trainer.max_steps == 100 and isinstance(config.optim, Muon)
-    assert compose(recipe, ["model.path=m", "data.path=d.jsonl", "trainer.max_steps=8"]).trainer.max_steps == 8
+    assert compose(recipe, [*given, "trainer.max_steps=8"]).trainer.max_steps == 8

@@ -173,6 +173,63 @@ class Images(Data):
     """Column or JSON key that holds the label; has no meaning for folders, whose names are the labels."""
 
 
+class Layout(Enum):
+    """How a table holds several series."""
+
+    auto = "auto"
+    long = "long"
+    wide = "wide"
+
+
+class OnGap(Enum):
+    """What happens with steps that have no value."""
+
+    refuse = "refuse"
+    mask = "mask"
+
+
+@dataclass
+class Series(Data):
+    """Values over time: a table with one row per step."""
+
+    time_field: str = "time"
+    """Column with the time of each row, as `2025-03-31T14:00` or `2025-03-31`."""
+
+    time_format: str | None = None
+    """How times are written where it is otherwise, for instance `%d-%m-%Y %H:%M`; `null` = as above (ISO 8601)."""
+
+    layout: Layout = Layout.auto
+    """`long`: one row per time and series, with the columns `value_field` and perhaps `series_field`; `wide`: one row
+    per time, with a column per series; `auto` = long where there is a column `value_field`."""
+
+    value_field: str = "value"
+    """Column with the values in a long table."""
+
+    series_field: str = "series"
+    """Column with the name of the series in a long table; may be absent where there is one series."""
+
+    known: list[str] = field(default_factory=list)
+    """Columns that are known in advance (prices, holidays, planned production): used for the steps to forecast, too."""
+
+    calendar: bool = True
+    """Whether hour of the day, day of the week and day of the year are used as known in advance."""
+
+    gaps: OnGap = OnGap.refuse
+    """Steps without a value: `refuse` the data, or `mask` them: not learned from and not measured (counted and
+    reported)."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        yield from super().faults()
+        if self.validation_samples is not None:
+            yield (
+                f"data.validation_samples={self.validation_samples} would hold single windows out, which overlap with "
+                "others in time: write data.validation_share=0.2 for the last part of every series"
+            )
+        if self.max_overlap != 0.1:
+            yield f"data.max_overlap={self.max_overlap} has no effect on series, whose last part is held out: remove it"
+
+
 @dataclass
 class Tagged(Sequences):
     """Texts in which words or stretches of text are marked: one record per line."""

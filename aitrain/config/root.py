@@ -21,6 +21,7 @@ from aitrain.config.data import (
     Pairs,
     Preferences,
     Records,
+    Series,
     Tagged,
     Text,
 )
@@ -37,6 +38,7 @@ from aitrain.config.task import (
     ClassifyText,
     CustomTask,
     Embeddings,
+    Forecast,
     Preference,
     Pretrain,
     Reranker,
@@ -56,6 +58,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "tag_tokens": TagTokens,
         "embeddings": Embeddings,
         "reranker": Reranker,
+        "forecast": Forecast,
         "custom": CustomTask,
     },
     "data": {
@@ -63,6 +66,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "text": Text,
         "labelled": Labelled,
         "images": Images,
+        "series": Series,
         "tagged": Tagged,
         "pairs": Pairs,
         "preferences": Preferences,
@@ -162,6 +166,10 @@ class RunConfig:
             yield f"model.path=null: task={name} starts from a model: name a Hugging Face folder"
         elif self.task.model_kind is None and self.model.path is not None and not isinstance(self.task, CustomTask):
             yield f"model.path={self.model.path} has no effect: task={name} brings its own model: write model.path=null"
+        bare = self.task.model_kind is None and not isinstance(self.task, CustomTask)
+        if bare and not isinstance(self.adapter, NoAdapter):
+            option = OPTION_OF[type(self.adapter)]
+            yield f"adapter={option} has nothing to adapt: task={name} starts from random weights; write adapter=none"
         if isinstance(self.task, ClassifyImage) and self.task.linear_probe and not isinstance(self.adapter, NoAdapter):
             option = OPTION_OF[type(self.adapter)]
             yield f"adapter={option} trains more than the last layer, task.linear_probe=true nothing else: write one"

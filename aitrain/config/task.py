@@ -228,5 +228,62 @@ class Preference(Task):
 
 
 @dataclass
+class Forecast(Task):
+    """What comes next in a series of values, with its uncertainty: meters, sales, levels, temperatures."""
+
+    unit: ClassVar[str] = "windows"
+    sample: ClassVar[str] = "window"
+    data_options: ClassVar[tuple[str, ...]] = ("series",)
+
+    horizon_steps: int = 24
+    """Steps to forecast."""
+
+    context_steps: int = 336
+    """Steps that the model sees before them; what a series lacks at its beginning is filled and masked."""
+
+    quantiles: list[float] = field(default_factory=lambda: [0.1, 0.5, 0.9])
+    """What is forecast of each step: below 0.1 of it the value falls in one of ten cases. 0.5 must be among them."""
+
+    season_steps: int | None = None
+    """Steps after which values are alike; `null` = a day for steps of hours or less, else a week, a year. The simple
+    forecast to compare with repeats the last season, and its error is the unit of the metric (MASE)."""
+
+    window_stride: int = 1
+    """Steps between the beginnings of two training windows."""
+
+    patch_steps: int = 16
+    """Steps that become one token; half of them overlap with the next one."""
+
+    width: int = 128
+    """Width of the transformer."""
+
+    layers: int = 3
+    """Transformer blocks."""
+
+    heads: int = 8
+    """Attention heads; they divide the width."""
+
+    dropout: float = 0.1
+    """Dropout in the blocks."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        for name in ("horizon_steps", "context_steps", "window_stride", "width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                yield f"task.{name}={getattr(self, name)} must be at least 1"
+        if not 2 <= self.patch_steps <= max(self.context_steps, 2):
+            yield f"task.patch_steps={self.patch_steps} must be from 2 to task.context_steps={self.context_steps}"
+        if self.heads > 0 and self.width % self.heads:
+            yield f"task.width={self.width} does not divide over task.heads={self.heads}: write 8 heads, for instance"
+        if not 0 <= self.dropout < 1:
+            yield f"task.dropout={self.dropout} must be at least 0 and below 1"
+        if self.season_steps is not None and self.season_steps < 1:
+            yield f"task.season_steps={self.season_steps} must be at least 1, or null"
+        inside = all(0 < level < 1 for level in self.quantiles)
+        if not inside or 0.5 not in self.quantiles or sorted(set(self.quantiles)) != list(self.quantiles):
+            yield f"task.quantiles={self.quantiles} must rise from above 0 to below 1, with 0.5 among them"
+
+
+@dataclass
 class CustomTask(UserClass, Task):
     """A task of your own: a class in a file of yours that implements `aitrain.tasks.task.Task`."""

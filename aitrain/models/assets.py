@@ -117,6 +117,13 @@ ASSETS: dict[str, Asset] = {
             source="recipes/assets/make_garments.py",
         ),
         Asset(
+            name="weather-hours",
+            kind="data",
+            about="a typical year of hourly weather in North Carolina: irradiance, temperature, dew point, wind; CSV",
+            licence="LicenseRef-NREL-TMY3",
+            source="recipes/assets/make_weather.py",
+        ),
+        Asset(
             name="verses-books",
             kind="data",
             about="1440 + 240 English verses with the kind of book they are from, as CSV",

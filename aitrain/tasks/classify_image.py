@@ -87,7 +87,7 @@ class ClassifyImage(Classifier):
     """An image classifier; see `Task`."""
 
     primary = Metric("balanced_accuracy", greater_is_better=True)
-    weight_unit = "images"
+    weight_unit, most_on_cpu = "images", 32
     auto, adapter_kind, use = "AutoModelForImageClassification", "SEQ_CLS", "image-classification"
 
     def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> None:

@@ -20,12 +20,12 @@ CELL, LINE, LETTER = 34, 22, 6.5
 """Side of a cell, height of a bar with its space, and width of a letter, in pixels."""
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", colour: str = "black", turn: int = 0) -> str:
+def text(x: float, y: float, words: str, anchor: str = "start", colour: str = "black", turn: int = 0) -> str:
     turned = f' transform="rotate({turn} {x:g} {y:g})"' if turn else ""
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{colour}"{turned}>{escape(words)}</text>'
 
 
-def _save(width: float, height: float, parts: Sequence[str], file: Path) -> None:
+def save(width: float, height: float, parts: Sequence[str], file: Path) -> None:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}'
     style = ' font-family="sans-serif" font-size="11">'
@@ -50,12 +50,12 @@ def confusion_matrix(guesses: torch.Tensor, labels: torch.Tensor, classes: Seque
     bottom, below = top + CELL * len(kept), 50 + 0.7 * LETTER * max(map(len, names))
     more = f", the commonest {len(kept)} of {len(classes)} classes" if len(kept) < len(classes) else ""
     title = f"{int((guesses == labels).sum())} of {len(labels)} held-out samples right{more}"
-    parts = [_text(left, 20, title), _text(left, bottom + below - 6, "said by the model")]
-    parts.append(_text(14, (top + bottom) / 2, "right", "middle", turn=-90))
+    parts = [text(left, 20, title), text(left, bottom + below - 6, "said by the model")]
+    parts.append(text(14, (top + bottom) / 2, "right", "middle", turn=-90))
     for row, name in enumerate(names):
         y = top + CELL * row
-        parts.append(_text(left - 6, y + CELL / 2 + 4, name, "end"))
-        parts.append(_text(left + CELL * (row + 0.6), bottom + 14, name, "end", turn=-45))
+        parts.append(text(left - 6, y + CELL / 2 + 4, name, "end"))
+        parts.append(text(left + CELL * (row + 0.6), bottom + 14, name, "end", turn=-45))
         for column in range(len(kept)):
             x, share = left + CELL * column, shares[row][column]
             red, green, blue = (round(255 - share * (255 - full)) for full in (8, 81, 156))
@@ -63,9 +63,9 @@ def confusion_matrix(guesses: torch.Tensor, labels: torch.Tensor, classes: Seque
             parts.append(f'{box} fill="rgb({red},{green},{blue})"/>')
             if counts[row, column]:
                 colour = "white" if share > 0.5 else "black"
-                parts.append(_text(x + CELL / 2, y + CELL / 2 + 4, str(int(counts[row, column])), "middle", colour))
+                parts.append(text(x + CELL / 2, y + CELL / 2 + 4, str(int(counts[row, column])), "middle", colour))
     width = max(left + CELL * len(kept) + 20, left + LETTER * len(title) + 10)
-    _save(width, bottom + below, parts, file)
+    save(width, bottom + below, parts, file)
 
 
 def bars(names: Sequence[str], values: Sequence[float], title: str, file: Path) -> None:
@@ -78,10 +78,10 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, file: Path) 
         file: Picture to write.
     """
     left, length = 20 + LETTER * max(map(len, names)), 300
-    parts = [_text(left, 20, title)]
+    parts = [text(left, 20, title)]
     for number, (name, value) in enumerate(zip(names, values, strict=True)):
         y = 34 + LINE * number
-        parts.append(_text(left - 6, y + 12, name, "end"))
+        parts.append(text(left - 6, y + 12, name, "end"))
         parts.append(f'<rect x="{left:g}" y="{y}" width="{length * value:.1f}" height="{LINE - 6}" fill="#4c78a8"/>')
-        parts.append(_text(left + length * value + 5, y + 12, f"{value:.2f}"))
-    _save(left + length + 50, 44 + LINE * len(names), parts, file)
+        parts.append(text(left + length * value + 5, y + 12, f"{value:.2f}"))
+    save(left + length + 50, 44 + LINE * len(names), parts, file)

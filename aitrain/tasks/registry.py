@@ -11,6 +11,7 @@ from aitrain.config.task import (
     ClassifyText,
     CustomTask,
     Embeddings,
+    Forecast,
     Preference,
     Pretrain,
     Reranker,
@@ -29,6 +30,7 @@ BUILT_IN: dict[type, str] = {
     ClassifyImage: "aitrain.tasks.classify_image:ClassifyImage",
     TagTokens: "aitrain.tasks.tag_tokens:TagTokens",
     Embeddings: "aitrain.tasks.embeddings:Embeddings",
+    Forecast: "aitrain.tasks.forecast:ForecastTask",
     Reranker: "aitrain.tasks.reranker:Reranker",
     Preference: "aitrain.tasks.preference:PreferenceTask",
 }

@@ -20,9 +20,6 @@ HOST_SHARE = 0.6
 DEVICE_SHARE = 0.85
 """Share of the free device memory that is planned with; fragmentation and libraries need the rest."""
 
-LARGEST_ON_CPU = 8
-"""On a CPU more samples at once are not faster, only more padding."""
-
 WITHOUT_ESTIMATE = 32
 """Samples at once of a task that cannot estimate what fits."""
 
@@ -90,7 +87,7 @@ def micro_batch(task: Task, ranks: Ranks, accelerator: str, group: Group) -> int
             f"{', '.join(ways)} or strategy=deepspeed_zero3 on more devices; or trainer.micro_batch_samples=1 to try "
             "all the same"
         )
-    most = min(fitting, per_rank, LARGEST_ON_CPU if accelerator == "cpu" else per_rank)
+    most = min(fitting, per_rank, task.most_on_cpu if accelerator == "cpu" else per_rank)
     return next(rows for rows in range(most, 0, -1) if per_rank % rows == 0)
 
 

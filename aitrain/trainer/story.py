@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -153,6 +154,18 @@ def _held_out_lines(progress: Progress, metric: Metric) -> list[str]:
     return lines
 
 
+def _best_line(progress: Progress, metric: Metric, baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return who is best on the held-out data, the trained model or a simple answer; nothing where nobody compares."""
+    values = {name: found[metric.name] for name, found in baselines.items() if metric.name in found}
+    if not values or not progress.validation:
+        return []
+    ours, what = list(progress.validation.values())[-1], metric.name.replace("_", " ")
+    best = max(values, key=values.__getitem__) if metric.greater_is_better else min(values, key=values.__getitem__)
+    if metric.is_better(ours, values[best]):
+        return [f"best by {what}: the trained model ({ours:.4f}; {best}: {values[best]:.4f})"]
+    return [f"best by {what}: {best} ({values[best]:.4f}; the trained model: {ours:.4f})"]
+
+
 def account(session: Session, code: int) -> list[str]:
     """Return the lines a person reads at the end.
 
@@ -169,6 +182,7 @@ def account(session: Session, code: int) -> list[str]:
     lines += _held_out_lines(progress, session.task.primary)
     for name, metrics in session.baselines.items():
         lines.append(f"to compare, {name}: {session.task.sentence(metrics)}")
+    lines += _best_line(progress, session.task.primary, session.baselines)
     for old, new in zip(session.before or [], session.after or [], strict=False):
         lines += [f"prompt  {old['prompt']}", f"  before  {old['answer']}", f"  after   {new['answer']}"]
     if session.picture is not None:

@@ -85,7 +85,22 @@ def pictures(path: Path) -> list[str]:
     return [f"data.path={folder}", "data.validation_share=0.2"]
 
 
+def meters(path: Path) -> list[str]:
+    """Two series of hours with gaps, and a column that is known in advance."""
+    draw = random.Random(4)
+    rows = ["time,price,north,south"]
+    for hour in range(140):
+        values = [f"{draw.gauss(50 + hour % 24, 5):.3f}" if draw.random() > 0.05 else "" for _ in range(2)]
+        rows.append(f"2024-01-{hour // 24 + 1:02d}T{hour % 24:02d}:00,{hour % 5},{','.join(values)}")
+    path.with_suffix(".csv").write_text("\n".join(rows) + "\n")
+    return [f"data.path={path.with_suffix('.csv')}", "data.known=[price]", "data.gaps=mask"]
+
+
 TASKS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
+    "forecast_timeseries": (
+        meters,
+        ["task.context_steps=30", "task.horizon_steps=7", "task.width=16", "task.layers=2"],
+    ),
     "classify_image": (pictures, []),
     "classify_text": (texts, ["task.class_weights=balanced"]),
     "tag_tokens": (notes, []),
@@ -107,7 +122,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-MODELS = {"preference_dpo": ("llama", "llama"), "classify_image": ("resnet", "vit-dropout")}
+MODELS: dict[str, tuple[str | None, str | None]] = {
+    "preference_dpo": ("llama", "llama"),
+    "classify_image": ("resnet", "vit-dropout"),
+    "forecast_timeseries": (None, None),
+}
 """Recipe -> model, and model with dropout; `bert` where it is not told."""
 
 
@@ -127,17 +146,20 @@ def runs(place: Path, request: pytest.FixtureRequest) -> dict[str, RunDirectory]
 
     for recipe in sorted(asked):
         write, keys = TASKS[recipe]
-        model, dropping = (f"{place}/{name}" for name in MODELS.get(recipe, ("bert", "bert-dropout")))
-        common = [f"model.path={model}", *write(place / f"{recipe}.jsonl"), *keys, "schedule=constant"]
+        found = MODELS.get(recipe, ("bert", "bert-dropout"))
+        model, dropping = (None if name is None else f"{place}/{name}" for name in found)
+        base = [] if model is None else [f"model.path={model}"]
+        common = [*base, *write(place / f"{recipe}.jsonl"), *keys, "schedule=constant"]
         common += ["trainer.accelerator=cpu", "trainer.precision=fp32", f"trainer.max_steps={STEPS}", "optim.lr=1e-3"]
         common += ["trainer.max_epochs=null", "trainer.global_batch_samples=8", "trainer.micro_batch_samples=2"]
         common += ["evaluate.every_steps=2", "schedule.warmup_steps=0", "checkpoint.every_steps=2"]
-        without = ["model.init=pretrained", "export.at_end=false"]
+        without = ["export.at_end=false", *(["task.dropout=0"] if recipe == "forecast_timeseries" else [])]
         new(f"{recipe}-one", *without)
         new(f"{recipe}-wide", *without, "trainer.micro_batch_samples=8")
         for strategy in STRATEGIES:
             new(f"{recipe}-{strategy}", *without, f"strategy={strategy}", "trainer.devices=2")
-        drops = ["trainer.devices=2", f"model.path={dropping}"]
+        drops = ["trainer.devices=2", *([] if dropping is None else [f"model.path={dropping}"])]
+        drops += ["task.dropout=0.1"] if recipe == "forecast_timeseries" else []
         new(f"{recipe}-whole", *drops)
         new(f"{recipe}-stopped", *drops, "trainer.max_steps=2")
     alone = [made[name] for name in made if name.endswith(("-one", "-wide"))]
@@ -176,7 +198,7 @@ def test_losses_depend_on_neither_ranks_nor_micro_batch(runs: dict[str, RunDirec
 @pytest.mark.parametrize("recipe", SHOWN)
 def test_a_stopped_run_goes_on_exactly(runs: dict[str, RunDirectory], recipe: str) -> None:
     whole, resumed = (records(runs[f"{recipe}-{name}"]) for name in ("whole", "stopped"))
-    timed = ("step_time_s", "tokens_per_s", "images_per_s")
+    timed = ("step_time_s", "tokens_per_s", "images_per_s", "windows_per_s")
     plain = [[{k: v for k, v in row.items() if k not in timed} for row in rows] for rows in (whole, resumed)]
     # the evaluation behind the first half is one more for the run that ended there
     assert plain[0] == plain[1]

@@ -17,6 +17,7 @@ from aitrain.errors import RecipeError
 from aitrain.models.folder import inspect
 from aitrain.models.memory import activation_bytes
 from aitrain.tasks.registry import task_of
+from aitrain.tasks.task import Task
 from aitrain.trainer import resources
 from aitrain.trainer.resources import micro_batch, peak_flops
 
@@ -67,7 +68,7 @@ def test_the_most_that_fits_and_divides(small: Compose, free, fits: int, batch: 
 
 def test_no_more_than_is_useful_on_a_cpu(small: Compose, free) -> None:
     free.bytes(1e15)
-    assert found(small, "trainer.global_batch_samples=64") == resources.LARGEST_ON_CPU
+    assert found(small, "trainer.global_batch_samples=64") == Task.most_on_cpu
     assert found(small, "trainer.global_batch_samples=6") == 6
     assert found(small, "trainer.global_batch_samples=7") == 7
     assert found(small, "trainer.global_batch_samples=22", ranks=PAIR) == 1, "11 is prime and more than 8"

@@ -1,0 +1,214 @@
+"""Series of values from tables, long or wide, on one grid of time; what is missing is told with file and line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aitrain.config.data import Layout, OnGap
+from aitrain.config.data import Series as Keys
+from aitrain.data.faults import RecordFaults
+from aitrain.data.records import read_records
+from aitrain.data.time_grid import Grid, found_grid, parsed
+from aitrain.errors import DataError
+
+FAR = 1_000_000
+"""Steps between two rows above which a time is rather a mistake than a gap."""
+
+Row = tuple[datetime, float | None, tuple[float, ...], str]
+"""Time, value (None = there is none), known columns, and place."""
+
+
+@dataclass
+class Series:
+    """One series on its grid."""
+
+    name: str
+    first: datetime
+    """Time of step 0."""
+
+    values: npt.NDArray[np.float32]
+    """`(T,)`; NaN where there is none."""
+
+    known: npt.NDArray[np.float32]
+    """Columns that are known in advance, `(T + F, K)`: for F steps after the last value, too."""
+
+    missing: int = 0
+    """Steps between the first and the last value that have none."""
+
+
+@dataclass
+class SeriesTable:
+    """What a table holds."""
+
+    series: list[Series]
+    grid: Grid
+    rows: int
+
+
+@dataclass
+class _Rows:
+    """Rows of a table by series, as they are read."""
+
+    keys: Keys
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    faults: RecordFaults = field(default_factory=RecordFaults)
+    count: int = 0
+    columns: list[str] = field(default_factory=list)
+    """Columns of a wide table that are series."""
+
+
+def read_series(path: Path, keys: Keys, grid: Grid | None = None) -> SeriesTable:
+    """Read the series of a table; what is wrong with any row is told at once.
+
+    Args:
+        path: A table.
+        keys: Which columns hold what, and whether steps may lack values.
+        grid: The grid of the training data; None = this is the training data.
+
+    Raises:
+        DataError: Rows lack a time or hold no numbers, times stand twice or off the grid, or steps are missing and
+            `data.gaps=refuse`; each with its line.
+    """
+    found = _Rows(keys)
+    for where, record in read_records(path):
+        found.count += 1
+        try:
+            if isinstance(record, DataError):
+                raise record
+            _take(found, record, where)
+        except DataError as fault:
+            found.faults.add(fault)
+    found.faults.refuse()
+    for rows in found.rows.values():
+        rows.sort(key=lambda row: row[0])
+    if grid is None:
+        try:
+            grid = found_grid([[row[0] for row in rows] for rows in found.rows.values()])
+        except ValueError:
+            raise DataError(f"{path.name}: every series has one row: there is nothing to learn from") from None
+        if grid == Grid(0):
+            grid = Grid(1)  # every time stands twice, which is told below
+    series = [_on_grid(name, rows, grid, found) for name, rows in found.rows.items()]
+    found.faults.refuse()
+    kept = [one for one in series if one is not None and np.isfinite(one.values).any()]
+    if not kept:
+        raise DataError(f"{path.name}: no series has a value")
+    return SeriesTable(kept, grid, found.count)
+
+
+def _take(found: _Rows, record: Mapping[str, Any], where: str) -> None:
+    keys = found.keys
+    for name in (keys.time_field, *keys.known):
+        if name not in record:
+            shown = ", ".join(map(repr, record))
+            key = "data.time_field=COLUMN" if name == keys.time_field else "data.known without it"
+            raise DataError(f"{where}: no column {name!r} (columns here: {shown}): write {key}")
+    try:
+        time = parsed(record[keys.time_field], keys.time_format)
+    except ValueError:
+        how = "2025-03-31T14:00" if keys.time_format is None else keys.time_format
+        raise DataError(
+            f"{where}: {keys.time_field!r} is {record[keys.time_field]!r}, not a time like {how}: mend it, or write "
+            "data.time_format, for instance data.time_format='%d-%m-%Y %H:%M'"
+        ) from None
+    known = []
+    for name in keys.known:
+        value = _number(record[name], name, where)
+        if value is None:
+            raise DataError(f"{where}: {name!r} has no value, but data.known says that it is known for every step")
+        known.append(value)
+    for series, column in _columns(found, record, where):
+        value = _number(record[column], column, where)
+        found.rows.setdefault(series, []).append((time, value, tuple(known), where))
+
+
+def _columns(found: _Rows, record: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
+    """Yield name of series and column of a row."""
+    keys = found.keys
+    long = keys.layout is Layout.long or (keys.layout is Layout.auto and keys.value_field in record)
+    if long:
+        if keys.value_field not in record:
+            shown = ", ".join(map(repr, record))
+            raise DataError(
+                f"{where}: no column {keys.value_field!r} (columns here: {shown}): write data.value_field=COLUMN"
+            )
+        name = record.get(keys.series_field)
+        yield ("series" if name is None else str(name)), keys.value_field
+        return
+    if not found.columns:
+        found.columns = [name for name in record if name not in (keys.time_field, *keys.known)]
+        if not found.columns:
+            raise DataError(f"{where}: no column beside {keys.time_field!r} and data.known: there is no series")
+    yield from ((name, name) for name in found.columns if name in record)
+
+
+def _number(value: Any, name: str, where: str) -> float | None:
+    """Return a number, None where there is none."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "na", "null")):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        comma = isinstance(value, str) and value.count(",") == 1
+        advice = f"write {value.replace(',', '.')}, with a point" if comma else "mend it, or leave it empty"
+        raise DataError(f"{where}: {name!r} is {value!r}, not a number: {advice}") from None
+    if math.isnan(number):
+        return None
+    if math.isinf(number):
+        raise DataError(f"{where}: {name!r} is infinite: mend it, or leave it empty")
+    return number
+
+
+def _on_grid(name: str, rows: list[Row], grid: Grid, found: _Rows) -> Series | None:
+    """Put the rows of a series in their places; faults go to the others."""
+    known, first = found.keys.known, rows[0][0]
+    refusing = found.keys.gaps is OnGap.refuse
+    last = max((at for at, row in enumerate(rows) if row[1] is not None), default=-1)
+    begin = next((at for at, row in enumerate(rows) if row[1] is not None), len(rows))
+    numbers, before = [], None
+    for at, (time, value, _, where) in enumerate(rows):
+        number = grid.number(time, first)
+        fault = None
+        if number != int(number):
+            begun = f"begins at {first:%Y-%m-%dT%H:%M}"
+            fault = f"{where}: {time:%Y-%m-%dT%H:%M:%S} is off the grid of one {grid.name} that {begun}"
+        elif before is not None and number == before:
+            fault = (
+                f"{where}: {time:%Y-%m-%dT%H:%M} stands twice in series {name!r}: remove one (where clocks were put "
+                "back, write times in UTC or with their offset)"
+            )
+        elif before is not None and number - before > (1 if refusing else FAR):
+            missing = int(number - before) - 1
+            fault = (
+                f"{where}: {missing:,} steps of one {grid.name} are missing before {time:%Y-%m-%dT%H:%M} in series "
+                f"{name!r}: fill them, or write data.gaps=mask"
+            )
+        elif refusing and value is None and begin < at < last:
+            fault = f"{where}: series {name!r} has no value at {time:%Y-%m-%dT%H:%M}: write one, or data.gaps=mask"
+        if fault is not None:
+            found.faults.add(DataError(fault))
+        before = int(number)
+        numbers.append(before)
+    if found.faults.count or last < 0:
+        return None
+    begins, ends = numbers[begin], numbers[last]
+    values = np.full(ends - begins + 1, np.nan, dtype=np.float32)
+    columns = np.zeros((numbers[-1] - begins + 1, len(known)), dtype=np.float32)
+    previous = 0
+    for number, (_, value, given, _) in zip(numbers, rows, strict=True):
+        at = number - begins
+        if at < 0:
+            continue
+        columns[previous : at + 1] = given  # a masked gap has what was known behind it
+        previous = at + 1
+        if value is not None:
+            values[at] = value
+    return Series(name, grid.time(first, begins), values, columns, int(np.isnan(values).sum()))

@@ -1,0 +1,52 @@
+"""A table of series, prepared once: read, checked, and written for every rank to map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aitrain.config.data import Series
+from aitrain.data.cached import cached, file_digest
+from aitrain.data.series import read_series
+from aitrain.data.series_account import SeriesAccount
+from aitrain.data.time_grid import Grid
+from aitrain.data.windows import write_series
+from aitrain.tasks.token_data import cache_folder
+
+VERSION = 1
+"""Raised whenever the same table would be prepared otherwise."""
+
+
+def prepared_series(path: Path, data: Series, horizon: int, grid: Grid | None) -> Path:
+    """Return the folder of a prepared table, made now if it is not there.
+
+    Args:
+        path: The table.
+        data: How it is read.
+        horizon: Steps behind the last value for which the calendar is wanted.
+        grid: The steps of the training data; None = this is the training data.
+
+    Raises:
+        DataError: The table is refused, with file and line.
+    """
+    content = {"version": VERSION, "task": "forecast", "file": [path.name, file_digest(path)]}
+    content |= {"fields": [data.time_field, data.time_format, data.value_field, data.series_field, data.known]}
+    content |= {"how": [data.layout.name, data.gaps.name, data.calendar, horizon]}
+    content |= {"grid": None if grid is None else [grid.seconds, grid.months]}
+
+    def write(folder: Path) -> None:
+        table = read_series(path, data, grid)
+        write_series(table, data.calendar, horizon, folder)
+        SeriesAccount(
+            path.name,
+            file_digest(path),
+            table.rows,
+            len(table.series),
+            steps=sum(len(one.values) for one in table.series),
+            missing=sum(one.missing for one in table.series),
+            later=sum(len(one.known) - len(one.values) for one in table.series),
+            seconds=table.grid.seconds,
+            months=table.grid.months,
+            columns=len(data.known),
+        ).save(folder)
+
+    return cached(cache_folder(), content, write)
