@@ -60,6 +60,13 @@ TESTED_ELSEWHERE = {
         f"aitrain/{name}.py": "tests/tasks/test_preference.py"
         for name in ("data/preferences", "tasks/preference_losses")
     },
+    **{
+        f"aitrain/{name}.py": "tests/tasks/test_forecast.py"
+        for name in (
+            *("data/series", "data/series_account", "data/time_grid", "data/windows", "models/patch_transformer"),
+            *(f"tasks/forecast_{part}" for part in ("baselines", "data", "export", "metrics", "picture")),
+        )
+    },
     "aitrain/data/cached.py": "tests/data/test_prepare.py",
     # a checkpoint's weights in a model, which exports show
     "aitrain/models/weights.py": "tests/models/test_export.py",

@@ -129,6 +129,7 @@ def _checkpoints(config: RunConfig) -> str:
 def _export(config: RunConfig) -> str:
     if not config.export.at_end:
         return "only with `aitrain export`"
-    return "Hugging Face folder at the end" + (
+    kind = "model folder" if config.task.model_kind is None else "Hugging Face folder"
+    return f"{kind} at the end" + (
         ", adapter merged" if config.export.merge and _option(config.adapter) != "none" else ""
     )

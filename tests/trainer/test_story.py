@@ -65,3 +65,18 @@ def test_without_export_there_is_no_model_to_name(small: Compose, tmp_path: Path
     assert account(session(small, tmp_path, config=config), EXIT_DONE)[-1] == f"run     {tmp_path}"
     full = account(session(small, tmp_path), EXIT_DONE)
     assert full[-1] == f"model   {tmp_path}/export/model" and not any(line.startswith("adapter") for line in full)
+
+
+def test_who_is_best_is_said(small: Compose, tmp_path: Path) -> None:
+    def best(metric: Metric, ours: float, **others: float) -> list[str]:
+        task = SimpleNamespace(primary=metric, unit="windows", sentence=str)
+        simple = {name.replace("_", " "): {metric.name: value} for name, value in others.items()}
+        measured = Progress(step=4, validation={"0": 9.0, "4": ours})
+        said = account(session(small, tmp_path, progress=measured, task=task, baselines=simple), EXIT_DONE)
+        return [line for line in said if line.startswith("best by")]
+
+    mase, score = Metric("mase"), Metric("f1_macro", greater_is_better=True)
+    assert best(mase, 0.8, last_season=1.1, trees=0.9) == ["best by mase: the trained model (0.8000; trees: 0.9000)"]
+    assert best(mase, 1.0, last_season=1.1, trees=0.9) == ["best by mase: trees (0.9000; the trained model: 1.0000)"]
+    assert best(score, 0.5, always_a=0.6) == ["best by f1 macro: always a (0.6000; the trained model: 0.5000)"]
+    assert best(score, 0.5) == []
