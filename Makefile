@@ -60,7 +60,7 @@ soak: $(STAMP) ## twenty rounds of faults on a real Slurm, about ten minutes; pr
 test-slow: $(STAMP) ## only the slow tests; ARGS names their folders
 	@$(PYTEST) -m "slow and not gpu and not multi_gpu" $(ARGS) || [ $$? -eq 5 ]  # 5: none of them is slow
 
-recipes: $(STAMP) ## every recipe beside language models, end to end on shipped data, about five minutes
+recipes: $(STAMP) ## every recipe that does not write text, and preferences, end to end on shipped data, about six minutes
 	@$(BIN)/python -m pytest -q -m "soak or not soak" --numprocesses 0 tests/e2e/test_shown_recipes.py $(ARGS)
 
 check: $(STAMP) ## ruff, mypy, import-linter and pydoclint (in flake8); runs all of them, fails if any does

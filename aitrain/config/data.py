@@ -263,7 +263,8 @@ class Pairs(Sequences):
 
 @dataclass
 class Preferences(Sequences):
-    """Pairs of answers of which one is better: `prompt`, `chosen` and `rejected`, each a text or a list of messages."""
+    """Pairs of answers of which one is better: `prompt`, `chosen` and `rejected`, each a text or a list of messages;
+    with `task.loss=kto` also single ones: `prompt`, `completion`, and a `label` that is true or false."""
 
     too_long: OnTooLong = OnTooLong.refuse
     """A record of which one answer is longer than `data.sequence_tokens`: `refuse` the data, or `drop` it."""

@@ -184,11 +184,12 @@ class PreferenceLoss(Enum):
     ipo = "ipo"
     simpo = "simpo"
     orpo = "orpo"
+    kto = "kto"
 
 
 @dataclass
 class Preference(Task):
-    """Learning from pairs of answers: the better one is to become more probable than the other."""
+    """Learning from judged answers: the better one of a pair, or a good one, is to become more probable."""
 
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "pair"
@@ -197,10 +198,11 @@ class Preference(Task):
 
     loss: PreferenceLoss = PreferenceLoss.dpo
     """`dpo` (arXiv:2305.18290) and `ipo` (2310.12036) compare with the model as it was at the start; `simpo`
-    (2405.14734) and `orpo` (2403.07691) need no such reference."""
+    (2405.14734) and `orpo` (2403.07691) need no such reference. `kto` (2402.01306) compares as well, and takes single
+    answers that were found good or bad."""
 
     beta: float = 0.1
-    """How strongly the model is held to its start (dpo, ipo), or how sharply answers are told apart (simpo; 2 is
+    """How strongly the model is held to its start (dpo, ipo, kto), or how sharply answers are told apart (simpo; 2 is
     usual); with orpo, the weight of the preference beside the likelihood of the better answer."""
 
     label_smoothing: float = 0.0
@@ -209,13 +211,19 @@ class Preference(Task):
     margin: float = 0.5
     """By how much the better answer shall be ahead, in mean log-probability times beta; simpo only."""
 
+    good_weight: float = 1.0
+    """How much a good answer counts; kto only. Where few are good, raise it until good and bad ones count alike."""
+
+    bad_weight: float = 1.0
+    """How much a bad answer counts; kto only."""
+
     system_prompt: str | None = None
     """System message put before every conversation that has none; `null` = what the chat template does by itself."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss compares with the model as it was at the start."""
-        return self.loss in (PreferenceLoss.dpo, PreferenceLoss.ipo)
+        return self.loss in (PreferenceLoss.dpo, PreferenceLoss.ipo, PreferenceLoss.kto)
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -223,6 +231,12 @@ class Preference(Task):
             yield f"task.beta={self.beta} must be above 0: 0.1 is usual"
         if not 0 <= self.label_smoothing < 0.5:
             yield f"task.label_smoothing={self.label_smoothing} must be at least 0 and below 0.5"
+        for key in ("good_weight", "bad_weight"):
+            value = getattr(self, key)
+            if value < 0:
+                yield f"task.{key}={value} must be 0 or more"
+            if value != 1 and self.loss is not PreferenceLoss.kto:
+                yield f"task.{key}={value} has no effect with task.loss={self.loss.name}: remove it"
         if self.label_smoothing and self.loss is not PreferenceLoss.dpo:
             yield f"task.label_smoothing={self.label_smoothing} has no effect with task.loss={self.loss.name}: write 0"
 

@@ -5,6 +5,8 @@ Written by hand: matplotlib would do it, but where it is installed torchmetrics 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -85,3 +87,36 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, file: Path) 
         parts.append(f'<rect x="{left:g}" y="{y}" width="{length * value:.1f}" height="{LINE - 6}" fill="#4c78a8"/>')
         parts.append(text(left + length * value + 5, y + 12, f"{value:.2f}"))
     save(left + length + 50, 44 + LINE * len(names), parts, file)
+
+
+def histogram(values: Sequence[float], title: str, below: str, file: Path, bins: int = 20) -> None:
+    """Draw how often values fall between which limits; those above zero in blue, those below in grey.
+
+    Args:
+        values: At least one.
+        title: What they are.
+        below: What stands below the axis.
+        file: Picture to write.
+        bins: Number of bars; zero is a limit of one.
+    """
+    most = max(map(abs, values)) or 1.0
+    low, high = min(0.0, *values), max(0.0, *values)
+    step = max(high - low, most / bins) / bins
+    first = -math.ceil(-low / step)
+    counts = Counter(min(math.floor(value / step), math.ceil(high / step) - 1) for value in values)
+    places = range(first, max(math.ceil(high / step), first + 1))
+    left, width, top, height = 40.0, 480.0 / len(places), 40.0, 160.0
+    tallest = max(counts.values())
+    parts = [text(left, 20, title), text(left + 240, top + height + 34, below, "middle")]
+    for at, place in enumerate(places):
+        tall = height * counts[place] / tallest
+        x, colour = left + at * width, "#4c78a8" if place >= 0 else "#999"
+        parts.append(
+            f'<rect x="{x:.1f}" y="{top + height - tall:.1f}" width="{width - 2:.1f}" height="{tall:.1f}" '
+            f'fill="{colour}"/>'
+        )
+        if counts[place]:
+            parts.append(text(x + width / 2, top + height - tall - 3, str(counts[place]), "middle"))
+    for value in {low, 0.0, high}:
+        parts.append(text(left + (value / step - first) * width, top + height + 16, f"{value:.3g}", "middle"))
+    save(max(left + 480 + 30, left + LETTER * len(title) + 10), top + height + 46, parts, file)

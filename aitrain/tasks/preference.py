@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,9 @@ class PreferenceSamples:
     reference: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.float32))
     """Log-probabilities of both answers under the model at its start, `(N, 2)`; empty = none are needed."""
 
+    sides: ClassVar[tuple[str, str]] = SIDES
+    """Fields of the two answers of a sample."""
+
     def __len__(self) -> int:
         return len(self.columns)
 
@@ -62,7 +65,7 @@ class PreferenceSamples:
     @property
     def units(self) -> Integers:
         """Tokens of both answers with their prompt, `(N,)`."""
-        return self.columns.lengths("chosen") + self.columns.lengths("rejected")
+        return self.columns.lengths(self.sides[0]) + self.columns.lengths(self.sides[1])
 
     def collate(self, rows: Integers, size: int) -> Batch:
         """Put pairs into one padded batch.
@@ -75,7 +78,7 @@ class PreferenceSamples:
             As `token_samples.collate` of `2 M` sequences; `reference`, float32 `(M, 2)`; `real`, float32 `(M,)`.
         """
         sequences: list[Any] = [None] * (2 * size)
-        for side, name in enumerate(SIDES):
+        for side, name in enumerate(self.sides):
             for at, row in enumerate(rows):
                 marks = self.columns.get(f"{name}_marks", int(row)).astype(bool)
                 sequences[side * size + at] = (self.columns.get(name, int(row)), marks)
@@ -109,7 +112,7 @@ class PreferenceTask(CausalLM):
         folders = shared(group, cache_folder(), lambda: [self._prepare(path) for path in paths])
         watch()
         pad = pad_token_id(self.tokenizer)
-        whole = [PreferenceSamples(Columns.open(folder), pad) for folder in folders]
+        whole = [self.made_of(Columns.open(folder), pad) for folder in folders]
         if self.keys.needs_reference:
             whole = [self._with_reference(each, folder, group) for each, folder in zip(whole, folders, strict=True)]
         watch()
@@ -117,30 +120,45 @@ class PreferenceTask(CausalLM):
         rows = held_out([0] * len(train), self.data, self.config.seed)
         if rows is not None:
             validation, train = _select(train, rows), _select(train, np.setdiff1d(np.arange(len(train)), rows))
-        same = 0 if validation is None else overlap(train.columns, validation.columns, SIDES, self.data)
+        same = 0 if validation is None else overlap(train.columns, validation.columns, train.sides, self.data)
         accounts = [TextAccount.load(folder) for folder in folders]
         account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation), same)
         return Splits(train, validation, account, account.fingerprint())
+
+    def made_of(self, columns: Columns, pad_token: int) -> PreferenceSamples:
+        """Return the samples of a prepared file.
+
+        Args:
+            columns: What `write` wrote.
+            pad_token: Fills sequences.
+        """
+        return PreferenceSamples(columns, pad_token)
 
     def _prepare(self, path: Path) -> Path:
         facts = self.facts()
         content = {"version": VERSION, "task": "preference", "file": [path.name, file_digest(path)]}
         content |= {key: facts[key] for key in ("tokenizer", "chat_template")}
         content |= {"length": self.sequence_tokens, "long": self.data.too_long.name, "system": self.keys.system_prompt}
+        content |= {"class": type(self).__name__}
+        return cached(cache_folder(), content, lambda folder: self.write(path, folder))
 
-        def write(folder: Path) -> None:
-            found = read_preferences(path, self.data, self.tokenizer, self.keys.system_prompt)
-            account = TextAccount(path.name, file_digest(path), len(found.chosen) + found.dropped.count)
-            account.dropped, account.texts = found.dropped, len(found.chosen)
-            types = {name: np.int32 for side in SIDES for name in (side, f"{side}_marks")}
-            with ColumnWriter(folder, types) as writer:
-                for chosen, rejected in zip(found.chosen, found.rejected, strict=True):
-                    fields: dict[str, Any] = {"chosen": chosen.ids, "chosen_marks": chosen.trained}
-                    writer.add(**fields, rejected=rejected.ids, rejected_marks=rejected.trained)
-                    account.tokens += len(chosen.ids) + len(rejected.ids)
-            account.save(folder)
+    def write(self, path: Path, folder: Path) -> None:
+        """Read, tokenise and write the records of a file.
 
-        return cached(cache_folder(), content, write)
+        Args:
+            path: The file.
+            folder: An empty folder.
+        """
+        found = read_preferences(path, self.data, self.tokenizer, self.keys.system_prompt)
+        account = TextAccount(path.name, file_digest(path), len(found.chosen) + found.dropped.count)
+        account.dropped, account.texts = found.dropped, len(found.chosen)
+        types = {name: np.int32 for side in SIDES for name in (side, f"{side}_marks")}
+        with ColumnWriter(folder, types) as writer:
+            for chosen, rejected in zip(found.chosen, found.rejected, strict=True):
+                fields: dict[str, Any] = {"chosen": chosen.ids, "chosen_marks": chosen.trained}
+                writer.add(**fields, rejected=rejected.ids, rejected_marks=rejected.trained)
+                account.tokens += len(chosen.ids) + len(rejected.ids)
+        account.save(folder)
 
     def _with_reference(self, samples: PreferenceSamples, folder: Path, group: Group) -> PreferenceSamples:
         """Return the samples with the log-probabilities of the model as it is at the start.
@@ -166,7 +184,7 @@ class PreferenceTask(CausalLM):
             if ranks.is_first:
                 found = values
                 cached(cache_folder(), content, lambda to: np.save(to / "reference.npy", found))
-        return PreferenceSamples(samples.columns, samples.pad_token, group.from_first(values))
+        return replace(samples, reference=group.from_first(values))
 
     def _reference(self, samples: PreferenceSamples, rows: range) -> npt.NDArray[np.float32]:
         """Compute the log-probabilities of some pairs under the base model, which is built for that and let go."""
@@ -236,13 +254,13 @@ class PreferenceTask(CausalLM):
             batch: From `PreferenceSamples.collate`.
 
         Returns:
-            Sums of losses, pairs, pairs told apart rightly, and margins.
+            Sums of losses, pairs, pairs told apart rightly, and margins; the margin of each pair.
         """
         answers, real = self.pairs(model, batch), batch["real"].double()
         margins = answers.margins(self.keys).double()
         right = (margins > 0).double() + (margins == 0).double() / 2  # before the first step all margins of dpo are 0
         values = (losses(answers, self.keys).double(), torch.ones_like(real), right, margins)
-        return Measured(torch.stack([(value * real).sum() for value in values]))
+        return Measured(torch.stack([(value * real).sum() for value in values]), margins.float()[:, None])
 
     def metrics(self, found: Measured) -> dict[str, float]:
         """Return loss, the share of pairs of which the better answer is ahead, and by how much on average.
@@ -252,6 +270,23 @@ class PreferenceTask(CausalLM):
         """
         total, pairs, right, margin = found.sums.tolist()
         return {"loss": total / pairs, "accuracy": right / pairs, "margin": margin / pairs}
+
+    def picture(self, found: Measured, file: Path) -> bool:
+        """Draw by how much the better answers are ahead.
+
+        Args:
+            found: The margins of all pairs.
+            file: Picture to write.
+        """
+        if found.rows is None:
+            return False
+        from aitrain.tasks.pictures import histogram
+
+        margins = found.rows[:, 0].tolist()
+        right = sum(margin > 0 for margin in margins)
+        title = f"{right} of {len(margins)} held-out pairs: the better answer is ahead (margin above 0)"
+        histogram(margins, title, "margin", file)
+        return True
 
     def sentence(self, metrics: Mapping[str, float]) -> str:
         """Return metrics as a person reads them.
@@ -290,4 +325,4 @@ class PreferenceTask(CausalLM):
 
 def _select(samples: PreferenceSamples, rows: Integers) -> PreferenceSamples:
     reference = samples.reference[rows] if len(samples.reference) else samples.reference
-    return PreferenceSamples(samples.columns.select(rows), samples.pad_token, reference)
+    return replace(samples, columns=samples.columns.select(rows), reference=reference)

@@ -13,6 +13,7 @@ from aitrain.config.task import (
     Embeddings,
     Forecast,
     Preference,
+    PreferenceLoss,
     Pretrain,
     Reranker,
     Sft,
@@ -36,6 +37,9 @@ BUILT_IN: dict[type, str] = {
 }
 """Keys of a task -> its class."""
 
+KTO = "aitrain.tasks.kto:KtoTask"
+"""The one loss of `task=preference` that sees the whole global batch."""
+
 
 def class_of(config: RunConfig) -> type[Task]:
     """Return the class of a run's task.
@@ -47,7 +51,8 @@ def class_of(config: RunConfig) -> type[Task]:
         RecipeError: The user's file has no such class, or it is no task.
     """
     if not isinstance(config.task, CustomTask):
-        module, name = BUILT_IN[type(config.task)].split(":")
+        judged = isinstance(config.task, Preference) and config.task.loss is PreferenceLoss.kto
+        module, name = (KTO if judged else BUILT_IN[type(config.task)]).split(":")
         return cast(type[Task], getattr(importlib.import_module(module), name))
     found = load_class(config.task.file, config.task.class_, "task")
     if not issubclass(found, Task):

@@ -16,7 +16,9 @@ def test_every_recipe_composes_and_is_short(name: str) -> None:
     assert config.check() == [] and config.run.name == name
     assert len(find(name).read_text().splitlines()) <= 20
     top = header(find(name))
-    assert top[0].endswith(".") and any(line.startswith(("Takes: {", "Takes: a folder", "Takes: a .csv")) for line in top)
+    assert top[0].endswith(".") and any(
+        line.startswith(("Takes: {", "Takes: a folder", "Takes: a .csv")) for line in top
+    )
     assert any(line.startswith("Needs: ") for line in top)
 
 

@@ -51,6 +51,14 @@ RECIPES = {
     ),
     "tag_tokens": Shown([*_data("care-notes", "jsonl"), "optim.lr=1e-3", "trainer.max_epochs=6"], "span_f1"),
     "embeddings": Shown([*_data("verse-pairs", "jsonl"), "optim.lr=1e-3", "trainer.max_epochs=4"], "ndcg_at_10"),
+    "preference_dpo": Shown(
+        [
+            *_data("verse-choices", "jsonl"),
+            *("data.sequence_tokens=256", "adapter=none", "optim.lr=3e-4", "trainer.max_epochs=null"),
+            "trainer.max_steps=12",
+        ],
+        "accuracy",
+    ),
     "reranker": Shown(
         [*_data("verse-pairs", "jsonl"), "optim.lr=5e-4", "trainer.max_epochs=3", "data.sequence_tokens=160"],
         "mrr",

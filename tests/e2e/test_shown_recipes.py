@@ -22,10 +22,11 @@ from recipe_runs import RECIPES, reached, words_of
 MARGINS = {
     # about half of what the worst of five seeds is above the better of untrained and trivial: tests/bench/results
     "classify_text": 0.2,
-    "classify_image": 0.2,
-    "forecast_timeseries": 0.01,
+    "classify_image": 0.25,
+    "forecast_timeseries": 0.02,  # ahead of gradient boosting, too
     "tag_tokens": 0.3,
     "embeddings": 0.19,
+    "preference_dpo": 0.15,
     "reranker": 0.007,
 }
 DAILY = "classify_image"
@@ -137,6 +138,21 @@ def vectors(run: Path, said: list[dict[str, Any]]) -> None:
     np.testing.assert_allclose(found, np.array([each["embedding"] for each in said]), rtol=1e-4, atol=1e-5)
 
 
+def answered(run: Path, said: list[dict[str, Any]]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(run / "export/model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "export/model")
+    for each in said:
+        messages = [{"role": "user", "content": each["prompt"]}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            found = model.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids["input_ids"].shape[1] :]
+        text = tokenizer.decode(found, skip_special_tokens=True).strip()
+        assert text and each["answer"].startswith(text[: len(text) - 3])
+
+
 def scores(run: Path, said: list[dict[str, Any]]) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -170,6 +186,7 @@ CHECKS: dict[str, tuple[list[Any], Callable[[Path, list[dict[str, Any]]], None]]
     "forecast_timeseries": ([first_weeks], quantiles),
     "tag_tokens": ([{"text": "Spoke to Dr Omar Aziz on 3 May."}, {"text": "No change."}], entities),
     "embeddings": ([{"query": "And God saw the light."}, {"query": "Then said Boaz."}], vectors),
+    "preference_dpo": ([{"prompt": "Translate to Dutch: And God saw the light."}], answered),
     "reranker": ([{"query": "And God saw the light.", "texts": ["En God zag het licht.", "Boaz zeide."]}], scores),
 }
 

@@ -77,6 +77,17 @@ def answers(path: Path) -> list[str]:
     return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=96", "adapter=none"]
 
 
+def judged(path: Path) -> list[str]:
+    """Answers of unequal length that were found good or bad."""
+    draw = random.Random(5)
+    rows = []
+    for number in range(37):
+        asked, said = (" ".join(draw.choices(WORDS, k=draw.randint(1, 8))) for _ in range(2))
+        rows.append(json.dumps({"prompt": f"{asked} {number}", "completion": said, "label": number % 3 > 0}))
+    path.write_text("\n".join(rows) + "\n")
+    return [f"data.path={path}", "data.validation_share=0.2", "data.sequence_tokens=96", "adapter=none"]
+
+
 def pictures(path: Path) -> list[str]:
     """Shapes in folders named after them."""
     folder = path.with_suffix("")
@@ -102,6 +113,7 @@ TASKS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         ["task.context_steps=30", "task.horizon_steps=7", "task.width=16", "task.layers=2"],
     ),
     "classify_image": (pictures, []),
+    "kto": (judged, ["task.loss=kto"]),
     "classify_text": (texts, ["task.class_weights=balanced"]),
     "tag_tokens": (notes, []),
     "preference_dpo": (answers, []),
@@ -124,11 +136,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 MODELS: dict[str, tuple[str | None, str | None]] = {
     "preference_dpo": ("llama", "llama"),
+    "kto": ("llama", "llama"),
     "classify_image": ("resnet", "vit-dropout"),
     "forecast_timeseries": (None, None),
 }
 """Recipe -> model, and model with dropout; `bert` where it is not told."""
 
+
+NAMED = {"kto": "preference_dpo"}
+"""Another way to use a recipe -> its name."""
 
 EVERY_DAY = ("embeddings",)
 SHOWN = [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
@@ -142,7 +158,9 @@ def runs(place: Path, request: pytest.FixtureRequest) -> dict[str, RunDirectory]
     made: dict[str, RunDirectory] = {}
 
     def new(name: str, *words: str) -> None:
-        made[name] = RunDirectory.create(compose(recipe, [*common, *words, f"run.dir={place}/{name}"]))
+        made[name] = RunDirectory.create(
+            compose(NAMED.get(recipe, recipe), [*common, *words, f"run.dir={place}/{name}"])
+        )
 
     for recipe in sorted(asked):
         write, keys = TASKS[recipe]

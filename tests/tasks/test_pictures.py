@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from aitrain.tasks.pictures import LARGEST, bars, confusion_matrix
+from aitrain.tasks.pictures import LARGEST, bars, confusion_matrix, histogram
 
 
 def words(file: Path) -> list[str]:
@@ -33,3 +33,15 @@ def test_of_many_classes_the_commonest_are_drawn(tmp_path: Path) -> None:
 def test_bars_have_their_values(tmp_path: Path) -> None:
     bars(["one", "none"], [1.0, 0.0], "shares", tmp_path / "b.svg")
     assert words(tmp_path / "b.svg") == ["shares", "one", "1.00", "none", "0.00"]
+
+
+def test_a_histogram_counts_every_value_once(tmp_path: Path) -> None:
+    for values in ([-1.0, -0.999, 0.0, 0.5, 0.5, 2.0], [0.0, 0.0], [-3.0], [1e-9, 5.0], [-0.1] * 7):
+        histogram(values, "title", "margin", tmp_path / "h.svg")
+        texts = [each for each in ET.parse(tmp_path / "h.svg").getroot() if each.tag.endswith("text")]
+        assert [each.text for each in texts[:2]] == ["title", "margin"]
+        counts = [int(each.text or "") for each in texts[2:] if float(each.get("y", "")) < 200]  # above the axis
+        assert sum(counts) == len(values)
+    histogram([-1.0, 0.5, 2.0], "t", "m", tmp_path / "h.svg")
+    colours = [each.get("fill") for each in ET.parse(tmp_path / "h.svg").getroot() if each.tag.endswith("rect")][1:]
+    assert colours == sorted(colours), "grey below zero, blue above"
