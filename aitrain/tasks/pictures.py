@@ -103,8 +103,9 @@ def histogram(values: Sequence[float], title: str, below: str, file: Path, bins:
     low, high = min(0.0, *values), max(0.0, *values)
     step = max(high - low, most / bins) / bins
     first = -math.ceil(-low / step)
-    counts = Counter(min(math.floor(value / step), math.ceil(high / step) - 1) for value in values)
-    places = range(first, max(math.ceil(high / step), first + 1))
+    last = max(math.ceil(high / step), int(max(values) >= 0)) - 1
+    counts = Counter(min(math.floor(value / step), last) for value in values)
+    places = range(first, last + 1)
     left, width, top, height = 40.0, 480.0 / len(places), 40.0, 160.0
     tallest = max(counts.values())
     parts = [text(left, 20, title), text(left + 240, top + height + 34, below, "middle")]
