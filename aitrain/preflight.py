@@ -25,6 +25,7 @@ from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import AitrainError, DataError, RecipeError
 from aitrain.io.home import user_path
 from aitrain.models.assets import local_path
+from aitrain.models.licence import licence_faults, told_licence
 
 if TYPE_CHECKING:
     from aitrain.models.folder import ModelFacts
@@ -354,6 +355,9 @@ def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str
         return [*faults, *str(error).splitlines()]
     faults += found.faults
     known = not found.faults and found.kind.name != "hub"  # of a name on a hub nothing is known yet
+    if known:
+        licence = told_licence(config.model.path, found.licence)
+        faults += licence_faults(str(config.model.path), licence, config.run.purpose)
     talks = isinstance(config.task, (Sft, Preference))
     if known and talks and config.model.chat_template is None and not found.has_chat_template:
         faults.append(

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
+
+
+class Purpose(Enum):
+    """What a trained model is for."""
+
+    research = "research"
+    commercial = "commercial"
 
 
 @dataclass
@@ -15,6 +23,10 @@ class Run:
 
     dir: str | None = None
     """Run directory; must not exist yet. `null` = `runs/<name>-<time>`, chosen once and kept through every restart."""
+
+    purpose: Purpose | None = None
+    """What the trained model is for: `research` or `commercial`. With it, a base model whose licence forbids that is
+    refused; `null` = not stated, and the licence is shown alone."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""

@@ -18,8 +18,8 @@ from aitrain.config.model import ModelInit
 from aitrain.errors import ModelError
 from aitrain.io import new_directory, write_text, writing
 from aitrain.models.adapters import apply_adapter
-from aitrain.models.assets import ASSETS
-from aitrain.models.folder import Kind
+from aitrain.models.folder import Kind, ModelFacts
+from aitrain.models.licence import told_licence
 from aitrain.models.load import Located, build_model, load_tokenizer
 from aitrain.models.permissions import share_files
 from aitrain.models.quiet import quiet
@@ -210,21 +210,21 @@ def _write_model(model: PreTrainedModel, folder: Path) -> None:
 def _write_words(words: Any, config: RunConfig, located: Located, card: Card, folder: Path, library: str) -> None:
     with quiet():
         words.save_pretrained(folder)
-    write_text(folder / "README.md", model_card(config, located.facts.kind is Kind.hub, card, library))
+    write_text(folder / "README.md", model_card(config, located.facts, card, library))
 
 
-def model_card(config: RunConfig, hub: bool, card: Card, library: str) -> str:
+def model_card(config: RunConfig, facts: ModelFacts, card: Card, library: str) -> str:
     """Return the model card: where the model comes from and what was done to it.
 
     Args:
         config: The run's configuration.
-        hub: Whether the base model is a name on a hub.
+        facts: What is known about the base model.
         card: Facts about the run.
         library: `transformers` or `peft`.
     """
-    reference = str(config.model.path)
+    reference, hub = str(config.model.path), facts.kind is Kind.hub
     base = reference if hub or reference.startswith("asset:") else Path(reference).name
-    licence = ASSETS[reference.removeprefix("asset:")].licence if reference.startswith("asset:") else None
+    licence = told_licence(reference, facts.licence)
     head: dict[str, Any] = {"library_name": library, "pipeline_tag": card.use}
     if hub:
         head["base_model"] = reference

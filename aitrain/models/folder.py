@@ -17,6 +17,7 @@ from aitrain.io.home import user_path
 from aitrain.models import store
 from aitrain.models.assets import resolve
 from aitrain.models.gguf_header import read_header
+from aitrain.models.licence import licence_of
 from aitrain.models.safetensors_header import Tensor, count_parameters, main_dtype
 from aitrain.models.weight_files import PICKLES, SAFE, read_json, weight_faults
 
@@ -87,6 +88,9 @@ class ModelFacts:
 
     tied: bool | None = None
     """Whether the output head is the embedding."""
+
+    licence: str | None = None
+    """As its README.md tells it."""
 
     dtype: str | None = None
     """Number format of most weights: `fp32`, `bf16` or `fp16`."""
@@ -187,6 +191,7 @@ def _inspect_gguf(path: Path, kind: Kind, model: Model | None = None) -> ModelFa
     tokens = header.fields.get("tokenizer.ggml.tokens")
     facts.vocab_size = int(tokens) if isinstance(tokens, int) else None
     facts.has_chat_template = "tokenizer.chat_template" in header.fields
+    facts.licence = str(header.fields["general.license"]).lower() if "general.license" in header.fields else None
     facts.tied = "output.weight" not in header.shapes
     if not header.shapes:
         facts.faults.append(f"model.path={path} holds no weights")
@@ -213,6 +218,7 @@ def _inspect_folder(path: Path, kind: Kind, model: Model, wanted: ModelKind) -> 
         facts.faults.append(f"model.path: {config_file} is no valid JSON ({error}): copy the model again")
         return facts
     _read_config(facts, config)
+    facts.licence = licence_of(path)
     facts.has_chat_template = _has_chat_template(path)
     facts.faults += [*_kind_faults(path, config, wanted), *_code_faults(path, config, model, facts)]
     facts.faults += _beside_faults(path, wanted)

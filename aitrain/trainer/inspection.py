@@ -6,6 +6,7 @@ from aitrain.config import RunConfig
 from aitrain.data.batches import total_steps
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
+from aitrain.models.licence import told_licence
 from aitrain.preflight import usable_devices
 from aitrain.tasks.registry import task_of
 from aitrain.tasks.task import Task
@@ -29,6 +30,9 @@ def audit(config: RunConfig, show: int) -> None:
     accelerator = choose_accelerator(config)
     task = task_of(config, accelerator)
     task.dry_build()
+    if task.located is not None:
+        licence = told_licence(config.model.path, task.located.facts.licence)
+        print(f"licence of the base model: {licence or 'not told in its folder, see where it is from'}")
     count = usable_devices(config)
     _audit_data(task, show)
     micro_batch(task, Ranks(world=count, local_world=count), accelerator, Group(Ranks(), "cpu"))

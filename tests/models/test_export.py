@@ -20,6 +20,7 @@ from aitrain.config.model import Model, ModelInit
 from aitrain.errors import ModelError
 from aitrain.models.adapters import apply_adapter
 from aitrain.models.export import Card, export_folder, model_card, trained_model
+from aitrain.models.folder import Kind, ModelFacts, inspect
 from aitrain.models.load import Located, build_model, locate
 
 Make = Callable[[Model, Adapter], RunConfig]
@@ -150,14 +151,13 @@ def test_a_model_from_random_weights_is_exported(run_config: Make, tmp_path: Pat
 
 def test_the_card_tells_the_run_and_no_private_path(run_config: Make) -> None:
     card = Card(run="verses", step=40, tokens=12345, loss_before=3.25, loss_after=2.5)
-    text = model_card(run_config(TINY, Lora()), False, card, "transformers")
+    text = model_card(run_config(TINY, Lora()), inspect(TINY), card, "transformers")
     for words in ("# verses", "asset:tiny-llama", "apache-2.0", "12,345", "3.2500", "2.5000", "lora", "notes.jsonl"):
         assert words in text
     assert "/somewhere/private" not in text
-    local = model_card(
-        run_config(Model(path="/secret/place/my-model"), NoAdapter()), False, Card(run="x"), "transformers"
-    )
-    assert "my-model" in local and "/secret" not in local and "None" not in local
+    facts = ModelFacts("/secret/place/my-model", Kind.folder, licence="mit")
+    local = model_card(run_config(Model(path="/secret/place/my-model"), NoAdapter()), facts, Card(run="x"), "peft")
+    assert "my-model" in local and "/secret" not in local and "None" not in local and "license: mit" in local
 
 
 KINDS = {
