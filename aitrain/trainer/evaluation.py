@@ -168,7 +168,7 @@ def evaluate_run(
     task = task_of(config)
     then = {} if changed_inputs else chosen.state.get("facts") or directory.facts()
     refuse_difference(then, task.facts() | code_facts(config), config, directory.path)
-    model = model_of(task, chosen)
+    model = model_of(task, chosen, directory)
     print(f"{chosen.path} (step {chosen.step})")
     if harness is not None:
         assert lm_eval is not None
@@ -188,14 +188,15 @@ def evaluate_run(
     directory.event("evaluated", step=chosen.step, data=data or config.data.validation_path, **logged(measured))
 
 
-def model_of(task: Task, checkpoint: store.Checkpoint) -> nn.Module:
+def model_of(task: Task, checkpoint: store.Checkpoint, directory: RunDirectory) -> nn.Module:
     """Return the model of a checkpoint, on the GPU where the recipe allows one, in evaluation mode.
 
     Args:
         task: What was trained.
         checkpoint: The checkpoint.
+        directory: The run.
     """
-    task.recall(checkpoint.state.get("task", {}))
+    task.recall(directory.learned(checkpoint.step, checkpoint.state.get("task", {})))
     model = task.trained_model({name: checkpoint.read("weights", name) for name in checkpoint.names("weights")})
     on_gpu = torch.cuda.is_available() and task.config.trainer.accelerator is not Accelerator.cpu
     torch.nn.Module.to(model, "cuda" if on_gpu else "cpu")
@@ -255,8 +256,9 @@ def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -
     splits = task.samples(Group(Ranks(), "cpu"))
     if splits.validation is None:
         return
-    found, told = measure(task, model_of(task, chosen), splits.validation, stop)
+    found, told = measure(task, model_of(task, chosen, directory), splits.validation, stop)
     directory.amend_last_metrics(step, logged(found))
+    directory.event("learned", step=step, values=task.learned())  # the checkpoint was written before
     directory.event("evaluated", step=step, **logged(found))
     if told:
         directory.event("answers", step=step, answers=told)

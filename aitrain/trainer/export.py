@@ -83,7 +83,7 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
         after=measured[-1] if measured else None,
         go_on=go_on,
     )
-    task.recall(chosen.state.get("task", {}))
+    task.recall(directory.learned(chosen.step, chosen.state.get("task", {})))
     task.export(weights, job)
     if place != to:
         discard(to)

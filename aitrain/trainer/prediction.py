@@ -41,7 +41,7 @@ def predict(run: Path, file: Path, to: Path | None, checkpoint: str, changed_inp
     task = task_of(config)
     then = {} if changed_inputs else chosen.state.get("facts") or directory.facts()
     refuse_difference(then, task.facts() | code_facts(config), config, directory.path)
-    model = model_of(task, chosen)
+    model = model_of(task, chosen, directory)
     device = next(model.parameters()).device
     with torch.no_grad():
         lines = (json.dumps(said, ensure_ascii=False) for said in task.predictions(model, file, device))

@@ -191,6 +191,17 @@ class RunDirectory:
         """
         return [entry for entry in whole_records(self.events_file) if entry.get("event") in kinds]
 
+    def learned(self, step: int, kept: dict[str, Any]) -> dict[str, Any]:
+        """Return what a task had learned from its data at a step: what a late evaluation found, else what was kept.
+
+        Args:
+            step: Step of a checkpoint.
+            kept: What stands in the checkpoint.
+        """
+        late = [entry["values"] for entry in self.all_of("learned") if entry["step"] == step]
+        found: dict[str, Any] = late[-1] if late else kept
+        return found
+
     def event(self, kind: str, **facts: Any) -> None:
         """Append one event.
 

@@ -221,3 +221,28 @@ def test_the_exported_folder_has_the_same_outputs_in_plain_transformers(bert: Pa
         said = list(task.predictions(plain, Path(task.config.data.path), torch.device("cpu")))
     assert len(said) == len(ROWS) and set(said[0]) == {"text", "label", "probabilities"}
     assert sum(said[0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_late_evaluation_gives_the_export_its_temperature(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed in its last evaluation: the checkpoint holds the temperature of the one before."""
+    from aitrain.trainer.evaluation import measure_late
+    from aitrain.trainer.export import Wanted, export
+    from aitrain.trainer.fit import fit
+    from aitrain.trainer.run_directory import RunDirectory
+
+    words = [f"run.dir={tmp_path}/run", "data.validation_share=0.3", "trainer.max_steps=2", "trainer.max_epochs=null"]
+    words += ["optim.lr=0.1", "schedule=constant", "trainer.global_batch_samples=4", "export.at_end=false"]
+    directory = RunDirectory.create(config(bert, tmp_path, ROWS, *words))
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifyText, "learned", lambda task: {"classes": task.classes, "temperature": 1.25})
+        assert fit(directory, Ranks()) == 0
+    events = directory.events_file.read_text().splitlines()
+    last = max(at for at, line in enumerate(events) if json.loads(line)["event"] == "evaluated")
+    directory.events_file.write_text("\n".join(events[:last]) + "\n")
+    measure_late(directory, 2, lambda: False)
+    (late,) = directory.all_of("learned")
+    export(directory.path, tmp_path / "out", Wanted())
+    found = json.loads((tmp_path / "out/model/config.json").read_text())["probability_temperature"]
+    assert found == late["values"]["temperature"] != 1.25
