@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ class Reranker(TextEncoder):
         assert isinstance(config.task, Config) and isinstance(config.data, Pairs), "the recipe was checked"
         self.data, self.negatives = config.data, config.task.negatives
         self.texts_per_sample = 1 + self.negatives
+        self._shown: CandidateSamples | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return that the head has one number: how well a text answers."""
@@ -123,6 +124,7 @@ class Reranker(TextEncoder):
         train, validation, same = split(train, validation, ["asked"], data, self.config.seed)
         account = accounts[0].split(accounts, len(train), 0 if validation is None else len(validation), same)
         held = None if validation is None else CandidateSamples(self, validation)
+        self._shown = held or CandidateSamples(self, train)
         return Splits(CandidateSamples(self, train), held, account, account.fingerprint())
 
     def _write(self, path: Path, folder: Path, watch: Watch) -> None:
@@ -232,6 +234,47 @@ class Reranker(TextEncoder):
         # by chance the right text stands at each place equally often
         chance = search_metrics(torch.arange(1, 2 + self.negatives))
         return {"chance": {name: chance[name] for name in METRICS}, "words in common": _placed(common)}
+
+    def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:
+        """Let the model choose the text for three held-out questions.
+
+        Args:
+            model: The model.
+            device: Where it is.
+            stop: Whether to end early.
+        """
+        shown = self._shown
+        if shown is None:
+            return []
+        rows = np.arange(min(3, len(shown)))
+        batch = {key: value.to(device) for key, value in shown.collate(rows, len(rows)).items()}
+        best = self.scores(model, batch).view(len(rows), -1).argmax(1).tolist()
+        found = []
+        for at, choice in zip(rows.tolist(), best, strict=True):
+            query = str(self.tokenizer.decode(shown.columns.get("asked", at), skip_special_tokens=True))
+            both = str(self.tokenizer.decode(shown.parts("ids", at)[choice], skip_special_tokens=True))
+            text = both.removeprefix(query).strip()
+            query, text = (each if len(each) < 100 else each[:97] + "..." for each in (query, text))
+            found.append({"prompt": query, "answer": f"{'right' if choice == 0 else 'wrong'}: {text}"})
+        return found
+
+    def picture(self, found: Measured, file: Path) -> bool:
+        """Draw at which place the right text stands.
+
+        Args:
+            found: The scores of all candidates.
+            file: Picture to write.
+        """
+        if found.rows is None:
+            return False
+        from aitrain.tasks.pictures import bars
+
+        ranks = ranks_of(found.rows, torch.zeros(len(found.rows), dtype=torch.int64))
+        places = range(1, 2 + self.negatives)
+        shares = [float((ranks.ceil() == place).double().mean()) for place in places]
+        title = f"where the right text stands among {len(shares)}, share of {len(ranks)} held-out questions"
+        bars([f"place {place}" for place in places], shares, title, file)
+        return True
 
     def predictions(self, model: nn.Module, path: Path, device: torch.device) -> Iterator[dict[str, Any]]:
         """Yield the texts of each record of a file, the best first, with their scores.

@@ -96,3 +96,22 @@ def test_measures_of_batches_are_those_of_the_whole(bert: Path, tmp_path: Path) 
         whole = task.measure(model, splits.train.collate(np.arange(8), 8)).sums
         parts = [task.measure(model, splits.train.collate(np.arange(at, at + 4), 5)).sums for at in (0, 4)]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_answers_and_a_picture(bert: Path, tmp_path: Path) -> None:
+    import xml.etree.ElementTree as ET
+
+    task, splits = made(config(bert, tmp_path, "data.validation_share=null"))
+    model: Any = task.build().eval()
+    batch = splits.train.collate(np.arange(3), 3)
+    with torch.no_grad():
+        answers = task.answers(model, torch.device("cpu"), lambda: False)
+        scores = task.scores(model, batch).view(3, -1)
+        found = task.measure(model, splits.train.collate(np.arange(len(splits.train)), len(splits.train)))
+    assert [answer["answer"].split(":")[0] for answer in answers] == [
+        "right" if choice == 0 else "wrong" for choice in scores.argmax(1).tolist()
+    ]
+    assert [answer["prompt"] for answer in answers] == [row["query"] for row in ROWS[:3]]
+    assert task.picture(found, tmp_path / "p.svg")
+    drawn = [each.text or "" for each in ET.parse(tmp_path / "p.svg").getroot() if each.tag.endswith("text")]
+    assert sum(float(word) for word in drawn if word.replace(".", "").isdigit()) == pytest.approx(1, abs=0.03)
