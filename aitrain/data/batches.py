@@ -129,6 +129,7 @@ class MicroBatches(Dataset[Batch]):
         self.samples = samples
         self.plan = plan
         self.whole_share = whole_share
+        self._weights, self._units = samples.weights, samples.units  # asked once: for many samples they take time
         self._step = -1
         self._rows: Integers = np.zeros(0, dtype=np.int64)
 
@@ -152,8 +153,8 @@ class MicroBatches(Dataset[Batch]):
                 if shares
                 else {}
             ),
-            "global_weight": self.samples.weights[self._rows].sum().item(),
-            "global_units": self.samples.units[self._rows].sum().item(),
+            "global_weight": self._weights[self._rows].sum().item(),
+            "global_units": self._units[self._rows].sum().item(),
             "global_samples": len(self._rows),
             "step": step,
             "last_micro_batch": micro_step == plan.accumulation - 1,
