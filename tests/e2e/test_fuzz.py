@@ -29,7 +29,7 @@ from aitrain.data.prepare import Files, prepare
 from aitrain.errors import AitrainError
 
 TIMES = int(os.environ.get("AITRAIN_FUZZ", "1"))
-RECORD_CASES, OVERRIDE_CASES = 1000 * TIMES, 1000 * TIMES
+RECORD_CASES, OVERRIDE_CASES = 1000 * TIMES, 500 * TIMES
 FEW = settings(
     max_examples=RECORD_CASES,
     deadline=None,

@@ -25,7 +25,7 @@ SMALLER = {"linear_loss": ((24, 16, 40),), "cross_entropy": ((12, 50),), "rope":
 SMALLER |= {"lora": ((7, 16, 16, 8, 24, 4),)}
 OPS = {"glu": ("aitrain.ops.glu",), "rope": ("aitrain.ops.rope",)}
 SMALLER_THAN_THAT = ((10, 24),)
-DAILY = ("norms", "linear_loss", "adamw")
+DAILY = ("norms",)
 """Parts of every day; the ops themselves have tests of their own."""
 
 

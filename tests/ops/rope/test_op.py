@@ -79,8 +79,10 @@ def test_one_output_alone(mode: str, used: int) -> None:
     torch.testing.assert_close(found, reference.rope(grad, cos, -sin))
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("heads_dim", [1, 2])
+@pytest.mark.parametrize(
+    ("interleaved", "heads_dim"),
+    [(False, 1), *(pytest.param(*rest, marks=pytest.mark.slow) for rest in ((True, 1), (False, 2), (True, 2)))],
+)
 def test_registered_op(mode: str, interleaved: bool, heads_dim: int) -> None:
     shape = (1, 2, 3, 8) if heads_dim == 1 else (1, 3, 2, 8)
     q, k = draw(*shape).requires_grad_(), draw(*shape).requires_grad_()
