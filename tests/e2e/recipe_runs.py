@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-CPU = ["trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.micro_batch_samples=8"]
+CPU = ["trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.micro_batch_samples=8", "export.dtype=fp32"]
 SEEDS = range(5)
 
 
