@@ -51,6 +51,8 @@ class SeriesTable:
     series: list[Series]
     grid: Grid
     rows: int
+    empty: list[str]
+    """Names of series without any value, which are left aside."""
 
 
 @dataclass
@@ -98,10 +100,11 @@ def read_series(path: Path, keys: Keys, grid: Grid | None = None) -> SeriesTable
             grid = Grid(1)  # every time stands twice, which is told below
     series = [_on_grid(name, rows, grid, found) for name, rows in found.rows.items()]
     found.faults.refuse()
-    kept = [one for one in series if one is not None and np.isfinite(one.values).any()]
+    kept = [one for one in series if one is not None]
     if not kept:
         raise DataError(f"{path.name}: no series has a value")
-    return SeriesTable(kept, grid, found.count)
+    empty = [name for name, one in zip(found.rows, series, strict=True) if one is None]
+    return SeriesTable(kept, grid, found.count, empty)
 
 
 def _take(found: _Rows, record: Mapping[str, Any], where: str) -> None:

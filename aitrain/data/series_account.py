@@ -32,6 +32,9 @@ class SeriesAccount:
     columns: int
     """Known columns, those of the calendar not counted."""
 
+    empty: list[str] = field(default_factory=list)
+    """Series without any value, left aside."""
+
     train: int = 0
     validation: int = 0
     others: list[SeriesAccount] = field(default_factory=list)
@@ -71,6 +74,8 @@ class SeriesAccount:
         lines = [f"{self.file}: {self.rows:,} rows, {self.series:,} series, steps of one {self.grid.name}{known}"]
         if self.missing:
             lines.append(f"  without a value, masked: {self.missing:,} of {self.steps:,} steps")
+        if self.empty:
+            lines.append(f"  without any value, left aside: {len(self.empty):,} series, first {self.empty[0]!r}")
         if self.later:
             lines.append(f"  behind the last value, known columns only: {self.later:,} steps")
         return lines

@@ -148,6 +148,8 @@ class SeriesSet:
         Returns:
             `(<= end - begin, K)`.
         """
+        if not len(self.centre):
+            return np.zeros((end - begin, 0), dtype=np.float32)
         return (_known(self.columns, at)[begin:end] - self.centre) / self.scale
 
 

@@ -41,7 +41,7 @@ class Postponed(ModuleType):
     """A module that is imported when something of it is needed, and not before.
 
     torchmetrics, which Lightning imports, imports `scipy.signal` where scipy is installed, to see whether it has a name
-    `hamming` that was there in former times: nearly a second of every start.
+    `hamming` that was there in former times.
     """
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,11 +51,8 @@ class ImageProcessor:
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the result, as plain values."""
-        return {key: value for key, value in self.whole.to_dict().items() if isinstance(value, (str, int, float))} | {
-            key: list(value) if isinstance(value, (list, tuple)) else dict(value)
-            for key, value in self.whole.to_dict().items()
-            if isinstance(value, (list, tuple, dict))
-        }
+        found: dict[str, Any] = json.loads(self.whole.to_json_string())
+        return found
 
     def _off(self, switches: Sequence[str]) -> dict[str, bool]:
         return {name: False for name in switches if getattr(self.whole, name, False)}

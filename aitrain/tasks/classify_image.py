@@ -108,10 +108,6 @@ class ClassifyImage(Classifier):
         """Return transformers' image processor."""
         return self.images.whole
 
-    def smaller(self) -> list[str]:
-        """Return how to make an image need less memory: it has one size only."""
-        return []
-
     def check_source(self, path: Path) -> None:
         """Refuse a path that can hold no labelled images.
 
@@ -189,10 +185,6 @@ class ClassifyImage(Classifier):
                     "do_resize and do_center_crop in its preprocessor_config.json"
                 )
         return pixels
-
-    def flops_per_unit(self) -> float | None:
-        """Return None: what an image costs depends on the model's inside, not on its weights alone."""
-        return None
 
     def build(self) -> nn.Module:
         """Load the model and put the adapter on; a linear probe trains the last layer alone.

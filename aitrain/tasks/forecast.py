@@ -25,7 +25,6 @@ from aitrain.dist.group import Group
 from aitrain.errors import DataError
 from aitrain.models.patch_transformer import PatchTransformer, Sizes
 from aitrain.models.quiet import drawn_on_the_host
-from aitrain.models.weights import with_weights
 from aitrain.tasks.forecast_baselines import gradient_boosting, seasonal_naive
 from aitrain.tasks.forecast_data import prepared_series
 from aitrain.tasks.forecast_metrics import error_sums, metrics_of, pinball
@@ -313,14 +312,6 @@ class ForecastTask(Task):
         return True
 
     # ---------------------------------------------------------------- afterwards
-
-    def trained_model(self, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-        """Build the model and put the trained tensors into it.
-
-        Args:
-            weights: Trained tensors of a checkpoint.
-        """
-        return with_weights(self.build(), weights)
 
     def predictions(self, model: nn.Module, path: Path, device: torch.device) -> Iterator[dict[str, Any]]:
         """Yield the quantiles of each step behind the last value of every series of a file.

@@ -12,7 +12,7 @@ from aitrain.data.time_grid import Grid
 from aitrain.data.windows import write_series
 from aitrain.tasks.token_data import cache_folder
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same table would be prepared otherwise."""
 
 
@@ -47,6 +47,7 @@ def prepared_series(path: Path, data: Series, horizon: int, grid: Grid | None) -
             seconds=table.grid.seconds,
             months=table.grid.months,
             columns=len(data.known),
+            empty=table.empty,
         ).save(folder)
 
     return cached(cache_folder(), content, write)

@@ -363,3 +363,29 @@ def test_patches_reach_the_last_step(patch: int) -> None:
         alike[:, -1] += 1  # what is known of the last step ahead changes this step alone
         other = model(values, observed, alike)
         assert torch.equal(other[:, :-1], said[:, :-1]) and not torch.allclose(other[:, -1], said[:, -1])
+
+
+def test_nothing_known_in_advance(tmp_path: Path) -> None:
+    path = tmp_path / "bare.csv"
+    path.write_text(
+        "time,value\n" + "".join(f"{FIRST + timedelta(hours=h):%Y-%m-%dT%H:%M},{load(h)}\n" for h in range(300))
+    )
+    task, splits = made(config(path, "data.known=[]", "data.calendar=false"))
+    model: Any = task.build().eval()
+    batch = splits.train.collate(np.array([0, 5]), 3)
+    assert batch["known"].shape == (3, 60, 0) and torch.isfinite(task.loss_sum(model, batch))
+    with torch.no_grad():
+        said = list(task.predictions(model, path, torch.device("cpu")))
+    assert len(said) == 12 and said[0]["time"] == f"{FIRST + timedelta(hours=300):%Y-%m-%dT%H:%M:%S}"
+    task.export(dict(model.named_parameters()), ExportJob(tmp_path / "out", "run"))
+    program = torch.export.load(tmp_path / "out/model/forecaster.pt2").module()
+    assert program(torch.randn(4, 48), torch.ones(4, 48), torch.zeros(4, 60, 0), torch.ones(4)).shape == (4, 12, 3)
+
+
+def test_a_series_without_any_value_is_told(tmp_path: Path) -> None:
+    path = wide(tmp_path / "w.csv", hours=200)
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head},spare", *(f"{row}," for row in rows)]) + "\n")
+    _, splits = made(config(path))
+    assert "without any value, left aside: 1 series, first 'spare'" in splits.report.text()
+    assert set(splits.train.index[:, 0]) == {0, 1}
