@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import fields
 from functools import cache
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -70,6 +70,8 @@ class Composition:
         holder, _, word = name.rpartition(".")
         if name not in self.table and holder in self.table and get_origin(self.table[holder].hint) is dict:
             path = self.table[holder].path
+            if get_args(self.table[holder].hint)[1] is str and not isinstance(value, str):
+                value = shown(value) if given is None else given
             value = {**OmegaConf.to_container(OmegaConf.select(self.config, path)), word: value}  # type: ignore[dict-item]
             OmegaConf.update(self.config, path, value, merge=False)
             return

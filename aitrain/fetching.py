@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from aitrain.config.paths import listed
 from aitrain.errors import DataError, ModelError
 from aitrain.models import assets, store
 from aitrain.models.folder import HUB_NAME
@@ -24,7 +25,8 @@ def fetch_recipe(recipe: str, overrides: Sequence[str]) -> None:
         DataError: A data file is missing; data of your own is not fetched.
     """
     config = compose(recipe, overrides)
-    for given in (config.model.path, config.data.path, config.data.validation_path):
+    held_out = config.data.validation_path
+    for given in (config.model.path, *listed(config.data.path), *([] if held_out is None else listed(held_out))):
         if given is not None and given.startswith("asset:"):
             assets.fetch(given.removeprefix("asset:").partition("/")[0])
     found = look_at_model(config)
@@ -40,4 +42,4 @@ def fetch_recipe(recipe: str, overrides: Sequence[str]) -> None:
     faults = data_faults(config)
     if faults:
         raise DataError("\n".join(faults))
-    print(f"data   {config.data.path}")
+    print(f"data   {', '.join(listed(config.data.path))}")

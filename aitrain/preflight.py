@@ -15,22 +15,20 @@ from typing import TYPE_CHECKING
 from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Qlora
 from aitrain.config.custom import UserClass
-from aitrain.config.data import Files, Images, Sequences
+from aitrain.config.data import Sequences
 from aitrain.config.logger import Tensorboard, Wandb, WandbMode
 from aitrain.config.optim import AdamW8bit, FusedStep
-from aitrain.config.task import Preference, Pretrain, Sft
+from aitrain.config.task import Preference, Sft
 from aitrain.config.trainer import Accelerator
-from aitrain.config.values import nearest
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import AitrainError, DataError, RecipeError
 from aitrain.io.home import user_path
-from aitrain.models.assets import local_path
 from aitrain.models.licence import licence_faults, told_licence
+from aitrain.tasks.data_files import data_faults
 
 if TYPE_CHECKING:
     from aitrain.models.folder import ModelFacts
 
-RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
 SMALLEST_DISK_GB = 1.0
 RANKS_PER_CORE = 4  # a few ranks on one core are slow but right, and tests of many ranks live on that
 
@@ -266,49 +264,6 @@ def room_faults(config: RunConfig) -> list[str]:
         elif (free := shutil.disk_usage(stands).free / 1e9) < SMALLEST_DISK_GB:
             faults.append(f"{key}={folder}: the disk has {free:.2f} GB left, at least {SMALLEST_DISK_GB:g} are needed")
     return faults
-
-
-def data_faults(config: RunConfig) -> list[str]:
-    """Return which data files are absent, empty or of an unknown kind, one sentence each.
-
-    Args:
-        config: A checked configuration.
-    """
-    known = (*RECORD_SUFFIXES, ".txt") if isinstance(config.task, Pretrain) else RECORD_SUFFIXES
-    faults = []
-    for key, given in (("data.path", config.data.path), ("data.validation_path", config.data.validation_path)):
-        if given is None:
-            continue
-        if not given.strip():
-            faults.append(f"{key} is empty: write the path of a file")
-            continue
-        try:
-            path = local_path(given)
-        except AitrainError as error:
-            faults.append(f"{key}={given}: {error}")
-            continue
-        whatever = isinstance(config.data, (Files, UserClass))
-        if path.is_dir() and isinstance(config.data, Images):
-            continue
-        if path.is_dir() and not whatever:
-            faults.append(f"{key}={given} is a folder: name one file in it")
-        elif not path.exists():
-            faults.append(f"{key}={given} does not exist" + _beside(path))
-        elif not path.name.endswith(known) and not whatever:
-            folder = " (or a folder of images)" if isinstance(config.data, Images) else ""
-            faults.append(f"{key}={given} is of an unknown kind: {', '.join(known)} can be read{folder}")
-        elif path.stat().st_size == 0:
-            faults.append(f"{key}={given} is empty: it needs at least one record")
-        elif not os.access(path, os.R_OK):
-            faults.append(f"{key}={given} is not readable for you: ask its owner, or change its permissions")
-    return faults
-
-
-def _beside(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f": there is no folder {path.parent}"
-    guess = nearest(path.name, [p.name for p in path.parent.iterdir()])
-    return f": did you mean {path.parent / guess}?" if guess else f": there is no such file in {path.parent}"
 
 
 def user_code_faults(config: RunConfig) -> list[str]:

@@ -38,6 +38,8 @@ TESTED_ELSEWHERE = {
         f"aitrain/bench/ops/parts/{path.name}": "tests/bench/ops/test_command.py"
         for path in (ROOT / "aitrain/bench/ops/parts").glob("[a-z]*.py")
     },
+    # what a recipe names, found and told
+    "aitrain/data/source.py": "tests/tasks/test_data_files.py",
     # parts of one replacement, which only a whole fused model shows
     **{f"aitrain/models/{name}.py": "tests/models/test_fuse.py" for name in ("fused_head", "fused_adapter")},
     # parts of every text task

@@ -182,8 +182,10 @@ def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
 def test_data_files_are_looked_at(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}\n")
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "train.xlsx").write_text("x")
+    (tmp_path / "train.xls").write_text("x")
     (tmp_path / "train.txt").write_text("x")
+
+    (tmp_path / "none").mkdir()
 
     def faults(name: str, *words: str) -> str:
         return "\n".join(data_faults(config(f"data.path={tmp_path / name}", *words)))
@@ -191,10 +193,11 @@ def test_data_files_are_looked_at(tmp_path: Path) -> None:
     assert faults("train.jsonl") == ""
     assert faults("trian.jsonl").endswith(f"does not exist: did you mean {tmp_path}/train.jsonl?")
     assert faults("no/train.jsonl").endswith(f"does not exist: there is no folder {tmp_path}/no")
-    assert faults("").endswith("is a folder: name one file in it")
+    assert f"data.path={tmp_path / 'none'}: no file in this folder can be read" in faults("none")
     assert faults("empty.jsonl").endswith("is empty: it needs at least one record")
-    assert "is of an unknown kind: .jsonl, .jsonl.gz, .json, .parquet, .csv can be read" in faults("train.xlsx")
-    assert "is of an unknown kind" in faults("train.txt")
+    assert "has an unsupported file type (supported: .jsonl, .jsonl.gz, .json, .parquet, .csv" in faults("train.xls")
+    assert faults("train.xls").endswith("save it as .xlsx")
+    assert faults("train.txt").endswith("for plain text write task=pretrain")
     assert faults("train.txt", "task=pretrain", "data=text") == ""
     assert faults("train.jsonl", "data.validation_path=none.jsonl").startswith(
         "data.validation_path=none.jsonl does not"

@@ -85,7 +85,7 @@ def build_job(request: Request, folder: Path) -> Job:
     write_text(records, "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in conversations))
     longest = request.sequence_tokens or LONGEST_VERSE
     data = Records(path=str(records), sequence_tokens=longest)
-    tokens = prepare(data, Sft(), tokenizer, folder / "prepared", 0, Files(records)).train
+    tokens = prepare(data, Sft(), tokenizer, folder / "prepared", 0, Files.of(records)).train
     if len(tokens) != needed:
         raise DataError(f"{records}: {len(tokens)} samples came out of {needed} conversations")
     samples = []

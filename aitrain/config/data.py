@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -43,16 +44,28 @@ class OnTooLong(Enum):
     truncate = "truncate"
 
 
+class Documents(Enum):
+    """What one document is in files of plain text."""
+
+    auto = "auto"
+    file = "file"
+    blank_lines = "blank_lines"
+
+
+DELIMITER_NAMES = ("comma", "semicolon", "tab", "pipe")
+"""Words for the usual delimiters."""
+
+
 @dataclass
 class Data:
     """Where the samples come from."""
 
-    path: str = MISSING
-    """File with the training data: `.jsonl`, `.jsonl.gz`, `.json`, `.parquet`, `.csv` (and `.txt` for plain text); for
-    images also a folder."""
+    path: str = field(default=MISSING, metadata={"several": True})
+    """The training data: a file, a folder, a pattern such as `'exports/*.csv'`, or several as `[a.csv,b.csv]`. Files:
+    `.csv`, `.tsv`, `.xlsx`, `.jsonl`, `.json`, `.parquet`; for plain text also `.txt`, `.md`, `.docx`."""
 
-    validation_path: str | None = None
-    """File with held-out data of the same kind; `null` = `data.validation_samples` are taken from `data.path`."""
+    validation_path: str | None = field(default=None, metadata={"several": True})
+    """Held-out data of the same kind; `null` = `data.validation_samples` are taken from `data.path`."""
 
     validation_samples: int | None = None
     """Samples held out of `data.path` for evaluation, chosen by `seed`; `null` = none. Not with `validation_path`."""
@@ -92,7 +105,51 @@ class Files(Data):
 
 
 @dataclass
-class Sequences(Data):
+class Readable(Data):
+    """Data in files that aitrain reads: tables, JSON and text."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Your name of a column or key, for each name that aitrain reads: `data.columns.prompt=vraag
+    data.columns.completion=antwoord`."""
+
+    encoding: str | None = None
+    """Encoding of text files and CSV, for instance `cp1252` (Windows); `null` = found from the file, and said."""
+
+    delimiter: str | None = None
+    """Delimiter of CSV files: `comma`, `semicolon`, `tab`, `pipe`, or the character; `null` = found from the file."""
+
+    sheet: str | None = None
+    """Sheet of an Excel file; `null` = the first."""
+
+    header_row: int = 1
+    """Row of a CSV or Excel file on which the names of the columns stand, counted from 1."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield every broken rule of this group, one sentence each."""
+        yield from super().faults()
+        own = isinstance(self, UserClass)
+        usual = Readable()
+        for name in ("columns", "encoding", "delimiter", "sheet", "header_row"):
+            if own and getattr(self, name) != getattr(usual, name):
+                yield f"data.{name} has no effect: data.class reads the files itself; remove it"
+        if self.header_row < 1:
+            yield f"data.header_row={self.header_row} must be at least 1, the first row"
+        if self.delimiter is not None and self.delimiter not in DELIMITER_NAMES and len(self.delimiter) != 1:
+            yield (
+                f"data.delimiter={self.delimiter} must be one character or one of {', '.join(DELIMITER_NAMES)}: "
+                "write for instance data.delimiter=semicolon"
+            )
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError:
+            yield f"data.encoding={self.encoding} is not a known encoding: write for instance utf-8, cp1252 or utf-16"
+        twice = [name for name in set(self.columns.values()) if list(self.columns.values()).count(name) > 1]
+        for name in sorted(twice):
+            yield f"data.columns names the column {name!r} twice: give each name its own column"
+
+
+@dataclass
+class Sequences(Readable):
     """Samples that a model reads as token sequences."""
 
     sequence_tokens: int = 1024
@@ -132,7 +189,11 @@ class Text(Sequences):
     """Plain text: documents are joined with the end-of-text token and cut into blocks of `data.sequence_tokens`."""
 
     text_field: str = "text"
-    """Column or JSON key that holds the text; has no meaning for `.txt` files, where blank lines separate documents."""
+    """Column or JSON key that holds the text; has no meaning for `.txt`, `.md` and `.docx` files."""
+
+    documents: Documents = Documents.auto
+    """What one document is in `.txt` and `.md` files: `blank_lines` separate documents, or each `file` is one; `auto` =
+    `blank_lines` in a single `.txt` file, else `file`."""
 
 
 @dataclass
@@ -162,7 +223,7 @@ class Labelled(Sequences):
 
 
 @dataclass
-class Images(Data):
+class Images(Readable):
     """Images with a label: a folder with one subfolder per class, or a table that names image files (CSV, JSON Lines)
     or holds the images (Parquet)."""
 
@@ -189,7 +250,7 @@ class OnGap(Enum):
 
 
 @dataclass
-class Series(Data):
+class Series(Readable):
     """Values over time: a table with one row per step."""
 
     time_field: str = "time"

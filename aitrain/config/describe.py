@@ -7,6 +7,7 @@ from dataclasses import fields
 from aitrain.config.cluster import Cluster
 from aitrain.config.custom import UserClass
 from aitrain.config.data import Sequences
+from aitrain.config.paths import listed
 from aitrain.config.root import OPTION_OF, RunConfig
 from aitrain.config.task import CustomTask
 from aitrain.config.values import shown, spelled
@@ -65,7 +66,7 @@ def _data(config: RunConfig) -> str:
     longest = (
         f", sequences of at most {config.data.sequence_tokens} tokens" if isinstance(config.data, Sequences) else ""
     )
-    return f"{config.data.path}{longest}"
+    return f"{', '.join(listed(config.data.path))}{longest}"
 
 
 def _model(config: RunConfig) -> str:
@@ -78,7 +79,7 @@ def _held_out(config: RunConfig) -> str:
     if isinstance(config.task, CustomTask) and not config.has_validation:
         return "what the task holds out"
     if config.data.validation_path is not None:
-        return config.data.validation_path
+        return ", ".join(listed(config.data.validation_path))
     if config.data.validation_samples is not None:
         return f"{config.data.validation_samples} samples of data.path"
     share = config.data.validation_share

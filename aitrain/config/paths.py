@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import suppress
 from dataclasses import fields, replace
 
 from omegaconf import MISSING
 
 from aitrain.config.custom import UserClass
 from aitrain.config.root import RunConfig
+
+
+def listed(given: str) -> list[str]:
+    """Return the files, folders and patterns that a key names; several are kept as a JSON list in its text.
+
+    Args:
+        given: Value of `data.path` or `data.validation_path`.
+    """
+    if given.startswith('["') and given.endswith('"]'):
+        with suppress(ValueError):  # a file with an odd name
+            return [str(name) for name in json.loads(given)]
+    return [given]
+
+
+def title_of(given: str) -> str:
+    """Return what people call the files that a key names: their names without folders.
+
+    Args:
+        given: Value of `data.path` or `data.validation_path`.
+    """
+    return ", ".join(os.path.basename(path.rstrip("/")) for path in listed(given))
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
@@ -19,8 +42,8 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     Args:
         config: A checked configuration.
     """
-    training_file = _absolute(config.data.path)
-    assert training_file is not None, "data.path has a value"
+    training_files = _all_absolute(config.data.path)
+    assert training_files is not None, "data.path has a value"
     config = replace(
         config,
         trainer=replace(config.trainer, callbacks=[_callback(word) for word in config.trainer.callbacks]),
@@ -30,7 +53,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             path=None if config.model.path is None else _model(config.model.path),
             chat_template=_absolute(config.model.chat_template),
         ),
-        data=replace(config.data, path=training_file, validation_path=_absolute(config.data.validation_path)),
+        data=replace(config.data, path=training_files, validation_path=_all_absolute(config.data.validation_path)),
         checkpoint=replace(config.checkpoint, path=_absolute(config.checkpoint.path)),
     )
     for name in (field.name for field in fields(config)):
@@ -50,6 +73,14 @@ def _absolute(path: str | None) -> str | None:
     if path is None or path == MISSING or path.startswith("asset:"):
         return path
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _all_absolute(given: str | None) -> str | None:
+    """Make each of the paths that a key names absolute."""
+    if given is None or given == MISSING:
+        return given
+    found = [str(_absolute(path)) for path in listed(given)]
+    return found[0] if len(found) == 1 else json.dumps(found, ensure_ascii=False)
 
 
 def _model(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING as NO_DEFAULT
@@ -40,6 +41,9 @@ class Key:
     path: str = ""
     """Dotted name of the attribute; differs from `name` where that is a word of Python, as in `task.class`."""
 
+    several: bool = False
+    """Whether a list of files may stand in place of one."""
+
     @property
     def is_needed(self) -> bool:
         """Whether somebody must give a value."""
@@ -72,7 +76,7 @@ def keys(cls: type, choices: Mapping[str, type], prefix: str = "") -> dict[str, 
             found |= keys(inner, choices, name + ".")  # type: ignore[arg-type]
             continue
         default = each.default_factory() if each.default_factory is not NO_DEFAULT else each.default
-        found[name] = Key(name, hints[each.name], default, cls, prefix + each.name)
+        found[name] = Key(name, hints[each.name], default, cls, prefix + each.name, each.metadata.get("several", False))
     return found
 
 
@@ -158,10 +162,14 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
         raise RecipeError(f"{key.name}=null: a value is needed here; {_advice(key, hint)}")
     if get_origin(hint) is dict:
         if isinstance(value, dict):
-            return {str(word): inner for word, inner in value.items()}
+            as_text = get_args(hint)[1] is str
+            return {str(word): shown(inner) if as_text else inner for word, inner in value.items()}
         raise RecipeError(f"{key.name}={shown(value)} holds no keys: write for instance {key.name}.word=value")
     if hint is str and given is not None and isinstance(value, (int, float)):
         return given
+    if key.several and isinstance(value, (list, tuple)) and value:
+        files = [_scalar(key, hint, str, item, value) for item in value]
+        return files[0] if len(files) == 1 else json.dumps(files, ensure_ascii=False)
     if get_origin(hint) is list and isinstance(value, (list, tuple)):
         return [_scalar(key, hint, get_args(hint)[0], item, value) for item in value]
     if get_origin(hint) is list:

@@ -53,16 +53,6 @@ def cached(cache: Path, content: dict[str, Any], write: Callable[[Path], None]) 
     return folder
 
 
-def file_digest(path: Path) -> str:
-    """Return the checksum of a file.
-
-    Args:
-        path: The file.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def shared(group: Group, cache: Path, prepare: Callable[[], Sequence[Path]]) -> list[Path]:
     """Let rank 0 prepare, and return its folders on every rank; a rank that does not see them prepares its own.
 

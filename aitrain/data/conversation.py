@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aitrain.config.data import RecordFormat
+from aitrain.data.column_names import proposed, words
 from aitrain.data.fields import MARKS, TRAIN, UNREAD_MARKS, is_given, training_mark, unused_fields
 from aitrain.data.tool_calls import read_calls, read_tools
 from aitrain.errors import DataError
@@ -151,8 +152,15 @@ def _detect(record: Record, where: str) -> RecordFormat:
     if found:
         names = " and ".join(shape.name for shape in found)
         raise DataError(f"{where}: {_keys(record)}, which fit {names}: write data.format={found[0].name} or the other")
+    there = [name for name, value in record.items() if value is not None]
+    guess = proposed(there, ("prompt", "completion")) or proposed(there, ("messages",))
+    if guess:
+        told = " and ".join(f"{column!r} as the {name}" for name, column in guess.items())
+        advice = f"To read {told}, add: {words(guess)}"
+        raise DataError(f"{where}: {_keys(record)}, which are not the names that are read here\n{advice}")
     shapes = "\n".join(f"  data.format={shape.name}: {example}" for shape, example in SHAPES.items())
-    raise DataError(f"{where}: {_keys(record)}, which fit none of the four shapes:\n{shapes}")
+    name_them = "To read your own columns, add: data.columns.prompt=COLUMN data.columns.completion=COLUMN"
+    raise DataError(f"{where}: {_keys(record)}, which fit none of the four shapes:\n{shapes}\n{name_them}")
 
 
 def _keys(record: Record) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from aitrain.errors import DataError
 
 SHOWN = 20
 """Faults that are shown in full; the others are counted."""
+
+_ALIKE = 3
+"""Records with the very same fault that are listed one by one; with more of them, the fault is said once."""
+
+_PLACE = re.compile(r"(?P<place>.*?(?::\d+|\[\d+\]))(?=: )")
 
 
 @dataclass
@@ -17,8 +23,8 @@ class RecordFaults:
     count: int = 0
     """Refused records."""
 
-    lines: list[str] = field(default_factory=list)
-    """One sentence for each of the first `SHOWN`, with its place."""
+    sentences: dict[str, list[str]] = field(default_factory=dict)
+    """What is wrong, without its place -> places of the records of which it is true."""
 
     help: list[str] = field(default_factory=list)
     """Further lines of these messages, each once: what stands below a sentence explains it for every record."""
@@ -30,11 +36,26 @@ class RecordFaults:
             fault: Its message begins with the place of the record.
         """
         self.count += 1
-        if len(self.lines) >= SHOWN:
-            return
         sentence, *rest = str(fault).split("\n")
-        self.lines.append(sentence)
+        found = _PLACE.match(sentence)
+        place = found["place"] if found else ""
+        text = sentence[len(place) :]
+        if text not in self.sentences and len(self.sentences) >= SHOWN:
+            return
+        self.sentences.setdefault(text, []).append(place)
         self.help += [line for line in rest if line not in self.help]
+
+    @property
+    def lines(self) -> list[str]:
+        """The faults as they are told: one line each, or one for all records with the same fault."""
+        lines: list[str] = []
+        for text, places in self.sentences.items():
+            if len(places) <= _ALIKE:
+                lines += [f"{place}{text}" for place in places]
+            else:
+                more = ", ".join(places[1:4])
+                lines.append(f"{places[0]}{text} (also {more}, ... {len(places):,} records in all)")
+        return lines
 
     def refuse(self, *others: str) -> None:
         """Refuse the file when a record was refused or something else speaks against it.
@@ -45,9 +66,10 @@ class RecordFaults:
         Raises:
             DataError: All of them.
         """
-        lines = list(self.lines)
-        if self.count > SHOWN:
-            lines.append(f"... and {self.count - SHOWN:,} more faulty records, {self.count:,} in all")
+        lines = self.lines
+        told = sum(len(places) for places in self.sentences.values())
+        if self.count > told:
+            lines.append(f"... and {self.count - told:,} more faulty records, {self.count:,} in all")
         lines += [*self.help, *others]
         if lines:
             raise DataError("\n".join(lines))

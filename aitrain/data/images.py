@@ -13,11 +13,13 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from aitrain.config.data import Images
-from aitrain.data.cached import file_digest
+from aitrain.data.column_names import missing_column
 from aitrain.data.faults import RecordFaults
 from aitrain.data.labels import class_faults, labels_of
 from aitrain.data.records import check_file, read_records
+from aitrain.data.source import Source
 from aitrain.errors import DataError
+from aitrain.io.files import file_digest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Image files that are looked for in folders."""
@@ -25,7 +27,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 """Names of folders that hold a whole data set, not a class."""
 
-Source = Path | bytes
+ImageSource = Path | bytes
 """An image file, or what stands in one."""
 
 
@@ -33,7 +35,7 @@ Source = Path | bytes
 class ImageList:
     """What a folder or a table holds."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[ImageSource] = field(default_factory=list)
     labels: list[list[str]] = field(default_factory=list)
     """Names of the labels of each image."""
 
@@ -47,17 +49,23 @@ class ImageList:
     """Refused records."""
 
 
-def check_source(path: Path) -> None:
+def check_source(source: Source) -> None:
     """Refuse a path that can hold no labelled images.
 
     Args:
-        path: A folder or a table.
+        source: A folder or a table.
 
     Raises:
-        DataError: Nothing is there, a folder has no classes, or the file is of an unknown kind.
+        DataError: Nothing is there, a folder has no classes, or the file type is not supported.
     """
+    path = source.path
     if not path.is_dir():
-        check_file(path)
+        for file in source.files:
+            check_file(file)
+        if len({file.parent for file in source.files}) > 1:
+            raise DataError(
+                f"{source.name}: tables of images must be in one folder, because the paths of the images start there"
+            )
         return
     folders = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
@@ -68,32 +76,32 @@ def check_source(path: Path) -> None:
         raise DataError(f"{path} holds {', '.join(folders)}, which are no classes: write data.path={one}{second}")
 
 
-def source_digest(path: Path, data: Images) -> str:
+def source_digest(source: Source, data: Images) -> str:
     """Return one checksum of everything that a folder, or a table with the files it names, holds.
 
     Args:
-        path: A folder or a table.
+        source: A folder or a table.
         data: Which column names the image.
     """
+    path = source.path
     if path.is_dir():
         named = [(file.relative_to(path).as_posix(), file) for file in _files(path)]
     else:
-        sources = [(where, source) for where, source, _ in _in_table(path, data)]
-        named = [(where, source) for where, source in sources if isinstance(source, Path)]
+        images = [(where, image) for where, image, _ in _in_table(source, data)]
+        named = [(where, image) for where, image in images if isinstance(image, Path)]
         if not named:
-            return file_digest(path)
-        named.append(("", path))
-    digest = hashlib.sha256()
+            return source.digest()
+    digest = hashlib.sha256(b"" if path.is_dir() else source.digest().encode())
     for name, file in named:
         digest.update(f"{name}\0{file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 
-def read_images(path: Path, data: Images, several: bool, known: list[str] | None = None) -> ImageList:
+def read_images(source: Source, data: Images, several: bool, known: list[str] | None = None) -> ImageList:
     """List the images of a folder or a table with their labels; no image is opened.
 
     Args:
-        path: A folder or a table.
+        source: A folder or a table.
         data: Which columns hold what.
         several: Whether an image may have several labels.
         known: Labels that training has; None = this is the training data.
@@ -104,7 +112,7 @@ def read_images(path: Path, data: Images, several: bool, known: list[str] | None
     Raises:
         DataError: The folder or table cannot be used as a whole.
     """
-    found = ImageList()
+    found, path = ImageList(), source.path
     if path.is_dir():
         if several:
             raise DataError(
@@ -113,17 +121,17 @@ def read_images(path: Path, data: Images, several: bool, known: list[str] | None
             )
         entries = _in_folder(path, found)
     else:
-        entries = _in_table(path, data)
-    for where, source, record in entries:
+        entries = _in_table(source, data)
+    for where, image, record in entries:
         try:
-            if isinstance(source, DataError):
-                raise source
+            if isinstance(image, DataError):
+                raise image
             label_field = "label" if path.is_dir() else data.label_field
             labels = labels_of(record, label_field, several, where, known)
         except DataError as fault:
             found.faults.add(fault)
             continue
-        found.sources.append(source)
+        found.sources.append(image)
         found.labels.append(labels)
         found.places.append(where)
     if not found.sources and not found.faults.count:
@@ -131,21 +139,21 @@ def read_images(path: Path, data: Images, several: bool, known: list[str] | None
     return found
 
 
-def refuse(found: ImageList, path: Path, training: bool) -> None:
+def refuse(found: ImageList, name: str, training: bool) -> None:
     """Refuse images of which a record is faulty or, in training data, a class cannot be learned.
 
     Args:
         found: From `read_images`.
-        path: Where they are from.
+        name: Name of the folder or table.
         training: Whether classes are looked at.
 
     Raises:
         DataError: All faults.
     """
-    found.faults.refuse(*(class_faults(found.labels, found.places, path.name) if training else ()))
+    found.faults.refuse(*(class_faults(found.labels, found.places, name) if training else ()))
 
 
-def opened(source: Source, where: str) -> Image.Image:
+def opened(source: ImageSource, where: str) -> Image.Image:
     """Decode an image as it is meant to be seen, in RGB.
 
     Args:
@@ -171,7 +179,7 @@ def _files(path: Path) -> list[Path]:
     )
 
 
-def _in_folder(path: Path, found: ImageList) -> Iterator[tuple[str, Source | DataError, dict[str, Any]]]:
+def _in_folder(path: Path, found: ImageList) -> Iterator[tuple[str, ImageSource | DataError, dict[str, Any]]]:
     """Yield place, file and record of each image below a folder whose subfolders are the classes."""
     for file in _files(path):
         inside = file.relative_to(path)
@@ -184,21 +192,19 @@ def _in_folder(path: Path, found: ImageList) -> Iterator[tuple[str, Source | Dat
             yield where, file, {"label": inside.parts[0]}
 
 
-def _in_table(path: Path, data: Images) -> Iterator[tuple[str, Source | DataError, dict[str, Any]]]:
+def _in_table(source: Source, data: Images) -> Iterator[tuple[str, ImageSource | DataError, dict[str, Any]]]:
     """Yield place, image and record of each row; a relative path starts from the table's folder."""
-    for where, record in read_records(path):
+    for where, record in read_records(source):
         if isinstance(record, DataError):
             yield where, record, {}
             continue
         if data.image_field not in record:
-            keys = ", ".join(map(repr, record))
-            fault = f"{where}: no key {data.image_field!r} (keys here: {keys}): write data.image_field=KEY"
-            yield where, DataError(fault), record
+            yield where, missing_column(record, data.image_field, where, "data.image_field"), record
             continue
-        yield where, _source(record[data.image_field], path, data.image_field, where), record
+        yield where, _image(record[data.image_field], source.files[0], data.image_field, where), record
 
 
-def _source(given: Any, table: Path, name: str, where: str) -> Source | DataError:
+def _image(given: Any, table: Path, name: str, where: str) -> ImageSource | DataError:
     content = given.get("bytes") if isinstance(given, dict) else given  # as Hugging Face's datasets store images
     if content is None and isinstance(given, dict):
         content = given.get("path")
@@ -212,16 +218,17 @@ def _source(given: Any, table: Path, name: str, where: str) -> Source | DataErro
     return file
 
 
-def unlabelled(path: Path, data: Images) -> Iterator[tuple[str, Source]]:
+def unlabelled(source: Source, data: Images) -> Iterator[tuple[str, ImageSource]]:
     """Yield place and source of an image, of every image below a folder, or of every row of a table.
 
     Args:
-        path: An image, a folder or a table.
+        source: An image, a folder or a table.
         data: Which column names the image.
 
     Raises:
         DataError: There is none, or a row names none.
     """
+    path = source.path
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         yield path.name, path
         return
@@ -231,7 +238,7 @@ def unlabelled(path: Path, data: Images) -> Iterator[tuple[str, Source]]:
             raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}): give some")
         yield from ((file.relative_to(path).as_posix(), file) for file in found)
         return
-    for where, source, _ in _in_table(path, data):
-        if isinstance(source, DataError):
-            raise source
-        yield (os.path.relpath(source, path.parent) if isinstance(source, Path) else where), source
+    for where, image, _ in _in_table(source, data):
+        if isinstance(image, DataError):
+            raise image
+        yield (os.path.relpath(image, path.parent) if isinstance(image, Path) else where), image

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aitrain.config.data import Data, Labelled
+from aitrain.data.column_names import missing_column
 from aitrain.data.faults import RecordFaults
 from aitrain.data.order import sample_indices
 from aitrain.data.records import read_records
 from aitrain.data.samples import Integers
+from aitrain.data.source import Source
 from aitrain.errors import DataError
 
 _HOLD_OUT = 0x5EED_0F_4E1D
@@ -33,11 +34,11 @@ class LabelledText:
     """Where each record stands."""
 
 
-def read_labelled(path: Path, data: Labelled, several: bool, known: Sequence[str] | None = None) -> LabelledText:
+def read_labelled(source: Source, data: Labelled, several: bool, known: Sequence[str] | None = None) -> LabelledText:
     """Read the records of a file; what is wrong with any of them is told at once.
 
     Args:
-        path: A data file.
+        source: The data files.
         data: Which fields hold text and label.
         several: Whether a text may have several labels.
         known: Labels that training has; None = this is the training file.
@@ -46,7 +47,7 @@ def read_labelled(path: Path, data: Labelled, several: bool, known: Sequence[str
         DataError: Records lack a text or a label, a label is not known, or a class has one example; each with its line.
     """
     found, faults = LabelledText(), RecordFaults()
-    for where, record in read_records(path, data.text_field):
+    for where, record in read_records(source, data.text_field):
         try:
             if isinstance(record, DataError):
                 raise record
@@ -59,7 +60,7 @@ def read_labelled(path: Path, data: Labelled, several: bool, known: Sequence[str
         found.texts.append(record[data.text_field])
         found.labels.append(labels)
         found.places.append(where)
-    faults.refuse(*(class_faults(found.labels, found.places, path.name) if known is None else ()))
+    faults.refuse(*(class_faults(found.labels, found.places, source.name) if known is None else ()))
     return found
 
 
@@ -79,8 +80,7 @@ def labels_of(
         DataError: There is no label, or it is none of the known ones.
     """
     if field not in record:
-        keys = ", ".join(map(repr, record))
-        raise DataError(f"{where}: no key {field!r} (keys here: {keys}): write data.label_field=KEY")
+        raise missing_column(record, field, where, "data.label_field")
     labels = _listed_labels(record[field], field, several, where)
     strange = [label for label in labels if known is not None and label not in known]
     if strange:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aitrain.config.data import Pairs
+from aitrain.data.column_names import missing_column
 from aitrain.data.faults import RecordFaults
 from aitrain.data.records import read_records
+from aitrain.data.source import Source
 from aitrain.errors import DataError
 
 
@@ -25,22 +26,23 @@ class PairedTexts:
     places: list[str] = field(default_factory=list)
 
 
-def read_pairs(path: Path, data: Pairs) -> PairedTexts:
+def read_pairs(source: Source, data: Pairs) -> PairedTexts:
     """Read the records of a file; what is wrong with any of them is told at once.
 
     Args:
-        path: A data file.
+        source: The data files.
         data: Which fields hold what.
 
     Raises:
         DataError: Records lack a question or its text, or give the same text as right and as wrong; each with its line.
     """
     found, faults = PairedTexts(), RecordFaults()
-    for where, record in read_records(path):
+    for where, record in read_records(source):
         try:
             if isinstance(record, DataError):
                 raise record
-            query, positive = (_text(record, name, where) for name in (data.query_field, data.positive_field))
+            query = _text(record, data.query_field, where, "data.query_field")
+            positive = _text(record, data.positive_field, where, "data.positive_field")
             given = record.get(data.negatives_field)
             negatives = [given] if isinstance(given, str) and given else given or []
             if not isinstance(negatives, list) or not all(isinstance(each, str) and each.strip() for each in negatives):
@@ -57,15 +59,13 @@ def read_pairs(path: Path, data: Pairs) -> PairedTexts:
         found.negatives.append(negatives)
         found.places.append(where)
     few = len(set(found.positives)) < 2 and not faults.count
-    faults.refuse(*([f"{path.name}: all records have the same text: there is nothing to tell apart"] if few else []))
+    faults.refuse(*([f"{source.name}: all records have the same text: there is nothing to tell apart"] if few else []))
     return found
 
 
-def _text(record: dict[str, Any], name: str, where: str) -> str:
+def _text(record: dict[str, Any], name: str, where: str, key: str) -> str:
     if name not in record:
-        keys = ", ".join(map(repr, record))
-        key = {"query": "query", "positive": "positive"}.get(name, name)
-        raise DataError(f"{where}: no key {name!r} (keys here: {keys}): write data.{key}_field=KEY")
+        raise missing_column(record, name, where, key)
     value = record[name]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {name!r} is {value!r:.40}, not a text: write one, or remove the record")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from aitrain.config.data import OnTooLong, Preferences, RecordFormat
@@ -14,6 +13,7 @@ from aitrain.data.faults import RecordFaults
 from aitrain.data.masking import Encoded, encode
 from aitrain.data.records import read_records
 from aitrain.data.report import Places
+from aitrain.data.source import Source
 from aitrain.errors import DataError
 
 SIDES = ("chosen", "rejected")
@@ -28,11 +28,11 @@ class PreferredAnswers:
     dropped: Places = field(default_factory=Places)
 
 
-def read_preferences(path: Path, data: Preferences, tokenizer: Any, system_prompt: str | None) -> PreferredAnswers:
+def read_preferences(source: Source, data: Preferences, tokenizer: Any, system_prompt: str | None) -> PreferredAnswers:
     """Read the records of a file; what is wrong with any of them is told at once.
 
     Args:
-        path: A data file.
+        source: The data files.
         data: How long an answer may be, and what happens with a longer one.
         tokenizer: A fast transformers tokenizer with a chat template.
         system_prompt: System message for a conversation that has none, or None.
@@ -43,7 +43,7 @@ def read_preferences(path: Path, data: Preferences, tokenizer: Any, system_promp
     faults, found, template = RecordFaults(), PreferredAnswers(), ChatTemplate(tokenizer)
     places: list[str] = []
     written: dict[str, list[Any]] = {side: [] for side in SIDES}
-    for where, record in read_records(path):
+    for where, record in read_records(source):
         try:
             if isinstance(record, DataError):
                 raise record
@@ -94,11 +94,11 @@ class JudgedAnswers:
     dropped: Places = field(default_factory=Places)
 
 
-def read_judged(path: Path, data: Preferences, tokenizer: Any, system_prompt: str | None) -> JudgedAnswers:
+def read_judged(source: Source, data: Preferences, tokenizer: Any, system_prompt: str | None) -> JudgedAnswers:
     """Read single answers that were found good or bad; a pair of answers gives a good and a bad one.
 
     Args:
-        path: A data file.
+        source: The data files.
         data: How long an answer may be, and what happens with a longer one.
         tokenizer: A fast transformers tokenizer with a chat template.
         system_prompt: System message for a conversation that has none, or None.
@@ -108,14 +108,14 @@ def read_judged(path: Path, data: Preferences, tokenizer: Any, system_prompt: st
     """
     faults, found, template = RecordFaults(), JudgedAnswers(), ChatTemplate(tokenizer)
     judged: list[tuple[str, dict[str, Any], Any, bool]] = []
-    for where, record in read_records(path):
+    for where, record in read_records(source):
         try:
             if isinstance(record, DataError):
                 raise record
             judged += [(where, record, answer, good) for answer, good in _judgements(record, where)]
         except DataError as fault:
             faults.add(fault)
-    faults.refuse(*_one_sided(judged, path.name))
+    faults.refuse(*_one_sided(judged, source.name))
     written: dict[str, list[Any]] = {"answers": [], "others": []}
     for at, (where, record, answer, _) in enumerate(judged):
         following = (judged[(at + step) % len(judged)][2] for step in range(1, len(judged)))

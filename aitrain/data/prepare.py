@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -19,8 +18,9 @@ from aitrain.config.task import Sft, Task
 from aitrain.data.cached import cached
 from aitrain.data.masking import require_fast
 from aitrain.data.order import sample_indices
-from aitrain.data.records import check_file
+from aitrain.data.records import check_source
 from aitrain.data.report import Report, SourceReport
+from aitrain.data.source import Source
 from aitrain.data.token_set import DIGEST_BYTES, TokenSet
 from aitrain.data.tokenisation import DOCUMENTS, Progress, Tokenisation
 from aitrain.errors import DataError
@@ -35,10 +35,25 @@ _HOLD_OUT = 0x5EED_0F_4E1D
 
 @dataclass(frozen=True)
 class Files:
-    """Data files, resolved."""
+    """Data files, found."""
 
-    train: Path
-    validation: Path | None = None
+    train: Source
+    validation: Source | None = None
+
+    @classmethod
+    def of(cls, train: Path, validation: Path | None = None) -> Files:
+        """Return single files, to be read as their content says.
+
+        Args:
+            train: File to train on.
+            validation: File to measure with.
+        """
+        return cls(Source.of(train), None if validation is None else Source.of(validation))
+
+    @property
+    def all(self) -> list[Source]:
+        """The training data, then the held-out data where it is named."""
+        return [self.train] if self.validation is None else [self.train, self.validation]
 
 
 @dataclass(frozen=True)
@@ -75,11 +90,7 @@ def prepare(
         AitrainError: The cache cannot be written.
     """
     require_fast(tokenizer)
-    folders = [
-        _source(path, data, task, tokenizer, cache, progress)
-        for path in (files.train, files.validation)
-        if path is not None
-    ]
+    folders = [_source(source, data, task, tokenizer, cache, progress) for source in files.all]
     prepared = open_prepared(folders, data, seed)
     return _with_overlap(prepared, data)
 
@@ -151,32 +162,37 @@ def _held_out(size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     return np.sort(sample_indices(seed ^ _HOLD_OUT, np.arange(count, dtype=np.int64), size, shuffle=True))
 
 
-def _source(path: Path, data: Sequences, task: Task, tokenizer: Any, cache: Path, progress: Progress | None) -> Path:
-    """Return the folder of one prepared file, written now if it is not there."""
+def _source(
+    source: Source, data: Sequences, task: Task, tokenizer: Any, cache: Path, progress: Progress | None
+) -> Path:
+    """Return the folder of one prepared source, written now if it is not there."""
     if not isinstance(data, UserClass):
-        check_file(path)
-    digest, lines = _digest(path)
-    total = lines if path.name.lower().endswith(".jsonl") else None
-    job = Tokenisation(path, digest, data, task, tokenizer, progress, total)
-    return cached(cache, _content(path, digest, data, task, tokenizer), job.write)
+        check_source(source)
+    digest = source.digest()
+    job = Tokenisation(source, digest, data, task, tokenizer, progress, _lines(source))
+    return cached(cache, _content(source, digest, data, task, tokenizer), job.write)
 
 
-def _digest(path: Path) -> tuple[str, int]:
-    """Return checksum and number of lines of a file."""
-    digest, lines, last = hashlib.sha256(), 0, b"\n"
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return digest.hexdigest(), lines + (last != b"\n")
+def _lines(source: Source) -> int | None:
+    """Return the number of records where a line is one, for those who wait; None where nobody knows beforehand."""
+    if not all(file.name.lower().endswith(".jsonl") for file in source.files):
+        return None
+    count = 0
+    for path in source.files:
+        last = b"\n"
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                count += block.count(b"\n")
+                last = block[-1:]
+        count += last != b"\n"
+    return count
 
 
-def _content(path: Path, digest: str, data: Sequences, task: Task, tokenizer: Any) -> dict[str, Any]:
+def _content(source: Source, digest: str, data: Sequences, task: Task, tokenizer: Any) -> dict[str, Any]:
     """Name everything that decides the token set; held-out samples and order are chosen later."""
     content: dict[str, Any] = {
         "version": FORMAT_VERSION,
-        "file": [path.name, digest],
+        "file": [source.name, digest],
         **tokenizer_content(tokenizer),
         "sequence_tokens": data.sequence_tokens,
     }

@@ -2,82 +2,139 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
-import sys
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aitrain.config.values import nearest
+from aitrain.data import tables
+from aitrain.data.column_names import missing_column
+from aitrain.data.documents import read_documents
+from aitrain.data.encodings import encoding_of, lines_of
+from aitrain.data.source import SUFFIXES, Source
 from aitrain.errors import DataError
 
 Record = dict[str, Any]
 Placed = tuple[str, Record | DataError]
 """Where a record stands ("train.jsonl:17"), and the record or why it cannot be used."""
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".txt")
 
-_BOM = b"\xef\xbb\xbf"
-
-
-def read_records(path: Path, text_field: str | None = None) -> Iterator[Placed]:
-    """Read every record of a data file, in file order, those that cannot be read included.
+def read_records(source: Source | Path, text_field: str | None = None) -> Iterator[Placed]:
+    """Read every record of data files, in their order, those that cannot be read included.
 
     Args:
-        path: A file with one of the known suffixes.
-        text_field: Key that must hold plain text in every record; the key under which the documents of a `.txt` file
-            are given ("text" when None).
+        source: The files and how they are read; a path is read as its content says.
+        text_field: Key that must hold plain text in every record; the key under which the documents of text files are
+            given ("text" when None).
 
     Yields:
-        Place and record, or why it cannot be used: it is no object, has no text or is not UTF-8. The place is
-        `name:line` where the format has lines, else `name[index]` counted from 0.
+        Place and record, or why it cannot be used: it is not an object, or has no text. The place is `name:line` where
+        the format has lines, else `name[index]` counted from 0.
 
     Raises:
-        DataError: The file is missing, empty, of an unknown kind or broken as a whole.
+        DataError: A file is missing, empty, of an unsupported type or broken as a whole.
     """
-    check_file(path)
+    source = Source.of(source) if isinstance(source, Path) else source
     count = 0
-    for where, record in _reader(path, text_field or "text"):
-        count += 1
-        fault = None if isinstance(record, DataError) or text_field is None else text_fault(record, text_field, where)
-        yield where, fault or record
+    for file in source.files:
+        check_file(file)
+        for where, record in _renamed(_reader(source, file, text_field or "text"), source):
+            count += 1
+            fault = (
+                None if isinstance(record, DataError) or text_field is None else text_fault(record, text_field, where)
+            )
+            yield where, fault or record
     if not count:
-        raise DataError(f"{path} holds no record ({path.stat().st_size} bytes): give a file with data")
+        size = sum(file.stat().st_size for file in source.files)
+        raise DataError(f"{source.path} contains no record ({size} bytes): add data, or name another file")
+
+
+def _renamed(placed: Iterable[Placed], source: Source) -> Iterator[Placed]:
+    """Give columns the names that aitrain reads, as `data.columns` says."""
+    if not source.columns:
+        yield from placed
+        return
+    for where, record in placed:
+        if isinstance(record, DataError):
+            yield where, record
+            continue
+        missing = [name for name in source.columns.values() if name not in record]
+        taken = [new for new, old in source.columns.items() if new in record and new not in source.columns.values()]
+        if missing:
+            keys = ", ".join(map(repr, record))
+            guess = next((near for name in missing if (near := nearest(name, record))), None)
+            hint = f"did you mean {guess!r}?" if guess else "write one of these"
+            yield where, DataError(f"{where}: no column {missing[0]!r} (columns here: {keys}) for data.columns: {hint}")
+        elif taken:
+            old = source.columns[taken[0]]
+            text = f"{where}: data.columns reads {old!r} as {taken[0]!r}, but there is a column {taken[0]!r} too"
+            yield where, DataError(f"{text}: rename one of them in the file")
+        else:
+            names = {old: new for new, old in source.columns.items()}
+            yield where, {names.get(name, name): value for name, value in record.items()}
 
 
 def check_file(path: Path) -> None:
     """Refuse a path that cannot be a data file.
 
     Args:
-        path: Where the data shall be.
+        path: Where the data should be.
 
     Raises:
-        DataError: Nothing is there, it is no file, it cannot be opened, or its name ends with no known suffix.
+        DataError: Nothing is there, it is not a file, it cannot be opened, or its type is not supported.
     """
     if not path.exists():
         raise DataError(f"data file {path} does not exist: check data.path and data.validation_path")
     if not path.is_file():
-        raise DataError(f"{path} is no file: give one file that ends with {', '.join(SUFFIXES)}")
+        raise DataError(f"{path} is not a file: name a file that ends with {', '.join(SUFFIXES)}")
     if not path.name.lower().endswith(SUFFIXES):
-        raise DataError(f"{path} is of an unknown kind: the name must end with one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path} {unsupported(path, SUFFIXES)}")
     if not os.access(path, os.R_OK):
-        raise DataError(f"{path} may not be read by this user: change its permissions")
+        raise DataError(f"{path} is not readable for this user: change its permissions")
 
 
-def _reader(path: Path, text_field: str) -> Iterator[Placed]:
-    name = path.name.lower()
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        return _read_jsonl(path)
-    if name.endswith(".json"):
-        return _read_json(path)
-    if name.endswith(".parquet"):
-        return _read_parquet(path)
-    if name.endswith(".csv"):
-        return _read_csv(path)
-    return _read_text(path, text_field)
+def unsupported(path: Path, known: Sequence[str]) -> str:
+    """Return that a file is of a type that is not read here, and what to do with it.
+
+    Args:
+        path: The file.
+        known: Ends of the names of those that are.
+    """
+    saved = {".xls": "save it as .xlsx", ".ods": "save it as .xlsx or .csv", ".doc": "save it as .docx"}
+    saved |= {".pdf": "convert it to .txt, for instance with `pdftotext`", ".zip": "unpack it and name the folder"}
+    advice = saved.get(path.suffix.lower())
+    return f"has an unsupported file type (supported: {', '.join(known)})" + (f": {advice}" if advice else "")
+
+
+def check_source(source: Source) -> None:
+    """Refuse a source of which one file cannot be read.
+
+    Args:
+        source: The files.
+
+    Raises:
+        DataError: See `check_file`.
+    """
+    for file in source.files:
+        check_file(file)
+
+
+def _reader(source: Source, path: Path, text_field: str) -> Iterator[Placed]:
+    name, suffix = source.name_of(path), path.name.lower().removesuffix(".gz")
+    if suffix.endswith(".jsonl"):
+        return _read_jsonl(path, name, source.encoding)
+    if suffix.endswith(".json"):
+        return _read_json(path, name, source.encoding)
+    if suffix.endswith(".parquet"):
+        return _read_parquet(path, name)
+    if suffix.endswith(tables.TEXT_SUFFIXES):
+        return tables.read_csv(path, name, source.encoding, source.delimiter, source.header_row)
+    if suffix.endswith(tables.SUFFIXES):
+        return tables.read_xlsx(path, name, source.sheet, source.header_row)
+    found = read_documents(path, name, source.encoding, source.is_whole)
+    return ((where, {text_field: text}) for where, text in found)
 
 
 def text_fault(record: Record, field: str, where: str) -> DataError | None:
@@ -89,41 +146,21 @@ def text_fault(record: Record, field: str, where: str) -> DataError | None:
         where: Its place.
     """
     if field not in record:
-        keys = ", ".join(map(repr, record)) or "none"
-        return DataError(f"{where}: no key {field!r} (keys here: {keys}): write data.text_field=KEY")
+        return missing_column(record, field, where, "data.text_field")
     if not isinstance(record[field], str):
         return DataError(f"{where}: {field!r} is {_kind(record[field])}, not text")
     return None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
-    """Yield line number (from 1) and text with its line end; lines end at \\n only, as JSON Lines has it."""
-    number = 0
-    try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = raw.removeprefix(_BOM) if number == 1 else raw
-                try:
-                    yield number, line.decode("utf-8")
-                except UnicodeDecodeError as fault:
-                    byte = f"byte 0x{line[fault.start]:02x} at {fault.start + 1} of the line"
-                    advice = "convert the file, for instance with `iconv -t utf-8`"
-                    yield number, DataError(f"{path.name}:{number}: not UTF-8 ({byte}): {advice}")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as fault:
-        raise DataError(f"{path.name}: broken gzip data after line {number} ({fault}): write the file again") from None
+def _json_lines(path: Path, given: str | None) -> Iterator[tuple[int, str | DataError]]:
+    """Yield the lines of a JSON file, which is UTF-8 unless a byte order mark or the recipe says otherwise."""
+    found = encoding_of(path, given)
+    return lines_of(path, "utf-8" if given is None and found.is_guess else found.name)
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield lines as `_lines` does, for formats in which one line that cannot be read spoils the rest."""
-    for number, line in _lines(path):
-        if isinstance(line, DataError):
-            raise line
-        yield number, line
-
-
-def _read_jsonl(path: Path) -> Iterator[Placed]:
-    for number, line in _lines(path):
-        where = f"{path.name}:{number}"
+def _read_jsonl(path: Path, name: str, encoding: str | None) -> Iterator[Placed]:
+    for number, line in _json_lines(path, encoding):
+        where = f"{name}:{number}"
         if isinstance(line, DataError):
             yield where, line
         elif line.strip():
@@ -140,24 +177,27 @@ def _read_jsonl(path: Path) -> Iterator[Placed]:
                 yield where, DataError(f"{where}: {_unreadable(fault)}")
 
 
-def _read_json(path: Path) -> Iterator[Placed]:
-    text = "".join(line for _, line in _whole_lines(path))
+def _read_json(path: Path, name: str, encoding: str | None) -> Iterator[Placed]:
+    lines = []
+    for _, line in _json_lines(path, encoding):
+        if isinstance(line, DataError):
+            raise line
+        lines.append(line)
+    text = "".join(lines)
     if not text.strip():
         return
     try:
         records = json.loads(text)
     except json.JSONDecodeError as fault:
         hint = ": one object per line? then name the file .jsonl" if fault.msg == "Extra data" else ""
-        raise DataError(f"{path.name}:{fault.lineno}:{fault.colno}: broken JSON ({fault.msg}){hint}") from None
+        raise DataError(f"{name}:{fault.lineno}:{fault.colno}: broken JSON ({fault.msg}){hint}") from None
     except (ValueError, RecursionError) as fault:
-        raise DataError(f"{path.name}: {_unreadable(fault)}") from None
+        raise DataError(f"{name}: {_unreadable(fault)}") from None
     if not isinstance(records, list):
-        raise DataError(
-            f"{path.name} holds {_kind(records)}, not a list of objects: write [{{...}}, {{...}}] or .jsonl"
-        )
+        raise DataError(f"{name} holds {_kind(records)}, not a list of objects: write [{{...}}, {{...}}] or .jsonl")
     halves = _may_be_half(text)
     for index, record in enumerate(records):
-        yield f"{path.name}[{index}]", _checked(record, f"{path.name}[{index}]", halves)
+        yield f"{name}[{index}]", _checked(record, f"{name}[{index}]", halves)
 
 
 def _unreadable(fault: Exception) -> str:
@@ -184,7 +224,7 @@ def _checked(record: Any, where: str, halves: bool) -> Record | DataError:
     return record
 
 
-def _read_parquet(path: Path) -> Iterator[Placed]:
+def _read_parquet(path: Path, name: str) -> Iterator[Placed]:
     import pyarrow
     import pyarrow.parquet
 
@@ -192,11 +232,11 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
         with pyarrow.parquet.ParquetFile(path) as file:
             index = 0
             for batch in file.iter_batches(batch_size=1024):
-                for record in _parquet_rows(batch, f"{path.name}[{{}}]", index):
-                    yield f"{path.name}[{index}]", record
+                for record in _parquet_rows(batch, f"{name}[{{}}]", index):
+                    yield f"{name}[{index}]", record
                     index += 1
     except (pyarrow.ArrowException, OSError) as fault:
-        raise DataError(f"{path.name} is no whole Parquet file: {fault}") from None
+        raise DataError(f"{name} is not a complete Parquet file: {fault}") from None
 
 
 def _parquet_rows(batch: Any, place: str, first: int) -> list[Record | DataError]:
@@ -214,51 +254,6 @@ def _parquet_row(batch: Any, row: int, where: str) -> Record | DataError:
         return DataError(f"{where}: not UTF-8 ({fault.reason}): write the file again with text in UTF-8")
     except (ValueError, OverflowError) as fault:
         return DataError(f"{where}: a value cannot be read ({fault})")
-
-
-def _read_csv(path: Path) -> Iterator[Placed]:
-    # Python stops at 128 KiB per cell; a long document is no fault.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    rows = csv.reader((line for _, line in _whole_lines(path)), strict=True)
-    header: list[str] | None = None
-    begin = 1
-    try:
-        for row in rows:
-            where, begin = f"{path.name}:{begin}", rows.line_num + 1
-            if not row:
-                continue
-            if header is None:
-                header = row
-                twice = sorted({key for key in header if header.count(key) > 1})
-                if twice or "" in header:
-                    raise DataError(f"{where}: the first row must name every column once; found {header}")
-            elif len(row) != len(header):
-                yield (
-                    where,
-                    DataError(
-                        f"{where}: {len(row)} fields, but the first row names {len(header)} columns: "
-                        'put a field with commas, quotes or line ends into "..."'
-                    ),
-                )
-            else:
-                yield where, dict(zip(header, row, strict=True))
-    except csv.Error as fault:
-        raise DataError(f"{path.name}:{begin}: broken CSV ({fault})") from None
-
-
-def _read_text(path: Path, field: str) -> Iterator[Placed]:
-    document: list[str] = []
-    begin = 1
-    for number, line in _whole_lines(path):
-        if line.strip():
-            if not document:
-                begin = number
-            document.append(line)
-        elif document:
-            yield f"{path.name}:{begin}", {field: "".join(document).rstrip("\r\n")}
-            document = []
-    if document:
-        yield f"{path.name}:{begin}", {field: "".join(document).rstrip("\r\n")}
 
 
 def _kind(value: Any) -> str:

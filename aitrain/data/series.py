@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from aitrain.config.data import Layout, OnGap
 from aitrain.config.data import Series as Keys
 from aitrain.data.faults import RecordFaults
 from aitrain.data.records import read_records
+from aitrain.data.source import Source
 from aitrain.data.time_grid import Grid, found_grid, parsed
 from aitrain.errors import DataError
 
@@ -67,11 +67,11 @@ class _Rows:
     """Columns of a wide table that are series."""
 
 
-def read_series(path: Path, keys: Keys, grid: Grid | None = None) -> SeriesTable:
+def read_series(source: Source, keys: Keys, grid: Grid | None = None) -> SeriesTable:
     """Read the series of a table; what is wrong with any row is told at once.
 
     Args:
-        path: A table.
+        source: The tables.
         keys: Which columns hold what, and whether steps may lack values.
         grid: The grid of the training data; None = this is the training data.
 
@@ -80,7 +80,7 @@ def read_series(path: Path, keys: Keys, grid: Grid | None = None) -> SeriesTable
             `data.gaps=refuse`; each with its line.
     """
     found = _Rows(keys)
-    for where, record in read_records(path):
+    for where, record in read_records(source):
         found.count += 1
         try:
             if isinstance(record, DataError):
@@ -95,14 +95,14 @@ def read_series(path: Path, keys: Keys, grid: Grid | None = None) -> SeriesTable
         try:
             grid = found_grid([[row[0] for row in rows] for rows in found.rows.values()])
         except ValueError:
-            raise DataError(f"{path.name}: every series has one row: there is nothing to learn from") from None
+            raise DataError(f"{source.name}: every series has one row: there is nothing to learn from") from None
         if grid == Grid(0):
             grid = Grid(1)  # every time stands twice, which is told below
     series = [_on_grid(name, rows, grid, found) for name, rows in found.rows.items()]
     found.faults.refuse()
     kept = [one for one in series if one is not None]
     if not kept:
-        raise DataError(f"{path.name}: no series has a value")
+        raise DataError(f"{source.name}: no series has a value")
     empty = [name for name, one in zip(found.rows, series, strict=True) if one is None]
     return SeriesTable(kept, grid, found.count, empty)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aitrain.config.data import Tagged
 from aitrain.data.faults import RecordFaults
 from aitrain.data.records import read_records
+from aitrain.data.source import Source
 from aitrain.errors import DataError
 
 OUTSIDE = "O"
@@ -28,12 +28,12 @@ class TaggedText:
 
 
 def read_tagged(
-    path: Path, data: Tagged, with_labels: bool = True, known: Sequence[str] | None = None
+    source: Source, data: Tagged, with_labels: bool = True, known: Sequence[str] | None = None
 ) -> list[TaggedText]:
     """Read the records of a file; what is wrong with any of them is told at once.
 
     Args:
-        path: A data file.
+        source: The data files.
         data: Which fields hold what.
         with_labels: Whether labels must be there; without, every word is `O`.
         known: Kinds of entities that training has; None = this is the training file.
@@ -43,7 +43,7 @@ def read_tagged(
             its line.
     """
     found, faults = [], RecordFaults()
-    for where, record in read_records(path):
+    for where, record in read_records(source):
         try:
             if isinstance(record, DataError):
                 raise record
@@ -58,7 +58,7 @@ def read_tagged(
         except DataError as fault:
             faults.add(fault)
     nothing = known is None and with_labels and not any(label != OUTSIDE for one in found for label in one.labels)
-    faults.refuse(*([f"{path.name}: no entity is marked in any text: there is nothing to learn"] if nothing else []))
+    faults.refuse(*([f"{source.name}: no entity is marked in any text: there is nothing to learn"] if nothing else []))
     return found
 
 

@@ -21,6 +21,7 @@ from aitrain.data.masking import Encoded, encode
 from aitrain.data.own_records import own_records
 from aitrain.data.records import Placed, read_records
 from aitrain.data.report import Places, SourceReport
+from aitrain.data.source import Source
 from aitrain.data.token_set import DIGEST_BYTES, TokenSet, TokenWriter
 from aitrain.dist import heartbeat
 from aitrain.errors import DataError, ModelError
@@ -37,11 +38,11 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass
 class Tokenisation:
-    """The work on one data file.
+    """The work on one source.
 
     Attributes:
-        path: The file.
-        sha256: Its checksum, for the account.
+        source: The files.
+        sha256: Their checksum, for the account.
         data: `Records` or `Text`.
         task: `Sft` needs records, `Pretrain` needs text.
         tokenizer: A fast transformers tokenizer.
@@ -54,7 +55,7 @@ class Tokenisation:
         far_too_long: Whether one of them was so long that its tokens were not counted.
     """
 
-    path: Path
+    source: Source
     sha256: str
     data: Sequences
     task: Task
@@ -77,7 +78,7 @@ class Tokenisation:
             DataError: Records are refused, all of them named, or there is nothing to learn.
             ModelError: The tokenizer has no token to put between documents.
         """
-        report = SourceReport(self.path.name, self.sha256)
+        report = SourceReport(self.source.name, self.sha256)
         with TokenWriter(folder) as writer:
             if isinstance(self.data, Text):
                 self._write_text(self.data, writer, report, folder)
@@ -88,9 +89,10 @@ class Tokenisation:
         tokens = TokenSet.open(folder) if len(writer) else None
         if tokens is None or not tokens.trained_counts.any():
             reasons = ", ".join(f"{places.count} {reason}" for reason, places in report.dropped.items())
+            why = f" ({reasons})" if reasons else ""
             raise DataError(
-                f"{self.path.name}: no trained token in {report.records} records{f' ({reasons})' if reasons else ''}: "
-                "there is nothing to learn from this file"
+                f"{self.source.name}: no trained token in {report.records} records{why}: there is nothing to learn "
+                "from this file"
             )
         report.measure(tokens.lengths, tokens.trained_counts)
         report.save(folder / "report.json")
@@ -110,9 +112,9 @@ class Tokenisation:
         """Read the file; what is wrong with the file as a whole is told behind what is wrong with its records."""
         try:
             if isinstance(self.data, UserClass):
-                yield from own_records(self.data, self.path, text_field)
+                yield from own_records(self.data, self.source.path, text_field)
             else:
-                yield from read_records(self.path, text_field)
+                yield from read_records(self.source, text_field)
         except DataError as fault:
             self.broken.append(str(fault))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import socket
@@ -238,3 +239,13 @@ def new_directory(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, in hexadecimal.
+
+    Args:
+        path: The file.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aitrain.config import RunConfig
 from aitrain.config.logger import Wandb, WandbMode
+from aitrain.config.paths import listed
 from aitrain.config.trainer import Accelerator
 from aitrain.config.values import nearest
 from aitrain.io.home import user_path
@@ -307,8 +308,8 @@ def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, desk: Plac
     if site is not None:  # its nodes share this machine's folders, but each has a /tmp of its own
         local = ("/tmp", "/dev/shm") if site.namespaces else ()
     shared = () if site is None else site.shared
-    for key, path in named.items():
-        if path is None or path.startswith("asset:") or (key == "model.path" and opens_hub(config)):
+    for key, path in ((key, path) for key, given in named.items() if given for path in listed(given)):
+        if path.startswith("asset:") or (key == "model.path" and opens_hub(config)):
             continue
         place = Path(os.path.abspath(user_path(path)))
         if any(_inside(place, root) for root in local) and not any(_inside(place, folder) for folder in shared):

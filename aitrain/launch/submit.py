@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aitrain.config import RunConfig
 from aitrain.config.adapter import NoAdapter
+from aitrain.config.paths import listed
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import EXIT_DONE, AitrainError, DataError, RecipeError
 from aitrain.io.home import user_path
@@ -266,7 +267,9 @@ def _absolute(path: str | None) -> str | None:
 def _binds(config: RunConfig, venv: str | None, cache: str | None) -> tuple[str, ...]:
     """Return the folders that the run reads and writes; each must exist when the container starts."""
     folders = [str(config.run.dir), os.getcwd()]
-    files = [config.data.path, config.data.validation_path, config.model.chat_template, config.checkpoint.path, venv]
+    held_out = config.data.validation_path
+    files = [*listed(config.data.path), *([] if held_out is None else listed(held_out))]
+    files += [each for each in (config.model.chat_template, config.checkpoint.path, venv) if each is not None]
     for given in [*files, cache, None if opens_hub(config) else config.model.path]:
         if given is None:
             continue

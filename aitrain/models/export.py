@@ -15,6 +15,7 @@ from aitrain.config import OPTION_OF, RunConfig
 from aitrain.config.adapter import Lora, NoAdapter, Qlora
 from aitrain.config.data import Sequences
 from aitrain.config.model import ModelInit
+from aitrain.config.paths import title_of
 from aitrain.errors import ModelError
 from aitrain.io import new_directory, write_text, writing
 from aitrain.models.adapters import apply_adapter
@@ -237,7 +238,7 @@ def model_card(config: RunConfig, facts: ModelFacts, card: Card, library: str) -
         ("licence of the base model", licence or "see the base model"),
         ("task", OPTION_OF[type(config.task)]),
         ("adapter", OPTION_OF[type(config.adapter)]),
-        ("data", Path(config.data.path).name),
+        ("data", title_of(config.data.path)),
         ("longest sequence", f"{longest} tokens" if longest is not None else None),
         ("global batch", f"{config.trainer.global_batch_samples} {config.task.sample}s"),
         ("optimizer", f"{OPTION_OF[type(config.optim)]}, learning rate {config.optim.lr:g}"),

@@ -21,6 +21,7 @@ from aitrain.data import images
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.image_account import ImageAccount
 from aitrain.data.samples import Batch, Integers, Samples, Splits
+from aitrain.data.source import Source
 from aitrain.data.splits import split
 from aitrain.dist.group import Group
 from aitrain.errors import DataError
@@ -28,6 +29,7 @@ from aitrain.models.frozen_norm import freeze_statistics
 from aitrain.models.image_processor import ImageProcessor
 from aitrain.models.load import Located
 from aitrain.tasks.classifier import Classifier
+from aitrain.tasks.data_files import source_of
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.task import Watch, unwatched
 
@@ -108,21 +110,21 @@ class ClassifyImage(Classifier):
         """Return transformers' image processor."""
         return self.images.whole
 
-    def check_source(self, path: Path) -> None:
+    def check_source(self, source: Source) -> None:
         """Refuse a path that can hold no labelled images.
 
         Args:
-            path: A folder or a table.
+            source: A folder or a table.
         """
-        images.check_source(path)
+        images.check_source(source)
 
-    def digest_of(self, path: Path) -> str:
+    def digest_of(self, source: Source) -> str:
         """Return the checksum of a folder, or of a table with the images it names.
 
         Args:
-            path: A folder or a table.
+            source: A folder or a table.
         """
-        return images.source_digest(path, self.data)
+        return images.source_digest(source, self.data)
 
     def samples(self, group: Group, watch: Watch = unwatched) -> Splits:
         """Read, check and resize the images; see `Task.samples`.
@@ -133,7 +135,7 @@ class ClassifyImage(Classifier):
         """
         content = {"version": VERSION, "several": self.several, "classes": self.known}
         content |= {"fields": [self.data.image_field, self.data.label_field]}
-        folders = self.prepared(group, content, lambda path, first, to: self._write(path, first, to, watch))
+        folders = self.prepared(group, content, lambda source, first, to: self._write(source, first, to, watch))
         accounts = [ImageAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
         self.classes, self.shape = accounts[0].classes, tuple(accounts[0].shape)
@@ -147,19 +149,19 @@ class ClassifyImage(Classifier):
         self._examples = [(shown.place(int(at)), shown.columns.get("pixels", int(at))) for at in spread]
         return Splits(ImageSamples(self, train), held, account, account.fingerprint())
 
-    def _write(self, path: Path, training: Path, folder: Path, watch: Watch) -> None:
+    def _write(self, source: Source, training: Source, folder: Path, watch: Watch) -> None:
         first = images.read_images(training, self.data, self.several, self.known)
         classes = self.known or sorted({label for labels in first.labels for label in labels})
-        found = first if path == training else images.read_images(path, self.data, self.several, classes)
+        found = first if source == training else images.read_images(source, self.data, self.several, classes)
         number = {name: at for at, name in enumerate(classes)}
-        account = ImageAccount(path.name, self.digest_of(path), classes=classes, others=found.others)
+        account = ImageAccount(source.name, self.digest_of(source), classes=classes, others=found.others)
         with ColumnWriter(
             folder, {"pixels": np.uint8, "labels": np.int32, "place": np.uint8, "digest": np.uint8}
         ) as writer:
-            for source, labels, where in zip(found.sources, found.labels, found.places, strict=True):
+            for image, labels, where in zip(found.sources, found.labels, found.places, strict=True):
                 watch()
                 try:
-                    pixels = self._sized(source, where, account)
+                    pixels = self._sized(image, where, account)
                 except DataError as fault:
                     found.faults.add(fault)
                     continue
@@ -170,11 +172,13 @@ class ClassifyImage(Classifier):
                     digest=np.frombuffer(hashlib.blake2b(pixels.tobytes(), digest_size=16).digest(), dtype=np.uint8),
                 )
                 account.images += 1
-        images.refuse(found, path, training=self.known is None and path == training)
+        images.refuse(found, source.name, training=self.known is None and source == training)
         account.counts = dict(Counter(label for labels in found.labels for label in labels))
         account.save(folder)
 
-    def _sized(self, source: images.Source, where: str, account: ImageAccount | None = None) -> npt.NDArray[np.uint8]:
+    def _sized(
+        self, source: images.ImageSource, where: str, account: ImageAccount | None = None
+    ) -> npt.NDArray[np.uint8]:
         pixels = self.images.sized(images.opened(source, where), where)
         if account is not None:
             account.shape = account.shape or list(pixels.shape)
@@ -249,7 +253,7 @@ class ClassifyImage(Classifier):
         Raises:
             DataError: An image cannot be opened.
         """
-        asked = images.unlabelled(path, self.data)
+        asked = images.unlabelled(source_of(path, self.data), self.data)
         while batch := [entry for entry, _ in zip(asked, range(32), strict=False)]:
             pixels = [self._sized(source, where) for where, source in batch]
             given = {"pixel_values": self.images.scaled(np.stack(pixels)).to(device)}

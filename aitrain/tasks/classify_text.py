@@ -17,17 +17,18 @@ from torch import nn
 from aitrain.config import RunConfig
 from aitrain.config.data import Labelled
 from aitrain.config.task import ClassifyText as Config
-from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.labels import read_labelled
 from aitrain.data.records import read_records
 from aitrain.data.samples import Batch, Integers, Samples, Splits
+from aitrain.data.source import Source
 from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount, kept_texts
 from aitrain.dist.group import Group
 from aitrain.errors import DataError
 from aitrain.models.load import Located
 from aitrain.tasks.classifier import Classifier
+from aitrain.tasks.data_files import source_of
 from aitrain.tasks.task import Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
 
@@ -90,7 +91,7 @@ class ClassifyText(Classifier, TextEncoder):
         """
         fields = [self.data.text_field, self.data.label_field, self.data.too_long.name]
         content = {"version": VERSION, "several": self.several, "fields": fields, "classes": self.known}
-        folders = self.prepared(group, content, lambda path, first, to: self._write(path, first, to, watch))
+        folders = self.prepared(group, content, lambda source, first, to: self._write(source, first, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
         self.classes = accounts[0].classes
@@ -103,13 +104,13 @@ class ClassifyText(Classifier, TextEncoder):
         held = None if validation is None else LabelledSamples(self, validation)
         return Splits(LabelledSamples(self, train), held, account, account.fingerprint())
 
-    def _write(self, path: Path, training: Path, folder: Path, watch: Watch) -> None:
+    def _write(self, source: Source, training: Source, folder: Path, watch: Watch) -> None:
         first = read_labelled(training, self.data, self.several, self.known)
         classes = self.known or sorted({label for labels in first.labels for label in labels})
-        found = first if path == training else read_labelled(path, self.data, self.several, classes)
+        found = first if source == training else read_labelled(source, self.data, self.several, classes)
         number = {name: at for at, name in enumerate(classes)}
         watch()
-        account = TextAccount(path.name, file_digest(path), len(found.texts), classes=classes)
+        account = TextAccount(source.name, source.digest(), len(found.texts), classes=classes)
         kept = kept_texts(self, found.texts, found.places, self.data, account)
         account.counts = dict(Counter(label for at, _ in kept for label in found.labels[at]))
         with ColumnWriter(folder, {"ids": np.int32, "labels": np.int32}) as writer:
@@ -164,7 +165,7 @@ class ClassifyText(Classifier, TextEncoder):
         Raises:
             DataError: A record has no text.
         """
-        records = read_records(path, self.data.text_field)
+        records = read_records(source_of(path, self.data), self.data.text_field)
         while batch := list(islice(records, 32)):
             for _, record in batch:
                 if isinstance(record, DataError):

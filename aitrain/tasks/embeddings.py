@@ -17,16 +17,17 @@ from aitrain.config import RunConfig
 from aitrain.config.data import Pairs
 from aitrain.config.task import Embeddings as Config
 from aitrain.config.task import Pooling
-from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.pairs import nearest_by_words, read_pairs, text_mark
 from aitrain.data.records import read_records
 from aitrain.data.samples import Batch, Integers, Splits
+from aitrain.data.source import Source
 from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.errors import DataError, RecipeError
 from aitrain.models.load import Located
+from aitrain.tasks.data_files import source_of
 from aitrain.tasks.gathering import GatheringTask
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.retrieval_metrics import ranks_of, search_metrics
@@ -128,7 +129,7 @@ class Embeddings(TextEncoder, GatheringTask):
         data, keys = self.data, self.keys
         fields = [data.query_field, data.positive_field, data.negatives_field]
         content = {"version": VERSION, "fields": fields, "prefixes": [keys.query_prefix, keys.passage_prefix]}
-        folders = self.prepared(group, content, lambda path, first, to: self._write(path, to, watch))
+        folders = self.prepared(group, content, lambda source, first, to: self._write(source, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
         train, validation, same = split(train, validation, ["ids", "lengths"], data, self.config.seed)
@@ -138,10 +139,10 @@ class Embeddings(TextEncoder, GatheringTask):
         held = None if validation is None else PairSamples(self, validation)
         return Splits(PairSamples(self, train), held, account, account.fingerprint())
 
-    def _write(self, path: Path, folder: Path, watch: Watch) -> None:
-        found = read_pairs(path, self.data)
+    def _write(self, source: Source, folder: Path, watch: Watch) -> None:
+        found = read_pairs(source, self.data)
         watch()
-        account = TextAccount(path.name, file_digest(path), len(found.queries))
+        account = TextAccount(source.name, source.digest(), len(found.queries))
         with ColumnWriter(folder, {"ids": np.int32, "lengths": np.int32, "marks": np.int64}) as writer:
             for query, positive, negatives, where in zip(
                 found.queries, found.positives, found.negatives, found.places, strict=True
@@ -312,7 +313,7 @@ class Embeddings(TextEncoder, GatheringTask):
         Raises:
             DataError: A record has neither.
         """
-        for where, record in read_records(path):
+        for where, record in read_records(source_of(path, self.data)):
             if isinstance(record, DataError):
                 raise record
             name = next((key for key in (self.data.query_field, "text") if isinstance(record.get(key), str)), None)

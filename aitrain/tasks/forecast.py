@@ -16,15 +16,17 @@ from aitrain.config.data import Series
 from aitrain.config.task import Forecast
 from aitrain.data.cached import shared
 from aitrain.data.columns import Columns
-from aitrain.data.records import check_file
+from aitrain.data.records import check_source
 from aitrain.data.samples import Integers, Samples, Splits
 from aitrain.data.series_account import SeriesAccount
+from aitrain.data.source import Source
 from aitrain.data.time_grid import Grid
 from aitrain.data.windows import SeriesSet, Shape, WindowSamples, last_windows, origins, refuse_short
 from aitrain.dist.group import Group
 from aitrain.errors import DataError
 from aitrain.models.patch_transformer import PatchTransformer, Sizes
 from aitrain.models.quiet import drawn_on_the_host
+from aitrain.tasks.data_files import source_of
 from aitrain.tasks.forecast_baselines import gradient_boosting, seasonal_naive
 from aitrain.tasks.forecast_data import prepared_series
 from aitrain.tasks.forecast_metrics import error_sums, metrics_of, pinball
@@ -83,15 +85,15 @@ class ForecastTask(Task):
             watch: Called between the files.
         """
         files = data_files(self.config)
-        paths = [path for path in (files.train, files.validation) if path is not None]
+        sources = files.all
 
         def all_of_them() -> list[Path]:
-            for path in paths:
-                check_file(path)
+            for source in sources:
+                check_source(source)
                 watch()
-            first = self._prepare(paths[0], self.grid)
+            first = self._prepare(sources[0], self.grid)
             grid = SeriesAccount.load(first).grid
-            return [first, *(self._prepare(path, grid) for path in paths[1:])]
+            return [first, *(self._prepare(source, grid) for source in sources[1:])]
 
         folders = shared(group, cache_folder(), all_of_them)
         accounts = [SeriesAccount.load(folder) for folder in folders]
@@ -129,8 +131,8 @@ class ForecastTask(Task):
         refuse_short(series, self.shape, index, part, ends - begins)
         return WindowSamples(series, self.shape, index)
 
-    def _prepare(self, path: Path, grid: Grid | None) -> Path:
-        return prepared_series(path, self.data, self.keys.horizon_steps, grid)
+    def _prepare(self, source: Source, grid: Grid | None) -> Path:
+        return prepared_series(source, self.data, self.keys.horizon_steps, grid)
 
     def shown_sample(self, samples: Samples, index: int) -> str:
         """Return where a window is from and what comes next in it.
@@ -327,7 +329,7 @@ class ForecastTask(Task):
         grid = self.grid
         if grid is None:
             raise DataError("the checkpoint does not say how long a step is: it is of another task")
-        columns = Columns.open(self._prepare(path, grid))
+        columns = Columns.open(self._prepare(source_of(path, self.data), grid))
         series = SeriesSet.of(columns, np.zeros(len(columns), np.int64), self.shape.season, self.known)
         windows = last_windows(series, self.shape, path)
         for at in range(len(windows)):

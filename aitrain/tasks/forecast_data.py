@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from aitrain.config.data import Series
-from aitrain.data.cached import cached, file_digest
+from aitrain.data.cached import cached
 from aitrain.data.series import read_series
 from aitrain.data.series_account import SeriesAccount
+from aitrain.data.source import Source
 from aitrain.data.time_grid import Grid
 from aitrain.data.windows import write_series
 from aitrain.tasks.token_data import cache_folder
@@ -16,11 +17,11 @@ VERSION = 2
 """Raised whenever the same table would be prepared otherwise."""
 
 
-def prepared_series(path: Path, data: Series, horizon: int, grid: Grid | None) -> Path:
+def prepared_series(source: Source, data: Series, horizon: int, grid: Grid | None) -> Path:
     """Return the folder of a prepared table, made now if it is not there.
 
     Args:
-        path: The table.
+        source: The data files.
         data: How it is read.
         horizon: Steps behind the last value for which the calendar is wanted.
         grid: The steps of the training data; None = this is the training data.
@@ -28,17 +29,17 @@ def prepared_series(path: Path, data: Series, horizon: int, grid: Grid | None) -
     Raises:
         DataError: The table is refused, with file and line.
     """
-    content = {"version": VERSION, "task": "forecast", "file": [path.name, file_digest(path)]}
+    content = {"version": VERSION, "task": "forecast", "file": [source.name, source.digest()]}
     content |= {"fields": [data.time_field, data.time_format, data.value_field, data.series_field, data.known]}
     content |= {"how": [data.layout.name, data.gaps.name, data.calendar, horizon]}
     content |= {"grid": None if grid is None else [grid.seconds, grid.months]}
 
     def write(folder: Path) -> None:
-        table = read_series(path, data, grid)
+        table = read_series(source, data, grid)
         write_series(table, data.calendar, horizon, folder)
         SeriesAccount(
-            path.name,
-            file_digest(path),
+            source.name,
+            source.digest(),
             table.rows,
             len(table.series),
             steps=sum(len(one.values) for one in table.series),

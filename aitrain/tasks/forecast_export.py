@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from aitrain.config import RunConfig
+from aitrain.config.paths import title_of
 from aitrain.errors import ModelError
 from aitrain.io import new_directory, write_text, writing
 from aitrain.models.patch_transformer import Forecaster, PatchTransformer, Sizes
@@ -117,7 +117,7 @@ def card(sizes: Sizes, settings: dict[str, Any], job: ExportJob, config: RunConf
         config: The run.
     """
     rows: list[tuple[str, Any]] = [
-        ("data", Path(config.data.path).name),
+        ("data", title_of(config.data.path)),
         ("steps", job.step),
         ("trained windows", None if job.units is None else f"{job.units:,}"),
         ("season", f"{settings['season_steps']} steps"),

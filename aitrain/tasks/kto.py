@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.preferences import read_judged
 from aitrain.data.samples import Batch, Integers, Samples, Splits
+from aitrain.data.source import Source
 from aitrain.data.text_account import TextAccount
 from aitrain.tasks.gathering import GatheringTask
 from aitrain.tasks.preference import PreferenceSamples, PreferenceTask
@@ -62,15 +62,15 @@ class KtoTask(GatheringTask, PreferenceTask):
         """
         return JudgedSamples(columns, pad_token)
 
-    def write(self, path: Path, folder: Path) -> None:
+    def write(self, source: Source, folder: Path) -> None:
         """Read, tokenise and write the records of a file.
 
         Args:
-            path: The file.
+            source: The data files.
             folder: An empty folder.
         """
-        found = read_judged(path, self.data, self.tokenizer, self.keys.system_prompt)
-        account = TextAccount(path.name, file_digest(path), len(found.answers) + found.dropped.count)
+        found = read_judged(source, self.data, self.tokenizer, self.keys.system_prompt)
+        account = TextAccount(source.name, source.digest(), len(found.answers) + found.dropped.count)
         account.dropped, account.texts = found.dropped, len(found.answers)
         account.counts = {"good": sum(found.good), "bad": len(found.good) - sum(found.good)}
         types = {name: np.int32 for side in JudgedSamples.sides for name in (side, f"{side}_marks")}

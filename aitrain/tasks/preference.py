@@ -16,11 +16,12 @@ from aitrain.config import RunConfig
 from aitrain.config.data import Preferences
 from aitrain.config.task import Preference
 from aitrain.config.trainer import Precision
-from aitrain.data.cached import cached, file_digest, name_of, shared
+from aitrain.data.cached import cached, name_of, shared
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.labels import held_out
 from aitrain.data.preferences import SIDES, read_preferences
 from aitrain.data.samples import Batch, Integers, Samples, Splits
+from aitrain.data.source import Source
 from aitrain.data.splits import overlap
 from aitrain.data.text_account import TextAccount
 from aitrain.data.token_samples import pad_token_id, padded
@@ -134,23 +135,23 @@ class PreferenceTask(CausalLM):
         """
         return PreferenceSamples(columns, pad_token)
 
-    def _prepare(self, path: Path) -> Path:
+    def _prepare(self, source: Source) -> Path:
         facts = self.facts()
-        content = {"version": VERSION, "task": "preference", "file": [path.name, file_digest(path)]}
+        content = {"version": VERSION, "task": "preference", "file": [source.name, source.digest()]}
         content |= {key: facts[key] for key in ("tokenizer", "chat_template")}
         content |= {"length": self.sequence_tokens, "long": self.data.too_long.name, "system": self.keys.system_prompt}
         content |= {"class": type(self).__name__}
-        return cached(cache_folder(), content, lambda folder: self.write(path, folder))
+        return cached(cache_folder(), content, lambda folder: self.write(source, folder))
 
-    def write(self, path: Path, folder: Path) -> None:
+    def write(self, source: Source, folder: Path) -> None:
         """Read, tokenise and write the records of a file.
 
         Args:
-            path: The file.
+            source: The data files.
             folder: An empty folder.
         """
-        found = read_preferences(path, self.data, self.tokenizer, self.keys.system_prompt)
-        account = TextAccount(path.name, file_digest(path), len(found.chosen) + found.dropped.count)
+        found = read_preferences(source, self.data, self.tokenizer, self.keys.system_prompt)
+        account = TextAccount(source.name, source.digest(), len(found.chosen) + found.dropped.count)
         account.dropped, account.texts = found.dropped, len(found.chosen)
         types = {name: np.int32 for side in SIDES for name in (side, f"{side}_marks")}
         with ColumnWriter(folder, types) as writer:

@@ -12,8 +12,9 @@ from torch import nn
 
 from aitrain.config import RunConfig
 from aitrain.config.adapter import Lora, Qlora
-from aitrain.data.cached import cached, file_digest, shared
-from aitrain.data.records import check_file
+from aitrain.data.cached import cached, shared
+from aitrain.data.records import check_source
+from aitrain.data.source import Source
 from aitrain.dist.group import Group
 from aitrain.errors import RecipeError
 from aitrain.models.digest import model_digests
@@ -54,24 +55,24 @@ class Pretrained(Task):
     def processor(self) -> Any:
         """Return what belongs to the model in an exported folder: its tokenizer, or what prepares its images."""
 
-    def check_source(self, path: Path) -> None:
+    def check_source(self, source: Source) -> None:
         """Refuse a path that cannot hold data.
 
         Args:
-            path: Where the data shall be.
+            source: The data files.
 
         Raises:
             DataError: It cannot be used.
         """
-        check_file(path)
+        check_source(source)
 
-    def digest_of(self, path: Path) -> str:
+    def digest_of(self, source: Source) -> str:
         """Return the checksum of all that a path holds.
 
         Args:
-            path: Where the data is.
+            source: The data files.
         """
-        return file_digest(path)
+        return source.digest()
 
     def facts(self) -> dict[str, Any]:
         """Return checksums of the model."""
@@ -143,30 +144,32 @@ class Pretrained(Task):
         """Return roughly which share of the weights is trained."""
         return 0.01 if isinstance(self.config.adapter, Lora) else 1.0
 
-    def prepared(self, group: Group, content: dict[str, Any], write: Callable[[Path, Path, Path], None]) -> list[Path]:
+    def prepared(
+        self, group: Group, content: dict[str, Any], write: Callable[[Source, Source, Path], None]
+    ) -> list[Path]:
         """Return the folders of the prepared files, the training file first; written once, by rank 0.
 
         Args:
             group: The ranks.
             content: What decides how they are prepared, beside the files and `preparation`.
-            write: Fills a folder, given a file, the training file (whose labels count) and the folder.
+            write: Fills a folder, given a source, that of training (whose labels count) and the folder.
 
         Raises:
             DataError: The data is refused, on every rank.
         """
         files = data_files(self.config)
-        paths = [path for path in (files.train, files.validation) if path is not None]
+        sources = files.all
         known = {"task": type(self).__name__} | self.preparation()
 
         def all_of_them() -> list[Path]:
-            for path in paths:
-                self.check_source(path)
-            digests = {path: self.digest_of(path) for path in paths}
+            for source in sources:
+                self.check_source(source)
+            digests = [self.digest_of(source) for source in sources]
 
-            def one(path: Path) -> Path:
-                of_files = {"file": [path.name, digests[path]], "training": digests[paths[0]]}
-                return cached(cache_folder(), known | content | of_files, lambda to: write(path, paths[0], to))
+            def one(source: Source, digest: str) -> Path:
+                of_files = {"file": [source.name, digest], "training": digests[0]}
+                return cached(cache_folder(), known | content | of_files, lambda to: write(source, sources[0], to))
 
-            return [one(path) for path in paths]
+            return [one(source, digest) for source, digest in zip(sources, digests, strict=True)]
 
         return shared(group, cache_folder(), all_of_them)

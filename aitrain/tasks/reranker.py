@@ -16,17 +16,18 @@ from torch import nn
 from aitrain.config import RunConfig
 from aitrain.config.data import Pairs
 from aitrain.config.task import Reranker as Config
-from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.order import sample_index
 from aitrain.data.pairs import PairedTexts, read_pairs
 from aitrain.data.records import read_records
 from aitrain.data.samples import Batch, Integers, Splits
+from aitrain.data.source import Source
 from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.errors import DataError
 from aitrain.models.load import Located
+from aitrain.tasks.data_files import source_of
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.retrieval_metrics import ranks_of, search_metrics
 from aitrain.tasks.task import Measured, Watch, unwatched
@@ -118,7 +119,7 @@ class Reranker(TextEncoder):
         data = self.data
         fields = [data.query_field, data.positive_field, data.negatives_field]
         content = {"version": VERSION, "fields": fields, "negatives": self.negatives}
-        folders = self.prepared(group, content, lambda path, first, to: self._write(path, to, watch))
+        folders = self.prepared(group, content, lambda source, first, to: self._write(source, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
         train, validation, same = split(train, validation, ["asked"], data, self.config.seed)
@@ -127,10 +128,10 @@ class Reranker(TextEncoder):
         self._shown = held or CandidateSamples(self, train)
         return Splits(CandidateSamples(self, train), held, account, account.fingerprint())
 
-    def _write(self, path: Path, folder: Path, watch: Watch) -> None:
-        found = read_pairs(path, self.data)
+    def _write(self, source: Source, folder: Path, watch: Watch) -> None:
+        found = read_pairs(source, self.data)
         watch()
-        account = TextAccount(path.name, file_digest(path), len(found.queries))
+        account = TextAccount(source.name, source.digest(), len(found.queries))
         with ColumnWriter(
             folder, {"ids": np.int32, "types": np.int8, "lengths": np.int32, "asked": np.int32}
         ) as writer:
@@ -287,7 +288,7 @@ class Reranker(TextEncoder):
         Raises:
             DataError: A record has no question or no texts.
         """
-        for where, record in read_records(path):
+        for where, record in read_records(source_of(path, self.data)):
             if isinstance(record, DataError):
                 raise record
             query, texts = record.get(self.data.query_field), record.get("texts")

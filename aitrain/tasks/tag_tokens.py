@@ -15,14 +15,15 @@ from torch import nn
 
 from aitrain.config import RunConfig
 from aitrain.config.data import Tagged
-from aitrain.data.cached import file_digest
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.samples import Batch, Integers, Splits
+from aitrain.data.source import Source
 from aitrain.data.spans import OUTSIDE, TaggedText, read_tagged, spans_in
 from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.models.load import Located
+from aitrain.tasks.data_files import source_of
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.task import Measured, Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
@@ -124,7 +125,7 @@ class TagTokens(TextEncoder):
         data = self.data
         fields = [data.text_field, data.entities_field, data.words_field, data.labels_field]
         content = {"version": VERSION, "fields": fields, "kinds": self._known}
-        folders = self.prepared(group, content, lambda path, first, to: self._write(path, first, to, watch))
+        folders = self.prepared(group, content, lambda source, first, to: self._write(source, first, to, watch))
         accounts = [TextAccount.load(folder) for folder in folders]
         train, validation = Columns.open(folders[0]), Columns.open(folders[-1]) if len(folders) > 1 else None
         self.labels = [OUTSIDE, *(f"{begin}-{kind}" for kind in accounts[0].classes for begin in "BI")]
@@ -136,13 +137,13 @@ class TagTokens(TextEncoder):
         held = None if validation is None else TaggedSamples(self, validation)
         return Splits(TaggedSamples(self, train), held, account, account.fingerprint())
 
-    def _write(self, path: Path, training: Path, folder: Path, watch: Watch) -> None:
+    def _write(self, source: Source, training: Source, folder: Path, watch: Watch) -> None:
         first = read_tagged(training, self.data, known=self._known)
         kinds = self._known or sorted({label[2:] for one in first for label in one.labels if label != OUTSIDE})
-        found = first if path == training else read_tagged(path, self.data, known=kinds)
+        found = first if source == training else read_tagged(source, self.data, known=kinds)
         labels = [OUTSIDE, *(f"{begin}-{kind}" for kind in kinds for begin in "BI")]
         watch()
-        account = TextAccount(path.name, file_digest(path), len(found), classes=kinds)
+        account = TextAccount(source.name, source.digest(), len(found), classes=kinds)
         account.counts = dict(Counter(kind for one in found for *_, kind in spans_in(one.labels)))
         with ColumnWriter(folder, {"ids": np.int32, "labels": np.int32}) as writer:
             for one, (ids, firsts) in zip(found, self._aligned(found), strict=True):
@@ -291,7 +292,7 @@ class TagTokens(TextEncoder):
             path: A file of records with a text or words.
             device: Where the model is.
         """
-        texts = read_tagged(path, self.data, with_labels=False)
+        texts = read_tagged(source_of(path, self.data), self.data, with_labels=False)
         for first in range(0, len(texts), 32):
             yield from self._marked(texts[first : first + 32], model, device)
 

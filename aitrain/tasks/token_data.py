@@ -13,7 +13,8 @@ from aitrain.data.token_set import TokenSet
 from aitrain.dist.group import Group
 from aitrain.errors import AitrainError, DataError
 from aitrain.io import remove_leftovers
-from aitrain.models.assets import cache, local_path
+from aitrain.models.assets import cache
+from aitrain.tasks.data_files import source_of
 from aitrain.tasks.task import Watch, unwatched
 
 
@@ -23,13 +24,17 @@ def cache_folder() -> Path:
 
 
 def data_files(config: RunConfig) -> Files:
-    """Return the recipe's data files, resolved.
+    """Return the recipe's data files.
 
     Args:
         config: The run.
+
+    Raises:
+        DataError: A pattern or a folder holds no file that can be read.
     """
-    held_out = config.data.validation_path
-    return Files(local_path(config.data.path), local_path(held_out) if held_out else None)
+    held_out, data = config.data.validation_path, config.data
+    found = source_of(held_out, data, "data.validation_path") if held_out else None
+    return Files(source_of(data.path, data), found)
 
 
 def prepared_tokens(config: RunConfig, tokenizer: Any, group: Group, watch: Watch = unwatched) -> Prepared:

@@ -23,7 +23,7 @@ from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import Interrupted, MissingExtraError, RecipeError
-from aitrain.models.assets import local_path
+from aitrain.tasks.data_files import source_of
 from aitrain.tasks.registry import task_of
 from aitrain.tasks.task import Measured, Task
 from aitrain.trainer.run_directory import RunDirectory
@@ -268,7 +268,7 @@ def _measuring(config: RunConfig, data: str | None) -> RunConfig:
     """Return the configuration with the held-out data to measure."""
     if data is not None:
         kind = replace(config.data, path=data, validation_path=data, validation_samples=None, max_overlap=1.0)
-        if not local_path(data).exists():
+        if not all(file.exists() for file in source_of(data, kind, "--data").files):
             raise RecipeError(f"--data {data} does not exist: name a file like those of data.path")
         return replace(config, data=kind)
     return config

@@ -25,6 +25,7 @@ from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted, R
 from aitrain.models.load import Located
 from aitrain.strategy.build import build_strategy, lightning_precision
 from aitrain.strategy.own_device import OwnDevice
+from aitrain.tasks.data_files import reading_notes
 from aitrain.tasks.gathering import GatheringTask
 from aitrain.tasks.registry import located_model, task_of
 from aitrain.tasks.task import Task
@@ -363,6 +364,8 @@ def announce(session: Session, plan: StepPlan, accelerator: str, options: Resume
         session.directory.event("started", **facts)
         if session.baselines:
             session.directory.event("baselines", **session.baselines)
+    for note in reading_notes(config):
+        session.display.say(note)
     session.display.say(
         f"{plan.size:,} samples, {session.total_steps} steps of {plan.global_batch} {session.task.sample}s: "
         f"{ranks.world} x {accelerator}, {plan.micro_batch} at once, {plan.accumulation} accumulated"

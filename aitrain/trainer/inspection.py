@@ -8,6 +8,7 @@ from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.models.licence import told_licence
 from aitrain.preflight import usable_devices
+from aitrain.tasks.data_files import reading_notes
 from aitrain.tasks.registry import task_of
 from aitrain.tasks.task import Task
 from aitrain.trainer.fit import choose_accelerator
@@ -39,7 +40,10 @@ def audit(config: RunConfig, show: int) -> None:
 
 
 def _audit_data(task: Task, show: int) -> None:
-    config, found = task.config, task.samples(Group(Ranks(), "cpu"))
+    config = task.config
+    for note in reading_notes(config):
+        print(note)
+    found = task.samples(Group(Ranks(), "cpu"))
     print(found.report.text())
     batch, size = config.trainer.global_batch_samples, len(found.train)
     steps, samples = total_steps(size, batch, config.trainer.max_steps, config.trainer.max_epochs)

@@ -38,7 +38,9 @@ def test_what_means_the_right_type_is_taken(name: str, value: object, becomes: o
     assert result == becomes and type(result) is type(becomes)
 
 
-@pytest.mark.parametrize("name", [name for name, key in TABLE.items() if key.hint not in (str, str | None)])
+@pytest.mark.parametrize(
+    "name", [name for name, key in TABLE.items() if key.hint not in (str, str | None, dict[str, str])]
+)
 def test_every_key_that_is_no_text_refuses_a_text_and_says_what_to_write(name: str) -> None:
     with pytest.raises(RecipeError) as caught:
         convert(TABLE[name], "no such thing")
@@ -46,6 +48,14 @@ def test_every_key_that_is_no_text_refuses_a_text_and_says_what_to_write(name: s
     assert message.startswith(f"{name}=no such thing is n") and (
         "write for instance" in message or "did you" in message
     )
+
+
+def test_a_list_of_files_stands_in_place_of_one_and_keys_hold_text() -> None:
+    assert convert(TABLE["data.path"], ["a.csv", "b,c.csv"]) == '["a.csv", "b,c.csv"]'
+    assert convert(TABLE["data.path"], ["a.csv"]) == "a.csv"
+    assert convert(TABLE["data.columns"], {"prompt": 2024}) == {"prompt": "2024"}
+    with pytest.raises(RecipeError, match="model.path"):
+        convert(TABLE["model.path"], ["a", "b"])
 
 
 @pytest.mark.parametrize(

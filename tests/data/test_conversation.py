@@ -117,7 +117,12 @@ def test_a_conversation_that_ends_with_the_user_is_kept() -> None:
     ("record", "expected"),
     [
         ({}, "the record has no keys, which fit none of the four shapes"),
-        ({"question": "a", "answer": "b"}, "keys here are 'question', 'answer', which fit none of the four shapes"),
+        ({"body": "a", "note": "b"}, "keys here are 'body', 'note', which fit none of the four shapes"),
+        (
+            {"Vraag": "a", "réponse (1)": "b"},
+            "add: data.columns.prompt=Vraag 'data.columns.completion=\"réponse (1)\"'",
+        ),
+        ({"berichten": []}, "To read 'berichten' as the messages, add: data.columns.messages=berichten"),
         ({"messages": None, "text": "a"}, "fit none"),
         ({"messages": [USER], "prompt": "a", "completion": "b"}, "fit messages and prompt_completion"),
         ({"messages": []}, "'messages' must be a list with at least one message"),

@@ -56,7 +56,7 @@ def test_places_and_records(tmp_path: Path) -> None:
 
 def test_text_is_asked_for(tmp_path: Path) -> None:
     (_, good), (_, bad) = read(tmp_path, "Texts", "text")
-    assert good == {"text": "good"} and isinstance(bad, DataError) and "a:2: no key 'text'" in str(bad)
+    assert good == {"text": "good"} and isinstance(bad, DataError) and "a:2: no column or key 'text'" in str(bad)
 
 
 @pytest.mark.parametrize(

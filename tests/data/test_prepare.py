@@ -41,7 +41,7 @@ def run(tmp_path: Path, small_tokenizer: Make) -> Callable[..., Prepared]:
         path: Path, data: Data | None = None, task: Task | None = None, family: str = "chatml", **others: Any
     ) -> Prepared:
         tokenizer = others.pop("tokenizer", None) or small_tokenizer(family)
-        files = Files(path, others.pop("validation", None))
+        files = Files.of(path, others.pop("validation", None))
         chosen = data or Records(path=str(path))
         return prepare(chosen, task or Sft(), tokenizer, tmp_path / "cache", others.pop("seed", 0), files, **others)
 
@@ -137,7 +137,7 @@ def test_what_does_not_decide_the_tokens_finds_the_same_folder(
 
 def _prepare_in_a_process(talks: Path, tokenizer: Any, cache: Path, barrier: Any, answers: Any) -> None:
     barrier.wait()
-    prepared = prepare(Records(), Sft(), tokenizer, cache, 0, Files(talks))
+    prepared = prepare(Records(), Sft(), tokenizer, cache, 0, Files.of(talks))
     answers.put((str(prepared.folders[0]), int(prepared.train.lengths.sum())))
 
 

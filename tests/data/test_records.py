@@ -77,13 +77,13 @@ def test_text_documents_are_separated_by_blank_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.jsonl", "", "holds no record"),
-        ("a.jsonl", "\n \n", "holds no record"),
-        ("a.json", "", "holds no record"),
-        ("a.json", "[]", "holds no record"),
-        ("a.csv", "", "holds no record"),
-        ("a.csv", "prompt,completion\n", "holds no record"),
-        ("a.txt", " \n\n", "holds no record"),
+        ("a.jsonl", "", "contains no record"),
+        ("a.jsonl", "\n \n", "contains no record"),
+        ("a.json", "", "contains no record"),
+        ("a.json", "[]", "contains no record"),
+        ("a.csv", "", "contains no record"),
+        ("a.csv", "prompt,completion\n", "contains no record"),
+        ("a.txt", " \n\n", "contains no record"),
         ("a.jsonl", '{"a": 1}\n\n{"a": }\n', "a.jsonl:3:7: broken JSON (Expecting value)"),
         ("a.jsonl", '{"a": 1}\n{"a": 1', "a.jsonl:2:8: broken JSON"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "a.jsonl:2: a list, not an object"),
@@ -94,16 +94,16 @@ def test_text_documents_are_separated_by_blank_lines(tmp_path: Path) -> None:
         ("a.json", '{"a": 1}\n{"a": 2}', "name the file .jsonl"),
         ("a.json", '{"a": 1}', "an object, not a list of objects"),
         ("a.json", '[{"a": 1}, null]', "a.json[1]: null, not an object"),
-        ("a.csv", "a,b\n1,2\n1,2,3\n", "a.csv:3: 3 fields, but the first row names 2 columns"),
+        ("a.csv", "a,b\n1,2\n1,2,3\n", "a.csv:3: 3 fields, but the header names 2 columns"),
         ("a.csv", 'a,b\n"1\n1",2\n1\n', "a.csv:4: 1 fields"),
-        ("a.csv", "a,a\n1,2\n", "must name every column once"),
+        ("a.csv", "a,a\n1,2\n", "names 'a' more than once"),
         ("a.csv", 'a,b\n1,"2\n', "a.csv:2: broken CSV"),
-        ("a.csv", b"a,b\n1,2\n1,\xff\n", "a.csv:3: not UTF-8"),
-        ("a.txt", b"one\n\xff\n", "a.txt:2: not UTF-8"),
-        ("a.parquet", "PAR1 but not really", "no whole Parquet file"),
-        ("a.yaml", "a: 1", ".jsonl, .jsonl.gz, .json, .parquet, .csv, .txt"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-12], "broken gzip data"),
-        ("a.jsonl.gz", b'{"a": 1}\n', "broken gzip data"),
+        ("a.csv", "a,b\n1,é\n1,".encode() + b"\xff\n", "a.csv:3: not UTF-8"),
+        ("a.txt", "éé\n".encode() + b"\xff\n", "a.txt:2: not UTF-8"),
+        ("a.parquet", "PAR1 but not really", "not a complete Parquet file"),
+        ("a.yaml", "a: 1", "has an unsupported file type (supported: .jsonl, .jsonl.gz, .json, .parquet, .csv"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-12], "damaged gzip file"),
+        ("a.jsonl.gz", b'{"a": 1}\n', "damaged gzip file"),
     ],
 )
 def test_faults_name_the_place(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
@@ -112,12 +112,12 @@ def test_faults_name_the_place(tmp_path: Path, name: str, content: str | bytes, 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "no.jsonl")
-    assert "is no file" in refused(tmp_path)
+    assert "is not a file" in refused(tmp_path)
 
 
 def test_text_field(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"body": "one"}\n{"body": 2}\n')
-    assert "a.jsonl:1: no key 'text' (keys here: 'body'): write data.text_field=KEY" in refused(path, "text")
+    assert "a.jsonl:1: no column or key 'text' (here: 'body'): write data.columns.text=body" in refused(path, "text")
     assert "a.jsonl:2: 'body' is a number, not text" in refused(path, "body")
     assert list(read_records(write(tmp_path / "a.txt", "x\n"), "body")) == [("a.txt:1", {"body": "x"})]
 

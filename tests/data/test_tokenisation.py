@@ -27,7 +27,7 @@ def write(path: Path, records: list[Any]) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, small_tokenizer: Make) -> Callable[..., Prepared]:
     def call(path: Path, family: str = "chatml", held_out: Path | None = None, **keys: Any) -> Prepared:
-        files = Files(path, held_out)
+        files = Files.of(path, held_out)
         return prepare(Records(**keys), Sft(), small_tokenizer(family), tmp_path / "cache", 0, files)
 
     return call
@@ -58,7 +58,7 @@ def test_four_faults_are_told_in_one_round(run: Callable[..., Prepared], tmp_pat
 def test_plain_text_is_refused_in_one_round_too(tmp_path: Path, small_tokenizer: Make) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "a"}, {"text": 3}, {"body": "a"}, "{"])
     with pytest.raises(DataError) as caught:
-        prepare(Text(), Pretrain(), small_tokenizer("chatml"), tmp_path / "cache", 0, Files(path))
+        prepare(Text(), Pretrain(), small_tokenizer("chatml"), tmp_path / "cache", 0, Files.of(path))
     assert [line.split(" ")[0] for line in str(caught.value).splitlines()] == [
         "a.jsonl:2:",
         "a.jsonl:3:",
@@ -119,7 +119,12 @@ def test_documents_of_plain_text_are_compared_and_not_blocks(tmp_path: Path, sma
     held_out = write(tmp_path / "held.jsonl", [{"text": "an other one"}, {"text": "a text of some length 3"}])
     with pytest.raises(DataError, match="held.jsonl: 1 of 2 held-out samples are training samples too"):
         prepare(
-            Text(sequence_tokens=16), Pretrain(), small_tokenizer("chatml"), tmp_path / "c", 0, Files(train, held_out)
+            Text(sequence_tokens=16),
+            Pretrain(),
+            small_tokenizer("chatml"),
+            tmp_path / "c",
+            0,
+            Files.of(train, held_out),
         )
 
 
@@ -165,5 +170,5 @@ def test_a_tokenizer_with_a_token_for_unknown_words_has_no_bound() -> None:
 
 def test_other_fields_of_plain_text_are_listed(tmp_path: Path, small_tokenizer: Make) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "one", "title": "a"}, {"text": "two", "title": ""}, {"text": "three"}])
-    prepared = prepare(Text(), Pretrain(), small_tokenizer("chatml"), tmp_path / "c", 0, Files(path))
+    prepared = prepare(Text(), Pretrain(), small_tokenizer("chatml"), tmp_path / "c", 0, Files.of(path))
     assert "not used: title in 1 record" in prepared.report.text()

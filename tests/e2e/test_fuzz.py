@@ -104,7 +104,7 @@ def test_record_files(tokenizer: Any, tmp_path: Path) -> None:
         records = Records(sequence_tokens=64, too_long=too_long, no_trained_tokens=faults, template_omissions=omissions)
         data = Text(sequence_tokens=64) if plain else records
         codes[
-            outcome(lambda: prepare(data, Pretrain() if plain else Sft(), tokenizer, tmp_path / "c", 0, Files(path)))
+            outcome(lambda: prepare(data, Pretrain() if plain else Sft(), tokenizer, tmp_path / "c", 0, Files.of(path)))
         ] += 1
         path.unlink()
 
@@ -212,5 +212,5 @@ def test_parquet_that_is_not_utf8(kind: str, tmp_path: Path, tokenizer: Any) -> 
     table = pyarrow.table({"prompt": pyarrow.array(["a", "b"]), "completion": column})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(AitrainError) as caught:
-        prepare(Records(), Sft(), tokenizer, tmp_path / "c", 0, Files(tmp_path / "a.parquet"))
+        prepare(Records(), Sft(), tokenizer, tmp_path / "c", 0, Files.of(tmp_path / "a.parquet"))
     assert caught.value.exit_code == 3 and "a.parquet[1]: not UTF-8" in str(caught.value)

@@ -286,7 +286,8 @@ def test_wrong_tables_name_the_line(vit: Path, shapes: Path) -> None:
     path = shapes / "labels.csv"
     path.write_text("file,label\na.png,x\n")
     with pytest.raises(
-        DataError, match=r"labels.csv:2: no key 'image' \(keys here: 'file', 'label'\): write data.image_field=KEY"
+        DataError,
+        match=r"labels.csv:2: no column or key 'image' \(here: 'file', 'label'\): write data.columns.image=file",
     ):
         made(config(vit, path))
     path.unlink()

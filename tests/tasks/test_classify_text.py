@@ -134,8 +134,14 @@ def test_measures_of_batches_are_those_of_the_whole(bert: Path, tmp_path: Path) 
 
 
 WRONG: dict[str, tuple[list[dict[str, Any]], str]] = {
-    "no text": ([{"label": "a"}], "train.jsonl:1: no key 'text' (keys here: 'label'): write data.text_field=KEY"),
-    "no label": ([{"text": "x"}], "train.jsonl:1: no key 'label' (keys here: 'text'): write data.label_field=KEY"),
+    "no text": (
+        [{"label": "a"}],
+        "train.jsonl:1: no column or key 'text' (here: 'label'): write data.text_field=COLUMN",
+    ),
+    "no label": (
+        [{"text": "x"}],
+        "train.jsonl:1: no column or key 'label' (here: 'text'): write data.label_field=COLUMN",
+    ),
     "empty label": ([{"text": "x", "label": ""}], "train.jsonl:1: 'label' is '', not one label"),
     "a list": ([{"text": "x", "label": ["a"]}], "task.multi_label=true where a text may have several"),
     "empty text": ([{"text": " ", "label": "a"}], "train.jsonl:1: 'text' is empty"),

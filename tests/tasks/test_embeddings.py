@@ -168,9 +168,9 @@ def test_marks_survive_the_way_through_floats(bert: Path, tmp_path: Path) -> Non
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no question": (
         {"positive": "a"},
-        "train.jsonl:9: no key 'query' (keys here: 'positive'): write data.query_field=KEY",
+        "train.jsonl:9: no column or key 'query' (here: 'positive'): write data.query_field=COLUMN",
     ),
-    "no text": ({"query": "a"}, "train.jsonl:9: no key 'positive'"),
+    "no text": ({"query": "a"}, "train.jsonl:9: no column or key 'positive'"),
     "empty": ({"query": "a", "positive": ""}, "train.jsonl:9: 'positive' is '', not a text"),
     "both": ({"query": "a", "positive": "b", "negatives": ["b"]}, "train.jsonl:9: the same text stands in 'positive'"),
     "no list": ({"query": "a", "positive": "b", "negatives": 3}, "train.jsonl:9: 'negatives' must be a text or a list"),

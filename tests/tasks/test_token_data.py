@@ -65,7 +65,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_data_files(small: Compose, verses: Path) -> None:
     files = data_files(small())
-    assert (files.train, files.validation) == (verses / "train.jsonl", verses / "validation.jsonl")
+    assert [source.files for source in files.all] == [(verses / "train.jsonl",), (verses / "validation.jsonl",)]
     assert data_files(small("data.validation_path=null")).validation is None
 
 

@@ -1,0 +1,68 @@
+"""Reads plain text: `.txt`, `.md` and Word's `.docx`, a document per file or between blank lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from aitrain.data.encodings import encoding_of, lines_of
+from aitrain.errors import DataError
+
+SUFFIXES = (".txt", ".md", ".docx", ".txt.gz", ".md.gz")
+
+
+def read_documents(path: Path, name: str, encoding: str | None, whole: bool) -> Iterator[tuple[str, str]]:
+    """Yield place and text of each document of a file.
+
+    Args:
+        path: The file.
+        name: Its name in messages.
+        encoding: As the recipe gives it; None = found from the file.
+        whole: Whether the file is one document; else blank lines separate documents.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if path.name.lower().endswith(".docx"):
+        text = _docx(path, name)
+        if text.strip():
+            yield name, text
+        return
+    document: list[str] = []
+    begin = 1
+    for number, line in lines_of(path, encoding_of(path, encoding).name):
+        if isinstance(line, DataError):
+            raise line
+        if whole or line.strip():
+            if not document:
+                begin = number
+            document.append(line)
+        elif document:
+            yield f"{name}:{begin}", "".join(document).rstrip("\r\n")
+            document = []
+    text = "".join(document).rstrip("\r\n")
+    if text.strip():
+        yield name if whole else f"{name}:{begin}", text
+
+
+def _docx(path: Path, name: str) -> str:
+    """Return the paragraphs and tables of a Word document, in their order."""
+    if importlib.util.find_spec("docx") is None:
+        raise DataError(f"{name}: Word files need python-docx: pip install 'aitrain[office]', or save it as .txt")
+    import docx
+    from docx.opc.exceptions import PackageNotFoundError
+    from docx.table import Table
+
+    try:
+        parts = docx.Document(str(path)).iter_inner_content()
+        lines = []
+        for part in parts:
+            if isinstance(part, Table):
+                lines += ["\t".join(cell.text for cell in row.cells) for row in part.rows]
+            else:
+                lines.append(part.text)
+    except (PackageNotFoundError, KeyError, ValueError, zipfile.BadZipFile) as fault:
+        raise DataError(f"{name} is not a Word document that can be read ({fault}): save it again as .docx") from None
+    return "\n".join(lines).strip("\n")

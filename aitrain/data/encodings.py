@@ -1,0 +1,171 @@
+"""Finds out how a text file is encoded, and names the byte that cannot be decoded."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, cast
+
+from aitrain.errors import DataError
+
+_BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_LEGACY = ("cp1252", "cp1250", "cp1253", "cp1251", "mac_roman", "cp850")
+"""Encodings that are looked for in files that are not UTF-8, the most common in Europe first."""
+
+NAMES = {"cp1252": "Windows-1252", "cp1250": "Windows-1250", "cp1253": "Windows-1253", "cp1251": "Windows-1251"}
+"""Python's name of an encoding -> the name that people know."""
+
+_HEAD = 1 << 20
+"""Bytes that are looked at to tell one legacy encoding from another."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The encoding of a file."""
+
+    name: str
+    """Python's name for it."""
+
+    is_guess: bool = False
+    """Whether it was guessed from the letters, so that the user should hear of it."""
+
+    sample: str = ""
+    """Words with letters that another encoding would show differently."""
+
+    @property
+    def title(self) -> str:
+        """The name that people know."""
+        return NAMES.get(self.name, self.name)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, unpacked where its name ends with `.gz`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The compressed data is damaged.
+    """
+    is_packed = path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if is_packed else open(path, "rb") as file:
+            yield cast(IO[bytes], file)
+    except (EOFError, gzip.BadGzipFile, OSError) as fault:
+        if not is_packed:
+            raise
+        raise DataError(f"{path.name}: damaged gzip file ({fault}): copy or write it again") from None
+
+
+def encoding_of(path: Path, given: str | None = None) -> Encoding:
+    """Return the encoding of a text file: as given, from its byte order mark, UTF-8, or guessed from its letters.
+
+    Args:
+        path: The file.
+        given: What the recipe says, or None.
+
+    Raises:
+        DataError: The given one does not exist, or nothing fits.
+    """
+    if given is not None:
+        return Encoding(codecs.lookup(given).name)
+    stat = path.stat()
+    return _detected(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=256)
+def _detected(path: Path, _modified_ns: int, _size: int) -> Encoding:
+    head = b""
+    valid = broken = 0
+    first_odd = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with opened(path) as file:
+        while block := file.read(_HEAD):
+            if not head:
+                head = block
+                for mark, name in _BOMS.items():
+                    if block.startswith(mark):
+                        return Encoding(name)
+                if b"\0" in block[:1024]:
+                    return Encoding("utf-16-le" if b"\0" in block[1:1024:2] else "utf-16-be", is_guess=True)
+            if not (valid or broken or block.isascii()):
+                head, first_odd = block, next(at for at, byte in enumerate(block) if byte > 127)
+            text = decoder.decode(block)
+            if not text.isascii():
+                odd = sum(character > "\x7f" for character in text)
+                wrong = text.count("\ufffd")
+                valid, broken = valid + odd - wrong, broken + wrong
+    # A few bytes that cannot be decoded in a file that is UTF-8 elsewhere are damage, not another encoding.
+    if not broken or valid >= broken:
+        return Encoding("utf-8")
+    return _legacy(path, head[max(0, first_odd - 4096) :])
+
+
+def _legacy(path: Path, content: bytes) -> Encoding:
+    """Tell the legacy encodings apart; between equals, the more common one is taken."""
+    from charset_normalizer import from_bytes
+
+    found = {match.encoding: match for match in from_bytes(content, cp_isolation=list(_LEGACY))}
+    for match in list(found.values()):
+        for same in match.could_be_from_charset:
+            found.setdefault(same, match)
+    if not found:
+        raise DataError(
+            f"{path.name}: the encoding is not recognised: write data.encoding=NAME, for instance cp1252 (Windows)"
+        )
+    least = min(match.chaos for match in found.values())
+    near = [name for name in _LEGACY if name in found and found[name].chaos <= least + 0.03]
+    best = max(near, key=lambda name: (found[name].coherence, -_LEGACY.index(name)))
+    words = re.split(r'[\s";,|]+', content.decode(best, "replace"))
+    odd = list(dict.fromkeys(word.strip(".?!()") for word in words if not word.isascii()))
+    return Encoding(best, is_guess=True, sample=", ".join(odd[:5]))
+
+
+def lines_of(path: Path, encoding: str) -> Iterator[tuple[int, str | DataError]]:
+    """Yield number (from 1) and text of each line with its end, or why it cannot be decoded.
+
+    Args:
+        path: The file.
+        encoding: Its encoding.
+
+    Raises:
+        DataError: The file is damaged as a whole.
+    """
+    if encoding.startswith(("utf-16", "utf-32")):
+        yield from _wide_lines(path, encoding)
+        return
+    with opened(path) as file:
+        for number, raw in enumerate(file, start=1):
+            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            try:
+                yield number, line.decode(encoding)
+            except UnicodeDecodeError as fault:
+                byte = f"byte 0x{line[fault.start]:02x} at {fault.start + 1} of the line"
+                name = "UTF-8" if encoding == "utf-8" else NAMES.get(encoding, encoding)
+                advice = "write data.encoding=NAME (for instance cp1252), or convert the file to UTF-8"
+                yield number, DataError(f"{path.name}:{number}: not {name} ({byte}): {advice}")
+
+
+def _wide_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | DataError]]:
+    """Yield the lines of a file whose line ends are two or four bytes long."""
+    number = 0
+    with opened(path) as file, codecs.getreader(encoding)(file) as text:
+        try:
+            rest = ""
+            while block := text.read(1 << 16):
+                *whole, rest = (rest + block).split("\n")
+                for line in whole:
+                    number += 1
+                    yield number, (line.removeprefix("\ufeff") if number == 1 else line) + "\n"
+            if rest:
+                yield number + 1, rest
+        except UnicodeDecodeError as fault:
+            where = f"{path.name}:{number + 1}"
+            raise DataError(f"{where}: not {encoding} ({fault.reason}): write the file again") from None

@@ -1,0 +1,169 @@
+"""Tables as offices export them: each is read right, or refused with one clear line."""
+
+import csv
+import datetime
+import io
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pytest
+
+from aitrain.config.data import Records
+from aitrain.data import tables
+from aitrain.data.records import read_records
+from aitrain.data.source import Source
+from aitrain.errors import DataError
+from aitrain.tasks.data_files import source_of
+
+TWO = [{"vraag": "één?", "antwoord": "ja; nee"}, {"vraag": "twee", "antwoord": 'zegt "ja",\nniet nee'}]
+
+
+def written(rows: list[dict[str, str]], delimiter: str = ",", ends: str = "\r\n") -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator=ends)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read(path: Path, **how: Any) -> list[dict[str, Any]]:
+    found = []
+    for _, record in read_records(source_of(path, Records(path="", **how))):
+        if isinstance(record, DataError):
+            raise record
+        found.append(record)
+    return found
+
+
+SEMICOLONS = written(TWO, ";")
+AB = [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+WIDE = {f"kolom {number}": str(number) for number in range(100)}
+
+READ_RIGHT: dict[str, tuple[str, bytes, list[dict[str, str]]]] = {
+    "English Excel": ("a.csv", written(TWO).encode("utf-8-sig"), TWO),
+    "European Excel": ("a.csv", SEMICOLONS.encode("cp1252"), TWO),
+    "European Excel, UTF-8": ("a.csv", SEMICOLONS.encode("utf-8-sig"), TWO),
+    "Excel's Unicode text": ("a.csv", written(TWO, "\t").encode("utf-16"), TWO),
+    "tabs named CSV": ("a.csv", written(TWO, "\t").encode(), TWO),
+    "TSV": ("a.tsv", written(TWO, "\t").encode(), TWO),
+    "pipes, Unix line ends": ("a.csv", written(TWO, "|", "\n").encode(), TWO),
+    "hint for Excel": ("a.csv", b"sep=;\r\n" + SEMICOLONS.encode("cp1252"), TWO),
+    "blank lines at both ends": ("a.csv", b"\r\n\r\n" + SEMICOLONS.encode() + b"\r\n;\r\n", TWO),
+    "delimiter at the end of rows": ("a.csv", b"a;b;\r\n1;2;\r\n3;4;\r\n", AB),
+    "blanks around names": ("a.csv", b" a ,b \n 1,2\n", [{"a": " 1", "b": "2"}]),
+    "decimal commas": ("a.csv", b"a;b\nx;1,5\ny;2,5\n", [{"a": "x", "b": "1,5"}, {"a": "y", "b": "2,5"}]),
+    "numbers as text": ("a.csv", b"nr,tel\n007,0612\n", [{"nr": "007", "tel": "0612"}]),
+    "an empty cell": ("a.csv", b"a,b\n1,\n", [{"a": "1", "b": ""}]),
+    "a column without values": ("a.csv", b"a;leeg;b\n1;;2\n", [{"a": "1", "leeg": "", "b": "2"}]),
+    "100 columns": ("a.csv", written([WIDE], ";").encode(), [WIDE]),
+    "one column with commas in the text": ("a.csv", b"text\nja, hoor\nnee, toch\nnee\n", [{"text": "ja, hoor"}]),
+    "one column": ("a.csv", b"text\none\ntwo\n", [{"text": "one"}, {"text": "two"}]),
+    "more semicolons in the text than in the header": (
+        "a.csv", b'a,b\n"x;y;z","p;q"\n"x;y;z","p;q"\n', [{"a": "x;y;z", "b": "p;q"}] * 2
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", READ_RIGHT)
+def test_read_right(tmp_path: Path, which: str) -> None:
+    name, content, records = READ_RIGHT[which]
+    (tmp_path / name).write_bytes(content)
+    if which == "one column with commas in the text":
+        with pytest.raises(DataError, match="a.csv:2: 2 fields, but the header names 1 column"):
+            read(tmp_path / name)
+        assert read(tmp_path / name, delimiter="tab") == [{"text": "ja, hoor"}, {"text": "nee, toch"}, {"text": "nee"}]
+        return
+    assert read(tmp_path / name) == records
+
+
+REFUSED = {
+    "duplicate names": (b"naam;naam\n1;2\n", "a.csv:1: the header names 'naam' more than once: give each column"),
+    "a name is missing": (b"a;;c\n1;2;3\n", "a.csv:1: column 2 has no name in the header 'a', '', 'c'"),
+    "a row is too short": (b"a;b\n1;2\n3\n", 'a.csv:3: 1 fields, but the header names 2 columns: put a field that'),
+    "a row is too long": (b"a;b\n1;2\n3;4;5\n", "a.csv:3: 3 fields, but the header names 2 columns"),
+    "a title above": (b"Export 2025\na;b;c\n1;2;3\n4;5;6\n", "column names are further down, write data.header_row=N"),
+    "an open quote": (b'a;b\n1;"2\n3;4\n', "a.csv:2: broken CSV (unexpected end of data): check the quotes"),
+    "two delimiters": (b"a,b;c\n1,2;3\n4,5;6\n", "comma and semicolon fit equally well as the delimiter: write"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_refused_in_one_line(tmp_path: Path, which: str) -> None:
+    content, expected = REFUSED[which]
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.csv")
+    assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_header_further_down_and_a_given_delimiter(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"Export 2025\n\na;b,c\n1;2,3\n")
+    assert read(tmp_path / "a.csv", header_row=3, delimiter="semicolon") == [{"a": "1", "b,c": "2,3"}]
+    assert read(tmp_path / "a.csv", header_row=3, delimiter=",") == [{"a;b": "1;2", "c": "3"}]
+
+
+def workbook(path: Path, *rows: list[Any], sheets: dict[str, list[list[Any]]] | None = None, merge: str = "") -> Path:
+    book = openpyxl.Workbook()
+    first = book.worksheets[0]
+    for row in rows:
+        first.append(row)
+    if merge:
+        first.merge_cells(merge)
+    for name, content in (sheets or {}).items():
+        sheet = book.create_sheet(name)
+        for row in content:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def test_excel_cells_are_text_as_in_csv(tmp_path: Path) -> None:
+    day, hour = datetime.datetime(2025, 3, 31), datetime.datetime(2025, 3, 31, 14, 30)
+    rows = [
+        ["vraag", "nr", "prijs", "dag", "uur", "ja"],
+        ["één\ntwee", 7, 1.5, day, hour, True],
+        ["x", 3.0, None, None],
+    ]
+    found = read(workbook(tmp_path / "a.xlsx", *rows))
+    assert found[0] == {
+        "vraag": "één\ntwee", "nr": "7", "prijs": "1.5", "dag": "2025-03-31", "uur": "2025-03-31T14:30:00", "ja": "true"
+    }  # fmt: skip
+    assert found[1] == {"vraag": "x", "nr": "3", "prijs": "", "dag": "", "uur": "", "ja": ""}
+
+
+def test_excel_sheets(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "a.xlsx", ["a"], ["1"], sheets={"Klanten": [["b"], ["2"]]})
+    assert read(path) == [{"a": "1"}] and read(path, sheet="Klanten") == [{"b": "2"}]
+    assert Source.of(path).notes() == ["a.xlsx: reading sheet 'Sheet' of 2; data.sheet chooses another"]
+    with pytest.raises(DataError, match="a.xlsx: no sheet 'klanten': write data.sheet as one of 'Sheet', 'Klanten'"):
+        read(path, sheet="klanten")
+
+
+def test_excel_headers(tmp_path: Path) -> None:
+    merged = workbook(tmp_path / "a.xlsx", ["klant", "", "antwoord"], ["1", "2", "3"], merge="A1:B1")
+    with pytest.raises(DataError, match=r"a.xlsx:1: column 2 has no name in the header .*\(merged cells keep only"):
+        read(merged)
+    titled = workbook(tmp_path / "b.xlsx", ["Export"], [], ["a", "b"], [1, 2])
+    with pytest.raises(DataError, match="header names 1 column: if the column names are further down, write data.hea"):
+        read(titled)
+    assert read(titled, header_row=3) == [{"a": "1", "b": "2"}]
+    (tmp_path / "c.xlsx").write_text("no")
+    with pytest.raises(DataError, match="c.xlsx is not an Excel file"):
+        read(tmp_path / "c.xlsx")
+
+
+def test_columns_get_other_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("vraag;antwoord;klant\n1;2;3\n")
+    found = read(tmp_path / "a.csv", columns={"prompt": "vraag", "completion": "antwoord"})
+    assert found == [{"prompt": "1", "completion": "2", "klant": "3"}]
+    swapped = read(tmp_path / "a.csv", columns={"vraag": "antwoord", "antwoord": "vraag"})
+    assert swapped == [{"antwoord": "1", "vraag": "2", "klant": "3"}]
+    with pytest.raises(DataError, match="a.csv:2: no column 'vrag' .* for data.columns: did you mean 'vraag'"):
+        read(tmp_path / "a.csv", columns={"prompt": "vrag"})
+    with pytest.raises(DataError, match="reads 'vraag' as 'klant', but there is a column 'klant' too: rename one"):
+        read(tmp_path / "a.csv", columns={"klant": "vraag"})
+
+
+def test_names_of_delimiters() -> None:
+    assert tables.delimiter_name(";") == "semicolon" and tables.delimiter_name("~") == "'~'"
