@@ -20,9 +20,11 @@ from aitrain.config.logger import Tensorboard, Wandb, WandbMode
 from aitrain.config.optim import AdamW8bit, FusedStep
 from aitrain.config.task import Preference, Sft
 from aitrain.config.trainer import Accelerator
+from aitrain.config.values import nearest
 from aitrain.dist.ranks import Ranks, detect
 from aitrain.errors import AitrainError, DataError, RecipeError
 from aitrain.io.home import user_path
+from aitrain.models.chat_templates import TEMPLATES, choice, named
 from aitrain.models.licence import licence_faults, told_licence
 from aitrain.tasks.data_files import data_faults
 
@@ -302,8 +304,11 @@ def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str
     faults: list[str] = []
     if config.task.model_kind is None:
         return faults
-    if config.model.chat_template is not None and not user_path(config.model.chat_template).is_file():
-        faults.append(f"model.chat_template={config.model.chat_template} does not exist: name a Jinja file")
+    template = config.model.chat_template
+    if template is not None and named(template) is None and not user_path(template).is_file():
+        guess = nearest(template, TEMPLATES)
+        hint = f"did you mean {guess}?" if guess else "check the path"
+        faults.append(f"model.chat_template={template} is neither a known template ({choice()}) nor a file: {hint}")
     try:
         found = look_at_model(config) if found is None else found
     except AitrainError as error:
@@ -316,8 +321,8 @@ def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str
     talks = isinstance(config.task, (Sft, Preference))
     if known and talks and config.model.chat_template is None and not found.has_chat_template:
         faults.append(
-            f"model.path={config.model.path}: the model has no chat template, so conversations cannot be written as it "
-            "expects: write model.chat_template=FILE (a Jinja file), or take an instruction-tuned model"
+            f"model.path={config.model.path} has no chat template (it is a base model): choose one with "
+            f"model.chat_template=NAME ({choice()}; chatml if in doubt), or use an instruction-tuned model"
         )
     longest = config.data.sequence_tokens if isinstance(config.data, Sequences) else 0
     if found.context_tokens is not None and longest > found.context_tokens:

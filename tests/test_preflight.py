@@ -236,7 +236,10 @@ def test_a_sequence_longer_than_the_model_allows(tmp_path: Path) -> None:
 def test_a_chat_template_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("{}\n")
     words = ["model.path=asset:tiny-llama", f"data.path={tmp_path}/d.jsonl", "model.chat_template=none.jinja"]
-    with pytest.raises(RecipeError, match="model.chat_template=none.jinja does not exist"):
+    with pytest.raises(
+        RecipeError,
+        match="model.chat_template=none.jinja is neither a known template .chatml, llama3, .* nor a file: check",
+    ):
         refuse_faults(compose("sft_full", [*words, "data.sequence_tokens=64"]), environment={})
 
 

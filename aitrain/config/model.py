@@ -75,7 +75,8 @@ class Model:
     says what was replaced and what not; the model is compared with its unfused self on a tiny batch first."""
 
     chat_template: str | None = None
-    """Path of a Jinja file that replaces the model's own chat template; `null` = the model's own."""
+    """Template for conversations where the model has none: `chatml`, `llama3`, `mistral`, `gemma`, `qwen3`, `zephyr` or
+    `phi3`, or the path of a Jinja file; `null` = the model's own. Tokens that it lacks are added and trained."""
 
     vetted_code_sha256: str | None = None
     """Checksum of the Python code inside the model folder, as `aitrain check` prints it. Such code runs only when this

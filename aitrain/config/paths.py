@@ -51,7 +51,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         model=replace(
             config.model,
             path=None if config.model.path is None else _model(config.model.path),
-            chat_template=_absolute(config.model.chat_template),
+            chat_template=_template(config.model.chat_template),
         ),
         data=replace(config.data, path=training_files, validation_path=_all_absolute(config.data.validation_path)),
         checkpoint=replace(config.checkpoint, path=_absolute(config.checkpoint.path)),
@@ -73,6 +73,13 @@ def _absolute(path: str | None) -> str | None:
     if path is None or path == MISSING or path.startswith("asset:"):
         return path
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _template(given: str | None) -> str | None:
+    """A word without a dot or a slash is the name of a template, unless a file of that name is here."""
+    if given is not None and given.isalnum() and not os.path.exists(given):
+        return given
+    return _absolute(given)
 
 
 def _all_absolute(given: str | None) -> str | None:

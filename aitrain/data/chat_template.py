@@ -57,8 +57,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.chat_template:
             raise DataError(
-                "the model's tokenizer has no chat template, so conversations cannot be written as it expects: "
-                "write model.chat_template=FILE (a Jinja file), or use an instruction-tuned model"
+                "the model's tokenizer has no chat template (it is a base model): choose one with "
+                "model.chat_template=NAME, for instance chatml, or use an instruction-tuned model"
             )
         try:
             self.source: str = tokenizer.get_chat_template()

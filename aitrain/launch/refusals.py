@@ -28,6 +28,7 @@ from aitrain.launch.job import Ask, counted
 from aitrain.launch.local_slurm import running_site
 from aitrain.launch.profile import Area, Limits
 from aitrain.launch.slurm import LOCAL
+from aitrain.models.chat_templates import named
 from aitrain.models.folder import HUB_NAME
 
 WAIT_DAYS = 1
@@ -292,13 +293,13 @@ def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, desk: Plac
     if cluster.profile.device.runtime is Runtime.cpu and site is None:
         return  # the nodes are this machine
     keys = config.cluster
-    named = {
+    places = {
         "run.dir": str(run_dir),
         "checkpoint.path": config.checkpoint.path,
         "data.path": config.data.path,
         "data.validation_path": config.data.validation_path,
         "model.path": config.model.path,
-        "model.chat_template": config.model.chat_template,
+        "model.chat_template": None if named(config.model.chat_template) else config.model.chat_template,
         "cluster.container": keys.container,
         "cluster.venv": keys.venv,
         "AITRAIN_CACHE": desk.environment.get("AITRAIN_CACHE"),
@@ -308,7 +309,7 @@ def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, desk: Plac
     if site is not None:  # its nodes share this machine's folders, but each has a /tmp of its own
         local = ("/tmp", "/dev/shm") if site.namespaces else ()
     shared = () if site is None else site.shared
-    for key, path in ((key, path) for key, given in named.items() if given for path in listed(given)):
+    for key, path in ((key, path) for key, given in places.items() if given for path in listed(given)):
         if path.startswith("asset:") or (key == "model.path" and opens_hub(config)):
             continue
         place = Path(os.path.abspath(user_path(path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,11 @@ class TrainableSummary:
 
 
 def apply_adapter(
-    model: PreTrainedModel, adapter: Adapter, autocast_adapter_dtype: bool = False, kind: str = "CAUSAL_LM"
+    model: PreTrainedModel,
+    adapter: Adapter,
+    autocast_adapter_dtype: bool = False,
+    kind: str = "CAUSAL_LM",
+    trained_tokens: Sequence[int] = (),
 ) -> PreTrainedModel | PeftModel:
     """Wrap a model with the recipe's adapter; without one it is returned as it is.
 
@@ -44,6 +49,7 @@ def apply_adapter(
         autocast_adapter_dtype: Whether adapter matrices beside bfloat16 weights are made float32; ZeRO-3 in bfloat16
             needs one dtype for all.
         kind: peft's word for the task; a classifier's new head is trained beside the adapter.
+        trained_tokens: Ids of tokens whose rows of embedding and head are trained beside the adapter.
 
     Returns:
         The model whose only trained weights are the adapter's, or the model itself.
@@ -73,6 +79,7 @@ def apply_adapter(
         target_modules="all-linear" if adapter.target_modules is None else list(adapter.target_modules),
         modules_to_save=None if adapter.modules_to_save is None else list(adapter.modules_to_save),
         use_dora=isinstance(adapter, Dora),
+        trainable_token_indices=_token_rows(model, adapter, trained_tokens),
         bias="none",
         task_type=kind,  # type: ignore[arg-type]
     )
@@ -86,6 +93,18 @@ def apply_adapter(
             return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)  # type: ignore[arg-type]
     except ValueError as error:
         raise ModelError(f"adapter cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _token_rows(model: PreTrainedModel, adapter: Lora, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """Return the layers of which peft trains single rows: the embedding, and the head where it has its own weights."""
+    if not tokens:
+        return None
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if layers[1] is not None and layers[1].weight is layers[0].weight:
+        layers = layers[:1]
+    names = [name for layer in layers for name, module in model.named_modules() if module is layer]
+    whole = tuple(adapter.modules_to_save or ())
+    return {name: list(tokens) for name in names if not name.endswith(whole or ("//",))} or None
 
 
 def linear_endings(model: torch.nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from aitrain.config.adapter import Adapter, Lora, Qlora
 from aitrain.models.adapters import apply_adapter
-from aitrain.models.load import LOADING_ERRORS, Located, model_fault
+from aitrain.models.load import LOADING_ERRORS, Located, load_tokenizer, model_fault, template_tokens
 from aitrain.models.quiet import quiet
 
 
@@ -35,5 +35,8 @@ def dry_build(located: Located, adapter: Adapter) -> None:
             )
     except LOADING_ERRORS as error:
         raise model_fault(model, error) from error
+    tokens = template_tokens(located)
     with torch.device("meta"):
-        apply_adapter(built, adapter)
+        if tokens.added:
+            built.resize_token_embeddings(len(load_tokenizer(located)), mean_resizing=False)
+        apply_adapter(built, adapter, trained_tokens=tokens.trained)

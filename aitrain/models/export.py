@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils.other import TrainableTokensWrapper
 from transformers import PreTrainedModel
 
 from aitrain.config import OPTION_OF, RunConfig
@@ -21,7 +22,7 @@ from aitrain.io import new_directory, write_text, writing
 from aitrain.models.adapters import apply_adapter
 from aitrain.models.folder import Kind, ModelFacts
 from aitrain.models.licence import told_licence
-from aitrain.models.load import Located, build_model, load_tokenizer
+from aitrain.models.load import Located, build_model, load_tokenizer, template_tokens
 from aitrain.models.permissions import share_files
 from aitrain.models.quiet import quiet
 from aitrain.models.weights import with_weights
@@ -121,6 +122,8 @@ def _untie_adapted(model: PeftModel) -> None:
         return
     if inner[0] is embedding and inner[1] is head:
         return  # neither was touched
+    if isinstance(embedding, TrainableTokensWrapper) and isinstance(head, TrainableTokensWrapper):
+        return  # single rows were trained, the same ones for both
     inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
     for settings in {id(part): part for part in (base.config, base.config.get_text_config())}.values():
         settings.tie_word_embeddings = False
@@ -183,7 +186,8 @@ def trained_model(
         )
     if isinstance(adapter, Qlora):
         adapter = Lora(**{f.name: getattr(adapter, f.name) for f in fields(Lora)})
-    model = apply_adapter(build_model(located, False, torch.float32), adapter)
+    tokens = template_tokens(located).trained
+    model = apply_adapter(build_model(located, False, torch.float32), adapter, trained_tokens=tokens)
     with_weights(model, weights, config.model.path)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from aitrain.config.model import Model, ModelInit, ModelKind
 from aitrain.errors import MissingExtraError, ModelError
 from aitrain.io.home import user_path
 from aitrain.models import store
+from aitrain.models.chat_templates import NamedTemplate, named
 from aitrain.models.folder import Kind, ModelFacts, inspect
 from aitrain.models.gguf import converted
 from aitrain.models.quiet import drawn_on_the_host, first_line, quiet
@@ -120,7 +122,10 @@ def load_tokenizer(located: Located) -> PreTrainedTokenizerFast:
             )
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"model.path={model.path}: its tokenizer cannot be loaded: {first_line(error)}") from error
-    if model.chat_template is not None:
+    template = named(model.chat_template)
+    if template is not None:
+        _give_template(tokenizer, template)
+    elif model.chat_template is not None:
         try:
             tokenizer.chat_template = user_path(model.chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -133,12 +138,59 @@ def load_tokenizer(located: Located) -> PreTrainedTokenizerFast:
             )
         tokenizer.pad_token = tokenizer.eos_token
     rows, last = located.facts.vocab_size, max(tokenizer.get_vocab().values(), default=0)
-    if rows is not None and last >= rows:
+    if rows is not None and last >= rows and template is None:
         raise ModelError(
             f"model.path={model.path}: its tokenizer has {last + 1} tokens, but the embedding only {rows} rows: use "
             "the tokenizer of this model, or enlarge the model with model.resize_token_embeddings() and save it"
         )
     return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def _give_template(tokenizer: Any, template: NamedTemplate) -> None:
+    """Give a tokenizer a template that the recipe names, and the tokens of it that it lacks."""
+    missing = [name for name in template.needs if getattr(tokenizer, name, None) is None]
+    if missing:
+        raise ModelError(
+            f"model.chat_template={template.name} needs {' and '.join(missing)}, which the model's tokenizer does not "
+            "have: write model.chat_template=chatml"
+        )
+    tokenizer.chat_template = template.source
+    special = [token for token in template.tokens if token not in tokenizer.all_special_tokens]
+    if special:
+        tokenizer.add_special_tokens({"extra_special_tokens": special}, replace_extra_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class TemplateTokens:
+    """Tokens that a template brings along."""
+
+    added: list[str]
+    """Tokens that the tokenizer did not have: their rows of the embedding are new."""
+
+    trained: list[int]
+    """Ids whose rows are trained beside an adapter, which leaves the embedding as it is otherwise."""
+
+
+def template_tokens(located: Located) -> TemplateTokens:
+    """Return the tokens that a template named by the recipe brings along.
+
+    Tokens that the model has and has not learned count among those that are trained: a base model without a chat
+    template has never seen them.
+
+    Args:
+        located: The model.
+
+    Raises:
+        ModelError: The tokenizer cannot be loaded.
+    """
+    template = named(located.model.chat_template)
+    if template is None:
+        return TemplateTokens([], [])
+    own = load_tokenizer(replace(located, model=replace(located.model, chat_template=None))).get_vocab()
+    added = [token for token in template.tokens if token not in own]
+    known = load_tokenizer(located).get_vocab()
+    trained = added if located.facts.has_chat_template else template.tokens
+    return TemplateTokens(added, [known[token] for token in trained])
 
 
 def build_model(
@@ -182,8 +234,36 @@ def build_model(
         if "allocate memory" in str(error):
             raise
         raise model_fault(model, error) from error
+    if template_tokens(located).added:
+        _add_rows(built, len(load_tokenizer(located)))
     built.config.use_cache = False
     return built
+
+
+def _add_rows(model: PreTrainedModel, tokens: int) -> None:
+    """Give new tokens rows in the embedding and the head: the mean of those that are there."""
+    rows = int(cast(Any, model.get_input_embeddings()).num_embeddings)
+    if tokens <= rows:
+        return
+    with quiet():
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+    head = model.get_output_embeddings()
+    layers = [model.get_input_embeddings(), *([] if head is None else [head])]
+    weights = list({id(layer.weight): layer.weight for layer in layers}.values())
+    with _gathered(weights), torch.no_grad():
+        for weight in weights:
+            if weight.device.type != "meta":
+                weight[rows:] = weight[:rows].double().mean(0).to(weight.dtype)
+
+
+def _gathered(weights: list[torch.Tensor]) -> AbstractContextManager[Any]:
+    """Return a context in which weights that ZeRO-3 has sharded are whole."""
+    if not any(hasattr(weight, "ds_id") for weight in weights):
+        return nullcontext()
+    import deepspeed
+
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(weights, modifier_rank=0)
+    return context
 
 
 def model_fault(model: Model, error: BaseException) -> ModelError:

@@ -15,6 +15,7 @@ from torch import nn
 from aitrain.config import RunConfig
 from aitrain.config.adapter import Lora, Qlora
 from aitrain.config.data import Sequences
+from aitrain.config.strategy import DeepspeedZero3
 from aitrain.data.prepare import tokenizer_content
 from aitrain.data.records import read_records
 from aitrain.data.samples import Samples, Splits
@@ -24,7 +25,7 @@ from aitrain.errors import DataError, RecipeError
 from aitrain.models.digest import model_digests, text_digest
 from aitrain.models.fused_check import FusedCheck
 from aitrain.models.fused_head import counted_loss, summed_loss
-from aitrain.models.load import Located, load_tokenizer
+from aitrain.models.load import Located, load_tokenizer, template_tokens
 from aitrain.models.memory import micro_batch_estimate
 from aitrain.tasks import prompts
 from aitrain.tasks.data_files import source_of
@@ -84,6 +85,13 @@ class CausalLM(Task):
         Raises:
             RecipeError: There is one.
         """
+        sharded = isinstance(self.config.strategy, DeepspeedZero3) and isinstance(self.config.adapter, Lora)
+        if sharded and template_tokens(self.located).trained:
+            raise RecipeError(
+                f"model.chat_template={self.config.model.chat_template} needs tokens that are trained beside the "
+                "adapter, which peft cannot do under strategy=deepspeed_zero3: write strategy=deepspeed_zero2, or "
+                "model.chat_template=zephyr, which adds none"
+            )
         room, longest = self.located.facts.context_tokens, self.config.evaluate.max_new_tokens
         for prompt in self.config.evaluate.prompts:
             tokens = len(prompts.prompt_ids(prompt, self.tokenizer, self.config)) + longest
@@ -92,6 +100,17 @@ class CausalLM(Task):
                     f"evaluate.prompts: {prompt[:40]!r} and an answer of evaluate.max_new_tokens={longest} need "
                     f"{tokens} tokens, but the model's context has {room}: shorten one of them"
                 )
+
+    def remarks(self) -> list[str]:
+        """Say which tokens a template brings along, and that they are trained."""
+        found, words = template_tokens(self.located), []
+        if found.added:
+            words.append(f"added to the tokenizer and trained: {', '.join(found.added)}")
+        known = [str(self.tokenizer.convert_ids_to_tokens(token)) for token in found.trained]
+        others = ", ".join(token for token in known if token not in found.added)
+        if others and isinstance(self.config.adapter, Lora):
+            words.append(f"trained beside the adapter, because the base model has not learned them: {others}")
+        return [f"chat template {self.config.model.chat_template}: {'; '.join(words)}"] if words else []
 
     def dry_build(self) -> None:
         """Build model and adapter without weights."""
@@ -149,7 +168,7 @@ class CausalLM(Task):
         from aitrain.models.load import build_model
 
         built = build_model(self.located, isinstance(self.config.adapter, Qlora), torch.float32)
-        return apply_adapter(built, self.config.adapter)
+        return apply_adapter(built, self.config.adapter, trained_tokens=template_tokens(self.located).trained)
 
     def finish(self, model: nn.Module) -> None:
         """Let aitrain's fused ops replace what they can, and recompute activations where the recipe says so.

@@ -234,6 +234,10 @@ class Task(ABC):
             model: What `build` returned.
         """
 
+    def remarks(self) -> list[str]:
+        """Return what a user should know about model and tokenizer before anything is trained, one sentence each."""
+        return []
+
     def starting_notes(self, model: nn.Module, device: torch.device) -> Iterator[Note]:
         """Yield what is to be said when the model is ready; every rank calls this.
 

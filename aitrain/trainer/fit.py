@@ -364,7 +364,7 @@ def announce(session: Session, plan: StepPlan, accelerator: str, options: Resume
         session.directory.event("started", **facts)
         if session.baselines:
             session.directory.event("baselines", **session.baselines)
-    for note in reading_notes(config):
+    for note in [*session.task.remarks(), *reading_notes(config)]:
         session.display.say(note)
     session.display.say(
         f"{plan.size:,} samples, {session.total_steps} steps of {plan.global_batch} {session.task.sample}s: "

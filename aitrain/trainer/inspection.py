@@ -34,6 +34,8 @@ def audit(config: RunConfig, show: int) -> None:
     if task.located is not None:
         licence = told_licence(config.model.path, task.located.facts.licence)
         print(f"licence of the base model: {licence or 'not told in its folder, see where it is from'}")
+    for remark in task.remarks():
+        print(remark)
     count = usable_devices(config)
     _audit_data(task, show)
     micro_batch(task, Ranks(world=count, local_world=count), accelerator, Group(Ranks(), "cpu"))

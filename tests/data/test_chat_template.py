@@ -99,12 +99,12 @@ def test_what_cannot_be_told_apart_is_refused(
 def test_no_chat_template_names_the_key(small_tokenizer: Make) -> None:
     tokenizer = small_tokenizer("chatml")
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match=r"no chat template.*model\.chat_template=FILE"):
+    with pytest.raises(DataError, match=r"no chat template.*model\.chat_template=NAME"):
         ChatTemplate(tokenizer)
 
 
 def test_several_templates_without_a_default(small_tokenizer: Make) -> None:
     tokenizer = small_tokenizer("chatml")
     tokenizer.chat_template = {"one": "{{ 1 }}", "two": "{{ 2 }}"}
-    with pytest.raises(DataError, match=r"model\.chat_template=FILE"):
+    with pytest.raises(DataError, match=r"model\.chat_template=NAME"):
         ChatTemplate(tokenizer)

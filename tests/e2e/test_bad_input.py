@@ -216,7 +216,7 @@ def no_template(folder: Path) -> None:
         (lose_a_shard, "lacks model-00001-of-"),
         (cut_a_shard, "model-00001-of-"),
         (pickle_weights, "has only pickle weights, which can run any code"),
-        (no_template, "model has no chat template"),
+        (no_template, "has no chat template (it is a base model): choose one with model.chat_template=NAME (chatml, "),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is no valid JSON"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors"),
