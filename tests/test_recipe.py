@@ -12,7 +12,7 @@ from aitrain.config.adapter import Qlora
 from aitrain.config.custom import UserClass
 from aitrain.config.optim import AdamW, Muon
 from aitrain.config.source import names
-from aitrain.config.trainer import Precision
+from aitrain.config.trainer import AUTO, Precision
 from aitrain.errors import RecipeError
 from aitrain.recipe import amend, compose, freeze, load
 
@@ -34,7 +34,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_option() 
     config = compose("sft_lora", [*GIVEN, "optim.lr=1e-3", "trainer.precision=fp32"])
     assert isinstance(config, RunConfig) and isinstance(config.optim, AdamW)
     assert (config.optim.lr, config.optim.eps) == (1e-3, 1e-8)
-    assert config.trainer.max_epochs == 3.0 and config.trainer.precision is Precision.fp32
+    assert config.trainer.max_epochs == AUTO and config.trainer.precision is Precision.fp32
     assert compose("sft_lora", [*GIVEN, "optim.lr=1", "optim.lr=2"]).optim.lr == 2.0
 
 
@@ -53,7 +53,8 @@ def test_a_run_is_named_after_its_recipe(tmp_path: Path) -> None:
 
 
 def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
-    write(tmp_path, "defaults: [sft_lora, _self_]\noptim: {lr: 0.5, eps: 0.25}\nseed: 7\n", "parent.yaml")
+    text = "defaults: [sft_lora, _self_]\noptim: {lr: 0.5, eps: 0.25}\nseed: 7\ntrainer: {max_epochs: 3}\n"
+    write(tmp_path, text, "parent.yaml")
     child = write(tmp_path, "defaults: [parent, override adapter: qlora, _self_]\noptim: {lr: 0.75}\n")
     config = compose(child, GIVEN)
     assert isinstance(config.adapter, Qlora)
@@ -83,7 +84,7 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("optim.lr=null", "optim.lr=null: a value is needed here; write for instance optim.lr=2e-5"),
         ("optim.lr=[1]", "optim.lr=[1] is not a float"),
         ("data.shuffle=maybe", "data.shuffle=maybe is neither true nor false: write for instance data.shuffle=true"),
-        ("trainer.precision=fp23", "trainer.precision=fp23 is not one of fp32, bf16: did you mean fp32?"),
+        ("trainer.precision=fp23", "trainer.precision=fp23 is not one of auto, fp32, bf16: did you mean fp32?"),
         (
             "optim.betas=[0.9,x]",
             "optim.betas=[0.9,x] is not a list of floats: write for instance optim.betas=[0.9,0.95]",
@@ -106,7 +107,10 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("model.path=''", "model.path='' is empty"),
         ("data.sequence_tokens=1", "data.sequence_tokens=1 must be at least 2"),
         ("data.workers=-1", "data.workers=-1 must be 0 or more"),
-        ("data.validation_samples=0", "data.validation_samples=0 must be at least 1"),
+        (
+            "data.validation_samples=0",
+            "data.validation_samples=0 must be above 0: write a number, or data.validation_samples=auto",
+        ),
         ("adapter.rank=0", "adapter.rank=0 must be at least 1"),
         ("adapter.alpha=0", "adapter.alpha=0.0 must be above 0"),
         ("adapter.dropout=1", "adapter.dropout=1.0 must be at least 0 and below 1"),
@@ -119,10 +123,10 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("schedule.min_lr_ratio=2", "schedule.min_lr_ratio=2.0 must be between 0 and 1"),
         ("trainer.max_epochs=null", "trainer.max_steps and trainer.max_epochs are both null"),
         ("trainer.max_steps=0", "trainer.max_steps=0 must be at least 1"),
-        ("trainer.max_epochs=0", "trainer.max_epochs=0.0 must be above 0"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0 must be above 0: write a number, or trainer.max_epochs=auto"),
         ("trainer.devices=0", "trainer.devices=0 must be at least 1"),
         (
-            "trainer.devices=3",
+            "trainer.devices=3 trainer.global_batch_samples=32",
             "trainer.global_batch_samples=32 does not divide over 3 devices x 1 per device: write 30 or 33",
         ),
         ("cluster.time_min=0", "cluster.time_min=0 must be at least 1"),
@@ -132,13 +136,13 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("evaluate.max_new_tokens=0", "evaluate.max_new_tokens=0 must be at least 1"),
         ("evaluate.min_improvement=-1", "evaluate.min_improvement=-1.0 must be 0 or more"),
         ("evaluate.patience=2", "evaluate.patience=2 has no effect without evaluate.every_steps"),
-        ("evaluate.every_steps=5", "evaluate.every_steps=5 has no held-out data"),
+        ("evaluate.every_steps=5 data.validation_samples=null", "evaluate.every_steps=5 has no held-out data"),
         ("task=pretrain", "task=pretrain needs data=text"),
         ("data=text", "task=sft needs data=records"),
     ],
 )
 def test_each_kind_of_mistake_has_one_sentence_that_names_its_key(word: str, says: str) -> None:
-    found = faults_of(word)
+    found = faults_of(*word.split())
     assert len(found) == 1, found
     assert says in found[0]
     assert "full_key" not in found[0] and "object_type" not in found[0]
@@ -316,7 +320,7 @@ def test_a_damaged_run_yaml_is_refused(tmp_path: Path, change: tuple[str, str], 
 
 
 def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
-    config = compose("sft_lora", [*GIVEN, "data.validation_samples=5"])
+    config = compose("sft_lora", [*GIVEN, "data.validation_samples=5", "trainer.global_batch_samples=32"])
     longer = amend(
         config, ["trainer.max_epochs=5", "trainer.devices=2", "checkpoint.keep=3", "logger=wandb", "logger.project=p"]
     )

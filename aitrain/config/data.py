@@ -10,6 +10,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from aitrain.config.custom import UserClass
+from aitrain.config.trainer import AUTO
 
 
 class RecordFormat(Enum):
@@ -52,6 +53,9 @@ class Documents(Enum):
     blank_lines = "blank_lines"
 
 
+MOST_HELD_OUT = 256
+"""Samples that `data.validation_samples=auto` holds out at most: enough to measure with, and quickly measured."""
+
 DELIMITER_NAMES = ("comma", "semicolon", "tab", "pipe")
 """Words for the usual delimiters."""
 
@@ -67,8 +71,9 @@ class Data:
     validation_path: str | None = field(default=None, metadata={"several": True})
     """Held-out data of the same kind; `null` = `data.validation_samples` are taken from `data.path`."""
 
-    validation_samples: int | None = None
-    """Samples held out of `data.path` for evaluation, chosen by `seed`; `null` = none. Not with `validation_path`."""
+    validation_samples: int | None = field(default=None, metadata={"auto": AUTO})
+    """Samples held out of `data.path` for evaluation, chosen by `seed`; `null` = none; `auto` = a tenth of them, at
+    most 256, where no `validation_path` is given."""
 
     validation_share: float | None = None
     """Share of `data.path` that is held out where neither `validation_path` nor `validation_samples` is given."""
@@ -90,13 +95,27 @@ class Data:
             yield f"data.validation_share={self.validation_share} must be between 0 and 1, for instance 0.1, or null"
         if self.workers < 0:
             yield f"data.workers={self.workers} must be 0 or more"
-        if self.validation_samples is not None and self.validation_samples < 1:
-            yield f"data.validation_samples={self.validation_samples} must be at least 1, or null for none"
-        if self.validation_path is not None and self.validation_samples is not None:
+        if self.validation_samples is not None and self.validation_samples < 0:
+            yield f"data.validation_samples={self.validation_samples} must be at least 1, auto, or null for none"
+        if self.validation_path is not None and self.validation_samples:
             yield (
                 f"data.validation_samples={self.validation_samples} has no effect beside "
                 f"data.validation_path={self.validation_path}: give one of the two"
             )
+
+    def held_out_samples(self, size: int) -> int | None:
+        """Return how many samples are held out of the training file; `None` = none.
+
+        Args:
+            size: Samples in the training file.
+        """
+        if self.validation_path is not None:
+            return None
+        if self.validation_samples == AUTO:
+            return None if size < 2 else min(MOST_HELD_OUT, max(1 if size < 10 else 2, round(size / 10)))
+        if self.validation_samples is not None:
+            return self.validation_samples
+        return None if self.validation_share is None else max(1, round(self.validation_share * size))
 
 
 @dataclass

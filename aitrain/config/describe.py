@@ -10,6 +10,7 @@ from aitrain.config.data import Sequences
 from aitrain.config.paths import listed
 from aitrain.config.root import OPTION_OF, RunConfig
 from aitrain.config.task import CustomTask
+from aitrain.config.trainer import AUTO
 from aitrain.config.values import shown, spelled
 
 
@@ -81,7 +82,8 @@ def _held_out(config: RunConfig) -> str:
     if config.data.validation_path is not None:
         return ", ".join(listed(config.data.validation_path))
     if config.data.validation_samples is not None:
-        return f"{config.data.validation_samples} samples of data.path"
+        size = config.data.validation_samples
+        return f"{size} samples of data.path" if size else "a tenth of data.path, at most 256 samples"
     share = config.data.validation_share
     return "nothing" if share is None else f"{100 * share:g} % of data.path"
 
@@ -89,14 +91,17 @@ def _held_out(config: RunConfig) -> str:
 def _length(config: RunConfig) -> str:
     steps, epochs = config.trainer.max_steps, config.trainer.max_epochs
     limits = [f"{steps} steps"] if steps is not None else []
-    limits += [f"{shown(epochs)} {'epoch' if epochs == 1 else 'epochs'}"] if epochs is not None else []
+    if epochs is not None:
+        named = f"{shown(epochs)} {'epoch' if epochs == 1 else 'epochs'}"
+        limits.append("epochs chosen from the data" if epochs == AUTO else named)
     return " or ".join(limits) + (", whichever is reached first" if len(limits) > 1 else "")
 
 
 def _batch(config: RunConfig) -> str:
     micro = config.trainer.micro_batch_samples
     at_once = "found from memory" if micro is None else str(micro)
-    batch = f"{config.trainer.global_batch_samples} {config.task.sample}s per step over all devices"
+    size = config.trainer.global_batch_samples
+    batch = f"{size or 'chosen from the data,'} {config.task.sample}s per step over all devices"
     return f"{batch}; at once per device: {at_once}"
 
 

@@ -19,6 +19,10 @@ class Evaluate:
     prompts: list[str] = field(default_factory=list)
     """Prompts the model answers before and after training, greedily."""
 
+    answered_samples: int = 0
+    """Held-out conversations of which the model writes the first answer before and after training, to be compared with
+    the right one; taken at even distances."""
+
     max_new_tokens: int = 64
     """Longest answer to a prompt, in tokens."""
 
@@ -34,6 +38,8 @@ class Evaluate:
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield f"evaluate.{key}={value} must be at least 1"
+        if self.answered_samples < 0:
+            yield f"evaluate.answered_samples={self.answered_samples} must be 0 or more"
         if self.min_improvement < 0:
             yield f"evaluate.min_improvement={self.min_improvement} must be 0 or more"
         if self.patience is not None and self.every_steps is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import Field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from aitrain.config.root import GROUPS, OPTION_OF, RunConfig
 from aitrain.config.synonyms import right_name
+from aitrain.config.trainer import AUTO, Precision
 from aitrain.config.values import Faults, convert, keys, shown, spelled
 from aitrain.errors import RecipeError
 
@@ -38,6 +39,10 @@ RESUMABLE = (
 """Keys (and beginnings of keys) that a resumed run may change, because losses do not depend on them."""
 
 
+SETTLED = ("trainer.global_batch_samples", "trainer.max_epochs", "trainer.precision")
+"""Keys that a recipe may leave open, and that a run freezes once they are chosen."""
+
+
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """Return a configuration as dictionaries, lists and scalars; a group with a choice says it under `option`.
 
@@ -47,10 +52,16 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
 
 
+def _plain_field(holder: Any, field: Field[Any]) -> Any:
+    value = getattr(holder, field.name)
+    is_auto = value is not None and value == field.metadata.get("auto")
+    return "auto" if is_auto and not isinstance(value, bool) else _plain(value)
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         option = {"option": OPTION_OF[type(value)]} if type(value) in OPTION_OF else {}
-        return option | {spelled(field.name): _plain(getattr(value, field.name)) for field in fields(value)}
+        return option | {spelled(field.name): _plain_field(value, field) for field in fields(value)}
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, dict):
@@ -118,6 +129,8 @@ def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
     for name in dict.fromkeys([*old, *new]):
         if name in ("run.dir", "run.name") or name.startswith(RESUMABLE) or old.get(name) == new.get(name):
             continue
+        if name in SETTLED and new.get(name) == "auto":
+            continue
         group = name.split(".", 1)[0]
         if group != name and old.get(group) != new.get(group):
             continue  # another option has other keys, and that is told already
@@ -127,7 +140,20 @@ def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
         )
     if faults:
         raise RecipeError(faults)
-    return replace(wanted, run=before.run)
+    return replace(_as_settled(before, wanted), run=before.run)
+
+
+def _as_settled(before: RunConfig, wanted: RunConfig) -> RunConfig:
+    """Keep what a run has chosen where its recipe says `auto`."""
+    old, new = before.trainer, wanted.trainer
+    chosen: dict[str, Any] = {}
+    if new.global_batch_samples == AUTO:
+        chosen["global_batch_samples"] = old.global_batch_samples
+    if new.max_epochs == AUTO:
+        chosen["max_epochs"] = old.max_epochs
+    if new.precision is Precision.auto:
+        chosen["precision"] = old.precision
+    return replace(wanted, trainer=replace(new, **chosen))
 
 
 def _plain_leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

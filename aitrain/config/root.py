@@ -191,7 +191,7 @@ class RunConfig:
         """Yield the fault of a global batch that does not split evenly over ranks and micro-batches."""
         ranks = (devices or 1) * (nodes or 1)
         per_rank = self.trainer.micro_batch_samples or 1
-        batch, at_once = self.trainer.global_batch_samples, ranks * per_rank
+        batch, at_once = self.trainer.global_batch_samples, ranks * per_rank  # 0 = chosen to fit, later
         if batch >= 1 and at_once >= 1 and batch % at_once:
             lower, upper = batch // at_once * at_once, (batch // at_once + 1) * at_once
             advice = f"{lower} or {upper}" if lower else str(upper)

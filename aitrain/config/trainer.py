@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+AUTO = 0
+"""What `auto` becomes in keys that hold a number: chosen when the data is known."""
+
 
 class Precision(Enum):
     """Arithmetic of the model; the optimizer's master weights are fp32 in both."""
 
+    auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
 
@@ -30,17 +34,19 @@ class Trainer:
     max_steps: int | None = None
     """Most optimizer steps; `null` = no such limit. With `trainer.max_epochs`, what is reached first ends the run."""
 
-    max_epochs: float | None = None
-    """Most passes over the training data; the last global batch holds what is left, nothing is dropped or repeated."""
+    max_epochs: float | None = field(default=None, metadata={"auto": AUTO})
+    """Most passes over the training data; the last global batch holds what is left, nothing is dropped or repeated.
+    `auto` = enough for about 100 optimizer steps, between 3 and 10."""
 
-    global_batch_samples: int = 32
-    """Samples per optimizer step, over all devices. This is the promise: losses do not depend on how it is split."""
+    global_batch_samples: int = field(default=32, metadata={"auto": AUTO})
+    """Samples per optimizer step, over all devices: losses do not depend on how it is split. `auto` = 4 to 32, smaller
+    for few samples."""
 
     micro_batch_samples: int | None = None
     """Samples per device at once; `null` = found from memory. Changes speed and memory, not the result."""
 
-    precision: Precision = Precision.bf16
-    """`bf16` on GPUs; `fp32` on CPUs and where results are compared."""
+    precision: Precision = Precision.auto
+    """`bf16` or `fp32`; `auto` = `bf16` on GPUs, `fp32` on CPUs."""
 
     accelerator: Accelerator = Accelerator.auto
     """`auto` = GPUs (NVIDIA or AMD, both named `cuda`) when there are any, else the CPU."""
@@ -72,8 +78,8 @@ class Trainer:
                 "trainer.max_steps and trainer.max_epochs are both null, so the run would never end: "
                 "give one of the two, for instance trainer.max_epochs=3"
             )
-        if self.max_epochs is not None and self.max_epochs <= 0:
-            yield f"trainer.max_epochs={self.max_epochs} must be above 0"
+        if self.max_epochs is not None and self.max_epochs < 0:
+            yield f"trainer.max_epochs={self.max_epochs} must be above 0, or auto"
         for word in self.callbacks:
             if not re.fullmatch(r".+\.py:[A-Za-z_]\w*", word):
                 yield f"trainer.callbacks: {word} is not FILE.py:CLASS: write for instance my_file.py:MyCallback"
@@ -84,5 +90,6 @@ class Trainer:
             yield f"trainer.hang_min={self.hang_min} must be above 0"
         for key in ("max_steps", "global_batch_samples", "micro_batch_samples", "devices", "nodes"):
             value = getattr(self, key)
-            if value is not None and value < 1:
+            is_auto = key == "global_batch_samples" and value == AUTO
+            if value is not None and value < 1 and not is_auto:
                 yield f"trainer.{key}={value} must be at least 1"

@@ -44,6 +44,9 @@ class Key:
     several: bool = False
     """Whether a list of files may stand in place of one."""
 
+    auto: Any = None
+    """Value that the word `auto` stands for, where it may be given in place of a number."""
+
     @property
     def is_needed(self) -> bool:
         """Whether somebody must give a value."""
@@ -76,7 +79,9 @@ def keys(cls: type, choices: Mapping[str, type], prefix: str = "") -> dict[str, 
             found |= keys(inner, choices, name + ".")  # type: ignore[arg-type]
             continue
         default = each.default_factory() if each.default_factory is not NO_DEFAULT else each.default
-        found[name] = Key(name, hints[each.name], default, cls, prefix + each.name, each.metadata.get("several", False))
+        meta = each.metadata
+        several, auto = meta.get("several", False), meta.get("auto")
+        found[name] = Key(name, hints[each.name], default, cls, prefix + each.name, several, auto)
     return found
 
 
@@ -153,6 +158,10 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
     """
     if isinstance(value, str) and value == MISSING:
         return MISSING
+    if key.auto is not None and value == "auto":
+        return key.auto
+    if key.auto is not None and str(value) == str(key.auto):
+        raise RecipeError(f"{key.name}={value} must be above {value}: write a number, or {key.name}=auto")
     hint = key.hint
     if get_origin(hint) in (Union, UnionType):
         if value is None:

@@ -141,11 +141,12 @@ def held_out(strata: Sequence[Any], data: Data, seed: int) -> Integers | None:
         DataError: As many shall be held out as there are.
     """
     size = len(strata)
-    if data.validation_path is not None or (data.validation_samples is None and data.validation_share is None):
+    count = data.held_out_samples(size)
+    if count is None:
         return None
-    if data.validation_samples is not None and data.validation_samples >= size:
-        raise DataError(f"data.validation_samples={data.validation_samples} leaves nothing to train on: {size} samples")
-    share = data.validation_share if data.validation_samples is None else data.validation_samples / size
+    if data.validation_samples is not None and count >= size:
+        raise DataError(f"data.validation_samples={count} leaves nothing to train on: {size} samples")
+    share = data.validation_share if data.validation_samples is None else count / size
     assert share is not None, "one of the two is given"
     order = sample_indices(seed ^ _HOLD_OUT, np.arange(size, dtype=np.int64), size, shuffle=True)
     groups: dict[Any, list[int]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from aitrain.config.custom import UserClass
 from aitrain.config.data import Records, Sequences, Text
 from aitrain.config.task import Sft, Task
+from aitrain.config.trainer import AUTO
 from aitrain.data.cached import cached
 from aitrain.data.masking import require_fast
 from aitrain.data.order import sample_indices
@@ -142,20 +144,27 @@ def open_prepared(folders: list[Path], data: Sequences, seed: int) -> Prepared:
         except (OSError, ValueError, KeyError, TypeError) as fault:
             raise DataError(f"prepared data in {folder} is damaged ({fault}): remove that folder") from None
     train, validation = sets[0], sets[1] if len(sets) > 1 else None
-    validation_samples = data.validation_samples
-    if validation_samples is None and data.validation_share is not None and len(folders) == 1:
-        validation_samples = max(1, round(data.validation_share * len(train)))
-    if validation_samples is not None:
-        if validation_samples >= len(train):
+    count = data.held_out_samples(len(train)) if len(folders) == 1 else None
+    if count is not None:
+        if count >= len(train):
             raise DataError(
-                f"data.validation_samples={validation_samples} leaves nothing to train on: {sources[0].file} has "
-                f"{len(train)} sequences"
+                f"data.validation_samples={count} leaves nothing to train on: {sources[0].file} has {len(train)} "
+                "sequences"
             )
-        held_out = _held_out(len(train), validation_samples, seed)
+        held_out = _once(train, count, seed) if data.validation_samples == AUTO else _held_out(len(train), count, seed)
         validation = train.select(held_out)
         train = train.select(np.setdiff1d(np.arange(len(train)), held_out))
     report = Report(sources, len(train), len(validation) if validation is not None else 0)
     return Prepared(train, validation, report, folders)
+
+
+def _once(train: TokenSet, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Choose samples of which there is only one, so that nothing held out is trained on; others where these are few."""
+    times = Counter(train.digests())
+    order = sample_indices(seed ^ _HOLD_OUT, np.arange(len(train), dtype=np.int64), len(train), shuffle=True)
+    digests = list(train.digests())
+    ranked = sorted(order, key=lambda index: times[digests[index]] > 1)
+    return np.sort(np.array(ranked[:count], dtype=np.int64))
 
 
 def _held_out(size: int, count: int, seed: int) -> npt.NDArray[np.int64]:

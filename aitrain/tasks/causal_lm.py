@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,7 @@ from aitrain.config import RunConfig
 from aitrain.config.adapter import Lora, Qlora
 from aitrain.config.data import Sequences
 from aitrain.config.strategy import DeepspeedZero3
+from aitrain.config.task import Sft
 from aitrain.data.prepare import tokenizer_content
 from aitrain.data.records import read_records
 from aitrain.data.samples import Samples, Splits
@@ -52,6 +53,7 @@ class CausalLM(Task):
         self.tokenizer = load_tokenizer(located)
         self.fused: FuseReport | None = None
         self._fused = False
+        self._questions: list[prompts.Question] = []
 
     # ---------------------------------------------------------------- before training
 
@@ -74,6 +76,9 @@ class CausalLM(Task):
         found = prepared_tokens(self.config, self.tokenizer, group, watch)
         pad = pad_token_id(self.tokenizer)
         held_out = None if found.validation is None else TokenSamples(found.validation, pad)
+        if found.validation is not None and isinstance(self.config.task, Sft):
+            context = self.located.facts.context_tokens
+            self._questions = prompts.of_held_out(self.config, self.tokenizer, found.validation, context)
         return Splits(TokenSamples(found.train, pad), held_out, found.report, account_of(found))
 
     def refuse_late(self, splits: Splits) -> None:
@@ -301,7 +306,8 @@ class CausalLM(Task):
             device: Where it is.
             stop: Whether to end at the next token.
         """
-        return prompts.generate(model, self.tokenizer, self.config, device, stop)
+        questions = [*prompts.asked(self.config, self.tokenizer), *self._questions]
+        return prompts.generate(model, self.tokenizer, self.config, questions, device, stop)
 
     # ---------------------------------------------------------------- afterwards
 
@@ -347,8 +353,8 @@ class CausalLM(Task):
             prompt = record.get("prompt")
             if not isinstance(prompt, str):
                 raise DataError(f"{where}: no key 'prompt' with a text (keys here: {', '.join(map(repr, record))})")
-            asked = replace(self.config, evaluate=replace(self.config.evaluate, prompts=[prompt]))
-            yield from prompts.generate(model, self.tokenizer, asked, device)
+            question = prompts.Question(prompt, prompts.prompt_ids(prompt, self.tokenizer, self.config))
+            yield from prompts.generate(model, self.tokenizer, self.config, [question], device)
 
     def harness_model(self, harness: Any, model: nn.Module) -> Any:
         """Return the model as the LM evaluation harness takes it.

@@ -184,7 +184,8 @@ def evaluate_run(
     weight = int(splits.validation.weights.sum())
     print(f"{task.sentence(measured)}, over {weight:,} {task.weight_unit}")
     for entry in told:
-        print(f"prompt  {entry['prompt']}\n  answer  {entry['answer']}")
+        right = f"\n  right   {entry['expected']}" if "expected" in entry else ""
+        print(f"prompt  {entry['prompt']}{right}\n  answer  {entry['answer']}")
     directory.event("evaluated", step=chosen.step, data=data or config.data.validation_path, **logged(measured))
 
 

@@ -44,6 +44,7 @@ from aitrain.trainer.progress import Progress
 from aitrain.trainer.resources import micro_batch, peak_flops
 from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
+from aitrain.trainer.settle import few_steps, settle, settle_precision
 from aitrain.trainer.step_edge import Session, StepEdge
 from aitrain.trainer.stopping import Stopper, own_signals
 from aitrain.trainer.story import finish, finish_interrupted, finish_stopped_early
@@ -76,6 +77,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         if progress.is_stopped_early(config.evaluate.patience):
             return finish_stopped_early(directory, group, progress, stopper)
         splits = task.samples(group, lambda: leave_preparing(stopper))
+        config = task.config = settle(directory, config, len(splits.train), ranks, group)
         facts = compare_inputs(directory, task, splits, resume, group, options)
         leave_if_asked(directory, stopper)
         plan = plan_steps(config, len(splits.train), ranks, micro_batch(task, ranks, accelerator, group), progress.step)
@@ -107,9 +109,8 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         announce(session, plan, accelerator, options)
         trainer = build_trainer(session, accelerator, plan.accumulation, [StepEdge(session), *own_callbacks(session)])
         run_trainer(trainer, session, train_loader(task, splits, plan))
-        early = progress.is_stopped_early(config.evaluate.patience)
-        stopped = stopper.reason is not None and progress.step < steps and not early
-        return finish(session, EXIT_REQUEUE if stopped else EXIT_DONE)
+        is_open = progress.step < steps and not progress.is_stopped_early(config.evaluate.patience)
+        return finish(session, EXIT_REQUEUE if stopper.reason is not None and is_open else EXIT_DONE)
 
 
 def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Group, RunConfig, str, Located | None]:
@@ -130,6 +131,7 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
     group = group or Group(ranks, choose_accelerator(directory.config()))
     config = from_plain(group.by_first(lambda: to_plain(directory.config())))
     accelerator = choose_accelerator(config)
+    config = settle_precision(config, accelerator)
     if accelerator == "cuda":
         group.refuse_shared_devices()
     hang_min = config.trainer.hang_min
@@ -364,7 +366,8 @@ def announce(session: Session, plan: StepPlan, accelerator: str, options: Resume
         session.directory.event("started", **facts)
         if session.baselines:
             session.directory.event("baselines", **session.baselines)
-    for note in [*session.task.remarks(), *reading_notes(config)]:
+    warning = few_steps(config, plan.size)
+    for note in [*session.task.remarks(), *reading_notes(config), *([] if warning is None else [warning])]:
         session.display.say(note)
     session.display.say(
         f"{plan.size:,} samples, {session.total_steps} steps of {plan.global_batch} {session.task.sample}s: "

@@ -14,6 +14,7 @@ from aitrain.tasks.task import Task
 from aitrain.trainer.fit import choose_accelerator
 from aitrain.trainer.late_faults import refuse_late_faults
 from aitrain.trainer.resources import micro_batch
+from aitrain.trainer.settle import few_steps, settle_length, settle_precision
 
 
 def audit(config: RunConfig, show: int) -> None:
@@ -29,6 +30,7 @@ def audit(config: RunConfig, show: int) -> None:
         DataError: The data is refused.
     """
     accelerator = choose_accelerator(config)
+    config = settle_precision(config, accelerator)
     task = task_of(config, accelerator)
     task.dry_build()
     if task.located is not None:
@@ -37,19 +39,24 @@ def audit(config: RunConfig, show: int) -> None:
     for remark in task.remarks():
         print(remark)
     count = usable_devices(config)
-    _audit_data(task, show)
+    _audit_data(task, show, count)
     micro_batch(task, Ranks(world=count, local_world=count), accelerator, Group(Ranks(), "cpu"))
 
 
-def _audit_data(task: Task, show: int) -> None:
+def _audit_data(task: Task, show: int, ranks: int) -> None:
     config = task.config
     for note in reading_notes(config):
         print(note)
     found = task.samples(Group(Ranks(), "cpu"))
     print(found.report.text())
-    batch, size = config.trainer.global_batch_samples, len(found.train)
+    size = len(found.train)
+    config = task.config = settle_length(config, size, ranks)
+    batch = config.trainer.global_batch_samples
     steps, samples = total_steps(size, batch, config.trainer.max_steps, config.trainer.max_epochs)
     print(f"{steps} steps of {batch} {task.sample}s: {samples:,} samples, {samples / size:.2f} epochs")
+    warning = few_steps(config, size)
+    if warning is not None:
+        print(warning)
     refuse_late_faults(task, found, steps)
     for index in range(min(show, size)):
         print(f"\n{task.shown_sample(found.train, index)}")

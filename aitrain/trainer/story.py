@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -166,6 +166,37 @@ def _best_line(progress: Progress, metric: Metric, baselines: Mapping[str, Mappi
     return [f"best by {what}: {best} ({values[best]:.4f}; the trained model: {ours:.4f})"]
 
 
+SIDE_BY_SIDE = 5
+"""Answers to held-out conversations that are shown; with more of them, the right ones are counted."""
+
+
+def _answer_lines(before: Sequence[Mapping[str, str]], after: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return what the model answered before and after, beside the right answer where it is known."""
+    lines, known = [], 0
+    for old, new in zip(before, after, strict=False):
+        known += "expected" in old
+        if known > SIDE_BY_SIDE and "expected" in old:
+            continue
+        lines.append(f"prompt  {_short(old['prompt'])}")
+        if "expected" in old:
+            lines.append(f"  right   {_short(old['expected'])}")
+        lines += [f"  before  {_short(old['answer'])}", f"  after   {_short(new['answer'])}"]
+    if known > SIDE_BY_SIDE:
+        counts = [sum(entry["answer"] == entry.get("expected") for entry in told) for told in (before, after)]
+        shares = "  ".join(
+            f"{when} {count} of {known} ({100 * count / known:.0f} %)"
+            for when, count in zip(("before", "after"), counts, strict=True)
+        )
+        lines.append(f"answers that are exactly right: {shares}")
+    return lines
+
+
+def _short(text: str, most: int = 300) -> str:
+    """Return a text on one line, without its middle where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
 def account(session: Session, code: int) -> list[str]:
     """Return the lines a person reads at the end.
 
@@ -183,8 +214,7 @@ def account(session: Session, code: int) -> list[str]:
     for name, metrics in session.baselines.items():
         lines.append(f"to compare, {name}: {session.task.sentence(metrics)}")
     lines += _best_line(progress, session.task.primary, session.baselines)
-    for old, new in zip(session.before or [], session.after or [], strict=False):
-        lines += [f"prompt  {old['prompt']}", f"  before  {old['answer']}", f"  after   {new['answer']}"]
+    lines += _answer_lines(session.before or [], session.after or [])
     if session.picture is not None:
         lines.append(f"picture {session.picture}")
     lines.append(f"run     {directory.path}")

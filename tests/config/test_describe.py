@@ -6,6 +6,7 @@ from aitrain.recipe import compose
 
 def test_the_table_says_what_decides_a_run() -> None:
     words = ["model.path=m", "data.path=d.jsonl", "data.validation_samples=9", "trainer.devices=2", "logger=wandb"]
+    words += ["trainer.max_epochs=3", "trainer.global_batch_samples=32", "trainer.precision=bf16"]
     text = describe(compose("sft_lora", [*words, "evaluate.every_steps=5", "checkpoint.every_steps=50"]))
     for part in (
         "sft_lora in runs/sft_lora-<time>, seed 0",
@@ -24,6 +25,17 @@ def test_the_table_says_what_decides_a_run() -> None:
     ):
         assert part in text, text
     assert max(map(len, text.splitlines())) < 120
+
+
+def test_what_is_chosen_later_is_said() -> None:
+    text = describe(compose("sft_lora", ["model.path=m", "data.path=[a.csv,b.csv]"]))
+    for part in (
+        "a.csv, b.csv",
+        "epochs chosen from the data",
+        "chosen from the data, sequences per step",
+        "a tenth of",
+    ):
+        assert part in text, text
 
 
 def test_keys_for_submit_are_said_to_be_for_submit_only() -> None:

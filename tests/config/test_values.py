@@ -87,7 +87,7 @@ def test_values_are_shown_as_users_type_them(value: object, text: str) -> None:
 def test_types_are_named_in_words() -> None:
     assert type_name(TABLE["trainer.max_steps"].hint) == "whole number or null"
     assert type_name(TABLE["optim.betas"].hint) == "list of floats"
-    assert type_name(TABLE["trainer.precision"].hint) == "fp32, bf16"
+    assert type_name(TABLE["trainer.precision"].hint) == "auto, fp32, bf16"
 
 
 @pytest.mark.parametrize(

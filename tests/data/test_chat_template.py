@@ -106,5 +106,5 @@ def test_no_chat_template_names_the_key(small_tokenizer: Make) -> None:
 def test_several_templates_without_a_default(small_tokenizer: Make) -> None:
     tokenizer = small_tokenizer("chatml")
     tokenizer.chat_template = {"one": "{{ 1 }}", "two": "{{ 2 }}"}
-    with pytest.raises(DataError, match=r"model\.chat_template=NAME"):
+    with pytest.raises(DataError, match=r"model\.chat_template=FILE"):
         ChatTemplate(tokenizer)

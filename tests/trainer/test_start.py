@@ -82,7 +82,7 @@ WORDS = [
 def words(verses: Path, run: Path) -> list[str]:
     data = [f"data.path={verses}/train.jsonl", "data.sequence_tokens=256", "model.path=asset:tiny-llama"]
     device = ["trainer.accelerator=cpu", "trainer.precision=fp32", "export.at_end=false", f"run.dir={run}"]
-    return [*WORDS, *data, *device]
+    return [*WORDS, *data, *device, "data.validation_samples=null"]
 
 
 @pytest.fixture
