@@ -3,56 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from aitrain.command import Command, checkpoint_of, run_directory, takes_run, takes_state
 from aitrain.dist import early_signals
 from aitrain.errors import EXIT_DONE, AitrainError
 from aitrain.io.imports import without_collection
-
-FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
-"""Ends of names that no folder has by intent."""
+from aitrain.model_commands import MODEL_COMMANDS
 
 OVERRIDES = "group=option or key=value, for instance optim=muon trainer.max_steps=100"
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command of the command line."""
-
-    does: str
-    """What it does, in one line."""
-
-    arguments: Callable[[argparse.ArgumentParser], None]
-    """Declares its words."""
-
-    run: Callable[[argparse.Namespace], int]
-    """Does it, and returns the exit code."""
-
-    is_watched: bool = False
-    """Whether each rank that srun starts runs as the child of a supervisor."""
-
-    passes_on: bool = False
-    """Whether the words after the first are read by somebody else."""
 
 
 def _takes_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or path of a YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=OVERRIDES)
     parser.add_argument("--config-dir", metavar="DIR", help="your own option files, for instance DIR/optim/gentle.yaml")
-
-
-def _takes_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
-
-
-def _run_directory(path: Path) -> Path:
-    """Return a run directory, or refuse a folder that is none."""
-    if (path / "run.yaml").is_file():
-        return path
-    why = "holds no run.yaml, so it is no run directory" if path.is_dir() else "does not exist"
-    raise AitrainError(f"{path} {why}: `aitrain runs` lists the runs here")
 
 
 def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,90 +132,21 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _resume_arguments(parser: argparse.ArgumentParser) -> None:
-    _takes_run(parser)
+    takes_run(parser)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="length, devices, logging, checkpoints")
-    _takes_state(parser)
+    takes_state(parser)
     parser.add_argument(
         "--changed-rate", action="store_true", help="go on although the new length makes the learning rate jump"
     )
 
 
-def _takes_state(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="which one; default newest")
-    parser.add_argument(
-        "--changed-inputs", action="store_true", help="go on although model or data are not what the run began with"
-    )
-
-
 def _resume(args: argparse.Namespace) -> int:
     early_signals.hold()
-    run, checkpoint = _run_directory(args.run), _checkpoint(args)
+    run, checkpoint = run_directory(args.run), checkpoint_of(args)
     from aitrain.trainer.resume_options import ResumeOptions
     from aitrain.trainer.start import resume
 
     return resume(run, args.overrides, ResumeOptions(checkpoint, args.changed_inputs, args.changed_rate))
-
-
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    _takes_run(parser)
-    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="model folder to write; must not exist")
-    parser.add_argument("--adapter-only", action="store_true", help="write the adapter, not merged into the weights")
-    _takes_state(parser)
-
-
-def _checkpoint(args: argparse.Namespace) -> str:
-    word = str(args.checkpoint)
-    if word not in ("best", "newest") and not word.isdigit():
-        raise AitrainError(f"--checkpoint {word} is no checkpoint: write a step, best or newest")
-    return word
-
-
-def _export(args: argparse.Namespace) -> int:
-    run, checkpoint = _run_directory(args.run), _checkpoint(args)
-    if args.to.exists():
-        raise AitrainError(f"--to {args.to} exists already: choose a new folder")
-    if args.to.suffix.lower() in FILE_SUFFIXES:
-        raise AitrainError(
-            f"--to {args.to} names a file, but a Hugging Face folder is written: "
-            f"write for instance --to {args.to.with_suffix('')}"
-        )
-    with without_collection():
-        from aitrain.trainer.export import Wanted, export
-
-    export(run, args.to, Wanted(not args.adapter_only, checkpoint, flat=True, changed_inputs=args.changed_inputs))
-    return EXIT_DONE
-
-
-def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    _takes_run(parser)
-    parser.add_argument("--data", metavar="FILE", help="held-out data; default: that of the run")
-    parser.add_argument("--lm-eval", metavar="TASKS", help="benchmarks of lm-eval, with commas (extra `lm-eval`)")
-    _takes_state(parser)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    run, checkpoint = _run_directory(args.run), _checkpoint(args)
-    with without_collection():
-        from aitrain.trainer.evaluation import evaluate_run
-
-    evaluate_run(run, args.data, args.lm_eval, checkpoint, args.changed_inputs)
-    return EXIT_DONE
-
-
-def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    _takes_run(parser)
-    parser.add_argument("file", metavar="FILE", type=Path, help="records as in training, without the answers")
-    parser.add_argument("--to", metavar="FILE", type=Path, help="JSON Lines to write; default: standard output")
-    _takes_state(parser)
-
-
-def _predict(args: argparse.Namespace) -> int:
-    run, checkpoint = _run_directory(args.run), _checkpoint(args)
-    with without_collection():
-        from aitrain.trainer.prediction import predict
-
-    predict(run, args.file, args.to, checkpoint, args.changed_inputs)
-    return EXIT_DONE
 
 
 def _runs_arguments(parser: argparse.ArgumentParser) -> None:
@@ -267,12 +163,12 @@ def _runs(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from aitrain.watch import status_text
 
-    print(status_text(_run_directory(args.run)))
+    print(status_text(run_directory(args.run)))
     return EXIT_DONE
 
 
 def _logs_arguments(parser: argparse.ArgumentParser) -> None:
-    _takes_run(parser)
+    takes_run(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until the run is over")
     parser.add_argument("--rank", metavar="N", type=int, help="log of one rank; default: that of the job, or rank 0")
 
@@ -280,19 +176,19 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
 def _logs(args: argparse.Namespace) -> int:
     from aitrain.watch import show_log
 
-    show_log(_run_directory(args.run), args.rank, args.follow)
+    show_log(run_directory(args.run), args.rank, args.follow)
     return EXIT_DONE
 
 
 def _stop_arguments(parser: argparse.ArgumentParser) -> None:
-    _takes_run(parser)
+    takes_run(parser)
     parser.add_argument("--now", action="store_true", help="end it at once; steps since its newest checkpoint are lost")
 
 
 def _stop(args: argparse.Namespace) -> int:
     from aitrain.watch import stop
 
-    print(stop(_run_directory(args.run), args.now))
+    print(stop(run_directory(args.run), args.now))
     return EXIT_DONE
 
 
@@ -380,11 +276,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command("trains here: this machine, or as a rank under torchrun or srun", _train_arguments, _train, True),
     "submit": Command("submits a recipe as a Slurm job, or shows the job script", _submit_arguments, _submit),
     "resume": Command("continues a run from its newest good checkpoint", _resume_arguments, _resume, True),
-    "export": Command("writes a run's model as a Hugging Face folder", _export_arguments, _export),
-    "evaluate": Command("measures a run's model on held-out data", _evaluate_arguments, _evaluate),
-    "predict": Command("lets a run's model answer the records of a file", _predict_arguments, _predict),
+    **MODEL_COMMANDS,
     "runs": Command("lists the runs in a folder, those in the queue too", _runs_arguments, _runs),
-    "status": Command("tells where a run stands: in the queue, its step, its speed, its trouble", _takes_run, _status),
+    "status": Command("tells where a run stands: in the queue, its step, its speed, its trouble", takes_run, _status),
     "logs": Command("prints the log of a run", _logs_arguments, _logs),
     "stop": Command("asks a run to save and end", _stop_arguments, _stop),
     "fetch": Command(

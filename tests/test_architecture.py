@@ -30,6 +30,7 @@ FEW_STATEMENTS = 10  # a module with fewer of them in all its functions needs no
 TESTED_ELSEWHERE = {
     # module -> the test that runs it, where a test at the mirrored place would only repeat that one
     "aitrain/__main__.py": "tests/test_cli.py",
+    **{f"aitrain/{name}.py": "tests/test_cli.py" for name in ("command", "model_commands")},
     # the providers of a benchmark, which run as processes of their own and must agree with each other
     **{f"aitrain/bench/{name}.py": "tests/bench/test_train.py" for name in ("bare", "job", "ours", "sft_trainer")},
     # what is compared, and by whom: every part runs on the CPU, and its large cases are built without memory

@@ -152,8 +152,15 @@ def end_tokens(config: RunConfig, tokenizer: Any) -> list[int]:
         config: The run.
         tokenizer: The model's tokenizer.
     """
-    if not isinstance(config.task, (Sft, Preference)):
-        return []
+    return template_end_tokens(tokenizer) if isinstance(config.task, (Sft, Preference)) else []
+
+
+def template_end_tokens(tokenizer: Any) -> list[int]:
+    """Return the ids with which a tokenizer's chat template ends a turn of the assistant.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+    """
     probe = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     spans = ChatTemplate(tokenizer).render(probe, "a conversation of two words").spans
     return [int(tokenizer.convert_tokens_to_ids(span.end_token)) for span in spans]

@@ -164,7 +164,7 @@ def evaluate_run(
     config = directory.config()
     chosen = store.choose(directory.checkpoints(config), checkpoint)
     harness = _harness() if lm_eval is not None else None
-    config = _measuring(config, data) if lm_eval is None else config
+    config = measuring(config, data) if lm_eval is None else config
     task = task_of(config)
     then = {} if changed_inputs else chosen.state.get("facts") or directory.facts()
     refuse_difference(then, task.facts() | code_facts(config), config, directory.path)
@@ -265,8 +265,16 @@ def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -
         directory.event("answers", step=step, answers=told)
 
 
-def _measuring(config: RunConfig, data: str | None) -> RunConfig:
-    """Return the configuration with the held-out data to measure."""
+def measuring(config: RunConfig, data: str | None) -> RunConfig:
+    """Return the configuration with the held-out data to measure.
+
+    Args:
+        config: The run.
+        data: Held-out data; None = that of the run.
+
+    Raises:
+        RecipeError: It does not exist.
+    """
     if data is not None:
         kind = replace(config.data, path=data, validation_path=data, validation_samples=None, max_overlap=1.0)
         if not all(file.exists() for file in source_of(data, kind, "--data").files):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from aitrain.checkpoint import store
 from aitrain.config import RunConfig
+from aitrain.config.model import ModelKind
 from aitrain.errors import Interrupted, RecipeError
-from aitrain.io import discard
+from aitrain.io import discard, writing
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
 
@@ -32,6 +33,37 @@ class Wanted:
 
     changed_inputs: bool = False
     """Export although the base model is not the one that the run began with."""
+
+
+def export_gguf(run: Path, to: Path, kind: str, wanted: Wanted) -> None:
+    """Write a run's model as one GGUF file.
+
+    Args:
+        run: The run directory.
+        to: File to make.
+        kind: Number format of the matrices: `f32`, `f16`, `bf16` or `q8_0`.
+        wanted: Of which checkpoint.
+
+    Raises:
+        RecipeError: `to` exists already, or the run trained no language model.
+        ModelError: The model has no counterpart in GGUF.
+    """
+    from aitrain.models.gguf_writer import GgufType, write_gguf
+    from aitrain.models.licence import licence_of
+
+    config = RunDirectory.open(run).config()
+    if config.task.model_kind is not ModelKind.causal:
+        raise RecipeError(f"--to {to}: GGUF files are for language models: name a folder instead")
+    folder = to.with_name(f"{to.name}.export")
+    if folder.exists():
+        discard(folder)
+    try:
+        export(run, folder, wanted)
+        with writing(f"--to {to}", "free space there, or name another file"):
+            write_gguf(folder, to, GgufType[kind], config.run.name or run.name, licence_of(folder))
+    finally:
+        if folder.exists():
+            discard(folder)
 
 
 def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambda: False) -> None:

@@ -1,0 +1,81 @@
+"""What a command of the command line is, and the words that several of them take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aitrain.errors import AitrainError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line."""
+
+    does: str
+    """What it does, in one line."""
+
+    arguments: Callable[[argparse.ArgumentParser], None]
+    """Declares its words."""
+
+    run: Callable[[argparse.Namespace], int]
+    """Does it, and returns the exit code."""
+
+    is_watched: bool = False
+    """Whether each rank that srun starts runs as the child of a supervisor."""
+
+    passes_on: bool = False
+    """Whether the words after the first are read by somebody else."""
+
+
+def takes_run(parser: argparse.ArgumentParser) -> None:
+    """Declare a run directory.
+
+    Args:
+        parser: Of the command.
+    """
+    parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
+
+
+def run_directory(path: Path) -> Path:
+    """Return a run directory, or refuse a folder that is none.
+
+    Args:
+        path: What the user gave.
+
+    Raises:
+        AitrainError: There is no run.
+    """
+    if (path / "run.yaml").is_file():
+        return path
+    why = "holds no run.yaml, so it is no run directory" if path.is_dir() else "does not exist"
+    raise AitrainError(f"{path} {why}: `aitrain runs` lists the runs here")
+
+
+def takes_state(parser: argparse.ArgumentParser) -> None:
+    """Declare which checkpoint of a run, and whether its inputs may have changed.
+
+    Args:
+        parser: Of the command.
+    """
+    parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="which one; default newest")
+    parser.add_argument(
+        "--changed-inputs", action="store_true", help="go on although model or data are not what the run began with"
+    )
+
+
+def checkpoint_of(args: argparse.Namespace) -> str:
+    """Return the word that chooses a checkpoint.
+
+    Args:
+        args: Words of the command.
+
+    Raises:
+        AitrainError: It is none.
+    """
+    word = str(args.checkpoint)
+    if word not in ("best", "newest") and not word.isdigit():
+        raise AitrainError(f"--checkpoint {word} is no checkpoint: write a step, best or newest")
+    return word

@@ -1,0 +1,142 @@
+"""The commands that use a trained model: export, evaluate, predict, chat. Heavy imports stand inside the functions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from aitrain.command import Command, checkpoint_of, run_directory, takes_run, takes_state
+from aitrain.errors import EXIT_DONE, AitrainError
+from aitrain.io.imports import without_collection
+
+FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
+"""Ends of names that no folder has by intent."""
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    takes_run(parser)
+    where = "model folder to write, or NAME.gguf for llama.cpp and Ollama; must not exist"
+    parser.add_argument("--to", metavar="DIR|FILE.gguf", type=Path, required=True, help=where)
+    kinds = "f16 (default), q8_0 (half the size), bf16 or f32"
+    parser.add_argument(
+        "--gguf-type", metavar="TYPE", choices=["f32", "f16", "bf16", "q8_0"], help=f"of a .gguf: {kinds}"
+    )
+    parser.add_argument("--adapter-only", action="store_true", help="write the adapter, not merged into the weights")
+    takes_state(parser)
+
+
+def _export(args: argparse.Namespace) -> int:
+    run, checkpoint = run_directory(args.run), checkpoint_of(args)
+    if args.to.exists():
+        raise AitrainError(f"--to {args.to} exists already: choose a new folder")
+    is_gguf = args.to.suffix.lower() == ".gguf"
+    if args.gguf_type and not is_gguf:
+        raise AitrainError(f"--gguf-type {args.gguf_type} needs a file: write for instance --to {args.to}.gguf")
+    if is_gguf and args.adapter_only:
+        raise AitrainError("--adapter-only has no effect on a .gguf file, which holds the whole model: remove it")
+    if args.to.suffix.lower() in FILE_SUFFIXES:
+        raise AitrainError(
+            f"--to {args.to} names a file, but a Hugging Face folder is written: "
+            f"write for instance --to {args.to.with_suffix('')}"
+        )
+    with without_collection():
+        from aitrain.trainer.export import Wanted, export, export_gguf
+
+    if is_gguf:
+        export_gguf(
+            run, args.to, args.gguf_type or "f16", Wanted(True, checkpoint, True, changed_inputs=args.changed_inputs)
+        )
+        print(args.to)
+        return EXIT_DONE
+    export(run, args.to, Wanted(not args.adapter_only, checkpoint, flat=True, changed_inputs=args.changed_inputs))
+    return EXIT_DONE
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN|MODEL", help="run directory; or a model folder, .gguf file or asset:NAME")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="with a model: keys of its recipe")
+    parser.add_argument("--data", metavar="FILE", help="held-out data; default: that of the run")
+    parser.add_argument("--base", action="store_true", help="measure the base model of the run, untrained")
+    parser.add_argument("--recipe", metavar="NAME", default="sft_full", help="with a model: its task; default sft_full")
+    parser.add_argument("--lm-eval", metavar="TASKS", help="benchmarks of lm-eval, with commas (extra `lm-eval`)")
+    takes_state(parser)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    checkpoint = checkpoint_of(args)
+    is_run = (Path(args.run) / "run.yaml").is_file()
+    if not is_run and args.data is None:
+        if not Path(args.run).exists():
+            run_directory(Path(args.run))
+        raise AitrainError(f"{args.run} is not a run directory: to measure a model alone, add --data FILE")
+    if not is_run or args.base:
+        with without_collection():
+            from aitrain.trainer.base_model import evaluate_base, evaluate_model
+
+        if is_run:
+            evaluate_base(Path(args.run), args.data)
+        else:
+            evaluate_model(args.run, args.data, args.recipe, args.overrides)
+        return EXIT_DONE
+    if args.overrides:
+        raise AitrainError(f"{args.overrides[0]} has no effect on a run, whose recipe is frozen: remove it")
+    run = run_directory(Path(args.run))
+    with without_collection():
+        from aitrain.trainer.evaluation import evaluate_run
+
+    evaluate_run(run, args.data, args.lm_eval, checkpoint, args.changed_inputs)
+    return EXIT_DONE
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    takes_run(parser)
+    parser.add_argument("file", metavar="FILE", type=Path, help="records as in training, without the answers")
+    parser.add_argument("--to", metavar="FILE", type=Path, help="JSON Lines to write; default: standard output")
+    takes_state(parser)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    run, checkpoint = run_directory(args.run), checkpoint_of(args)
+    with without_collection():
+        from aitrain.trainer.prediction import predict
+
+    predict(run, args.file, args.to, checkpoint, args.changed_inputs)
+    return EXIT_DONE
+
+
+def _chat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN|MODEL", help="run directory, model folder, .gguf file or asset:NAME")
+    parser.add_argument("--system", metavar="TEXT", help="system message; default: that of the run")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=512, help="longest answer; default 512")
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=0.0, help="0 (default) = always the same answer"
+    )
+    parser.add_argument("--compare", action="store_true", help="the base model answers too, side by side")
+    parser.add_argument("--template", metavar="NAME", help="chat template of a base model, for instance chatml")
+    parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="of a run; default newest")
+
+
+def _chat(args: argparse.Namespace) -> int:
+    checkpoint = checkpoint_of(args)
+    if args.max_new_tokens < 1:
+        raise AitrainError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
+    if args.temperature < 0:
+        raise AitrainError(f"--temperature {args.temperature:g} must be 0 or more")
+    with without_collection():
+        from aitrain.chat.talk import Settings, chat
+
+    chat(
+        args.model,
+        Settings(args.system, args.max_new_tokens, args.temperature, args.compare),
+        checkpoint,
+        args.template,
+    )
+    return EXIT_DONE
+
+
+MODEL_COMMANDS: dict[str, Command] = {
+    "export": Command("writes a run's model as a Hugging Face folder or a .gguf file", _export_arguments, _export),
+    "evaluate": Command("measures a run's model, or a model alone, on held-out data", _evaluate_arguments, _evaluate),
+    "predict": Command("lets a run's model answer the records of a file", _predict_arguments, _predict),
+    "chat": Command("talks to a run's model, or to any chat model, in the terminal", _chat_arguments, _chat),
+}
