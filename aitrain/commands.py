@@ -25,17 +25,45 @@ def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    from aitrain.config.source import find, header, names, task_of
+    from aitrain.config.source import find, names, short
+    from aitrain.io.table import table
 
     if args.name:
         print(find(args.name).read_text(encoding="utf-8"), end="")
         return EXIT_DONE
-    for number, name in enumerate(names()):
-        title, *rest = header(find(name)) or ["(no description)"]
-        print(("\n" if number else "") + title)
-        for line in [f"recipe {name}, task {task_of(find(name))}", *rest]:
-            print(f"  {line}")
-    print("\n`aitrain recipes NAME` prints one in full; `aitrain train NAME data.path=YOUR_FILE` runs it.")
+    rows = [[name, *short(find(name))] for name in names()]
+    print(table(["recipe", "you have", "you get", "smallest machine"], rows))
+    print("\n`aitrain recipes NAME` prints one in full; `aitrain init NAME my-project` starts a project with it.")
+    return EXIT_DONE
+
+
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--here", action="store_true", help="only models that are on this machine")
+
+
+def _models(args: argparse.Namespace) -> int:
+    from aitrain.io.table import table
+    from aitrain.models.catalogue import HEAD, rows
+
+    found = rows(only_here=args.here)
+    print(table(HEAD, found) if found else "no model on this machine yet: `aitrain fetch` lists what can be fetched")
+    print("\nMemory is estimated for weights, gradients and optimizer on one device; activations come on top.")
+    print("A model from a hub: `aitrain fetch RECIPE model.path=NAME model.allow_network=true` keeps it here.")
+    return EXIT_DONE
+
+
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", metavar="[RECIPE] DIR [key=value]", nargs="+", help="without a recipe, you are asked")
+    parser.add_argument("--data", metavar="FILE", help="your data; default: ten sample records in the right format")
+    parser.add_argument("--model", metavar="MODEL", help="model folder, .gguf file or asset:NAME; default: a small one")
+
+
+def _init(args: argparse.Namespace) -> int:
+    from aitrain.project import init
+
+    project = init(args.words, args.data, args.model)
+    print((project.folder / "recipe.yaml").read_text(encoding="utf-8"), end="")
+    print(f"\nWritten to {project.folder}. Next: aitrain check {project.folder / 'recipe.yaml'}")
     return EXIT_DONE
 
 
@@ -271,6 +299,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Command] = {
     "recipes": Command("lists recipes; with a name, one in full", _recipes_arguments, _recipes),
+    "models": Command("lists models to start from: size, licence, context, memory", _models_arguments, _models),
+    "init": Command("starts a project: a folder with a recipe, sample data and the commands", _init_arguments, _init),
     "show": Command("explains a group or a key", _show_arguments, _show),
     "check": Command("checks recipe, machine and data, says what will run; trains nothing", _check_arguments, _check),
     "train": Command("trains here: this machine, or as a rank under torchrun or srun", _train_arguments, _train, True),

@@ -177,6 +177,16 @@ def header(path: Path) -> list[str]:
     return lines
 
 
+def short(path: Path) -> list[str]:
+    """Return what a recipe is for in three short texts: what you have, what you get, the smallest machine.
+
+    Args:
+        path: The recipe's file.
+    """
+    found = next((line for line in header(path) if line.startswith("Short: ")), "Short:  |  | ")
+    return [part.strip() for part in found.removeprefix("Short:").split("|")]
+
+
 def task_of(path: Path) -> str:
     """Return the task that a recipe chooses.
 

@@ -1,0 +1,312 @@
+"""`aitrain init`: a folder to start from, with a recipe, ten sample records or your own file, and the commands."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aitrain.config import GROUPS
+from aitrain.config.data import Images, Labelled, Pairs, Preferences, Readable, Records, Series, Tagged, Text
+from aitrain.config.model import Model
+from aitrain.config.source import RECIPES, find, header, names, short
+from aitrain.config.values import Faults
+from aitrain.data.column_names import proposed, words
+from aitrain.data.records import read_records
+from aitrain.errors import DataError, RecipeError
+from aitrain.io import write_text
+from aitrain.io.table import table
+from aitrain.models.assets import SHIPPED
+from aitrain.models.folder import inspect
+from aitrain.recipe import compose, parse_overrides
+from aitrain.tasks.data_files import source_of
+
+SAMPLES = RECIPES / "samples"
+LANGUAGE_MODEL, IMAGE_MODEL = "asset:smollm2-135m-instruct", "asset:tiny-convnext"
+
+_FILES: dict[type, str] = {
+    Records: "sft.csv",
+    Text: "pretrain.txt",
+    Labelled: "classify_text.csv",
+    Tagged: "tag_tokens.jsonl",
+    Pairs: "pairs.jsonl",
+    Preferences: "preference.jsonl",
+}
+"""Keys of the group `data` -> file with ten sample records."""
+
+_WANTED: dict[type, tuple[tuple[str, ...], ...]] = {
+    Records: (("prompt", "completion"), ("messages",), ("instruction", "output"), ("conversations",)),
+    Text: (("text",),),
+    Labelled: (("text", "label"),),
+    Tagged: (("text", "entities"), ("tokens", "labels")),
+    Pairs: (("query", "positive"),),
+    Preferences: (("prompt", "chosen", "rejected"), ("prompt", "completion", "label")),
+    Series: (("time",),),
+    Images: (("image", "label"),),
+}
+"""Keys of the group `data` -> the columns of which one set must be there."""
+
+_SAMPLE_HOURS = 3000
+
+
+@dataclass
+class Project:
+    """What goes into the folder."""
+
+    folder: Path
+    recipe: str
+    data: str | None = None
+    """The user's own data; None = ten sample records."""
+
+    model: str | None = None
+    """The model; None = that of the recipe, or a small one."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys that the user has given."""
+
+
+def init(words_given: Sequence[str], data: str | None, model: str | None) -> Project:
+    """Make a project folder.
+
+    Args:
+        words_given: `[RECIPE] FOLDER` and words `key=value`; without a recipe, the user is asked.
+        data: The user's own data; None = ten sample records.
+        model: The model; None = that of the recipe, or a small one.
+
+    Returns:
+        What was made.
+
+    Raises:
+        RecipeError: The folder exists already, or a word cannot be used.
+        DataError: The data cannot be read, or its columns are not recognised.
+    """
+    faults = Faults()
+    changes = parse_overrides([word for word in words_given if "=" in word], faults)
+    if faults.lines:
+        raise RecipeError(faults.lines)
+    plain = [word for word in words_given if "=" not in word]
+    if len(plain) == 1:
+        recipe, data, model = _asked(data, model)
+        plain = [recipe, *plain]
+    if len(plain) != 2:
+        raise RecipeError("aitrain init takes a recipe and a folder, for instance `aitrain init sft_lora my-project`")
+    find(plain[0])
+    values = {change.key_or_group: change.value() for change in changes}
+    project = Project(Path(plain[1]), plain[0], data, model, values)
+    if project.folder.exists() and (not project.folder.is_dir() or any(project.folder.iterdir())):
+        raise RecipeError(f"{project.folder} exists already: choose a new folder")
+    content = _recipe(project)  # refuses what cannot be read, before anything is made
+    project.folder.mkdir(parents=True, exist_ok=True)
+    if project.data is None:
+        _write_samples(project)
+    write_text(project.folder / "recipe.yaml", content)
+    write_text(project.folder / "README.md", readme(project))
+    return project
+
+
+def _asked(data: str | None, model: str | None) -> tuple[str, str | None, str | None]:
+    """Ask for what was not given; refuse where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise RecipeError(
+            "aitrain init needs a recipe where nobody can be asked, for instance `aitrain init sft_lora my-project` "
+            f"(there are {', '.join(names())})"
+        )
+    print(table(["recipe", "you have", "you get"], [[name, *short(find(name))[:2]] for name in names()]))
+    recipe = input("\nWhich recipe? [sft_lora] ").strip() or "sft_lora"
+    find(recipe)
+    data = data or input("Your data, a file or folder? [ten sample records] ").strip() or None
+    model = model or input(f"Which model? [{_model(recipe, None)}] ").strip() or None
+    return recipe, data, model
+
+
+def _data_keys(recipe: str) -> Readable:
+    """Return the group `data` of a recipe."""
+    config = compose(recipe, ["data.path=d", *([] if _own_model(recipe) else ["model.path=m"])])
+    assert isinstance(config.data, Readable), "shipped recipes read files"
+    return config.data
+
+
+def _own_model(recipe: str) -> str | None:
+    """Return the model that a recipe names; `null` where it needs none."""
+    given = compose(recipe, ["data.path=d", "model.path=m"]) if _is_open(recipe) else compose(recipe, ["data.path=d"])
+    return None if _is_open(recipe) else str(given.model.path or "null")
+
+
+def _is_open(recipe: str) -> bool:
+    try:
+        compose(recipe, ["data.path=d"])
+    except RecipeError as error:
+        if "model.path is missing" in str(error):
+            return True
+        raise
+    return False
+
+
+def _model(recipe: str, given: str | None) -> str:
+    if given is not None:
+        return given
+    return _own_model(recipe) or (IMAGE_MODEL if isinstance(_data_keys(recipe), Images) else LANGUAGE_MODEL)
+
+
+def _recipe(project: Project) -> str:
+    """Return the recipe file: what was chosen with a comment each, and what else one may want to set."""
+    keys, path = _data_keys(project.recipe), _model(project.recipe, project.model)
+    title, *_ = header(find(project.recipe))
+    tree: dict[str, Any] = {"run": {"name": project.folder.name}}
+    if path != "null":
+        tree["model"] = {"path": path} | _template(project, path)
+    tree["data"] = {"path": _data_path(project, keys)}
+    columns = {} if project.data is None else _columns(project, keys)
+    if columns:
+        tree["data"]["columns"] = columns
+    tree["data"] |= _length(project, keys, path)
+    _add_given(tree, project.values)
+    lines = [f"# {title}", f"# Made by `aitrain init {project.recipe}`; `aitrain show` explains every key.", ""]
+    lines.append(f"defaults: [{project.recipe}, _self_]")
+    for group, values in tree.items():
+        lines += [
+            "",
+            *(line + _COMMENTS.get(f"{group}.{line.split(':')[0].strip()}", "") for line in _yaml(group, values)),
+        ]
+    lines += ["", "# What you may want to change next:", "# trainer:", "#   max_epochs: 5"]
+    lines += ["#   global_batch_samples: 16", "# optim:", "#   lr: 1e-4"]
+    return "\n".join(lines) + "\n"
+
+
+_COMMENTS = {
+    "model.path": "  # `aitrain models` lists others; or your own folder",
+    "model.chat_template": "  # the model has none of its own",
+    "data.columns": "  # found by their names: correct them here",
+    "data.sequence_tokens": "  # longest sample in tokens",
+}
+"""Key -> what stands behind its line."""
+
+
+def _data_path(project: Project, keys: Readable) -> str:
+    if project.data is not None:
+        return project.data if project.data.startswith("asset:") else os.path.abspath(os.path.expanduser(project.data))
+    return os.path.abspath(project.folder / _sample_name(keys))
+
+
+def _sample_name(keys: Readable) -> str:
+    if isinstance(keys, Images):
+        return "images"
+    return "data.csv" if isinstance(keys, Series) else f"data{Path(_FILES[type(keys)]).suffix}"
+
+
+def _columns(project: Project, keys: Readable) -> dict[str, str]:
+    """Return which of the user's columns is which, where they have other names than aitrain reads, or refuse them."""
+    assert project.data is not None, "asked for data of the user's"
+    source = source_of(project.data, keys)
+    if any(key.startswith("data.columns") for key in project.values):
+        return {}
+    if source.path.is_dir() or all(file.suffix.lower() in (".txt", ".md", ".docx") for file in source.files):
+        return {}
+    first = next((record for _, record in islice(read_records(source), 20) if not isinstance(record, DataError)), None)
+    if first is None:
+        raise DataError(f"{project.data}: none of the first records can be read: see `aitrain check`")
+    wanted = _WANTED[type(keys)]
+    if any(all(name in first for name in each) for each in wanted):
+        return {}
+    for each in wanted:
+        found = proposed(first, each)
+        if found:
+            return {name: column for name, column in found.items() if name != column}
+    told = words(dict.fromkeys(wanted[0], "COLUMN"))
+    there = ", ".join(map(repr, first))
+    raise DataError(f"{project.data}: which of the columns {there} is which? Add {told}")
+
+
+def _template(project: Project, path: str) -> dict[str, Any]:
+    """Choose a chat template for a language model that has none."""
+    if not isinstance(_data_keys(project.recipe), (Records, Preferences)):
+        return {}
+    facts = inspect(Model(path=path))
+    return {} if facts.faults or facts.has_chat_template else {"chat_template": "chatml"}
+
+
+def _length(project: Project, keys: Readable, path: str) -> dict[str, Any]:
+    """Return a length that fits the model's context, where the recipe's own does not."""
+    longest = getattr(keys, "sequence_tokens", None)
+    if longest is None or path == "null":
+        return {}
+    task = compose(project.recipe, ["data.path=d", f"model.path={path}"]).task
+    room = inspect(Model(path=path), task.model_kind).context_tokens if task.model_kind else None
+    return {"sequence_tokens": room} if room is not None and room < longest else {}
+
+
+def _add_given(tree: dict[str, Any], values: dict[str, Any]) -> None:
+    """Put the keys that the user has given into the recipe."""
+    for name, value in values.items():
+        if name in GROUPS:
+            raise RecipeError(f"{name}={value} chooses an option: write it into the defaults list of recipe.yaml")
+        *parents, last = name.split(".")
+        inner = tree
+        for word in parents:
+            inner = inner.setdefault(word, {})
+        inner[last] = value
+
+
+def _yaml(group: str, values: Any) -> list[str]:
+    text = io.StringIO()
+    yaml.safe_dump({group: values}, text, allow_unicode=True, sort_keys=False, default_flow_style=False, width=1000)
+    return text.getvalue().splitlines()
+
+
+def _write_samples(project: Project) -> None:
+    keys = _data_keys(project.recipe)
+    to = project.folder / _sample_name(keys)
+    if isinstance(keys, Series):
+        lines = (SHIPPED / "weather-hours" / "year.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(to, "".join(_one_value(line) for line in lines[: _SAMPLE_HOURS + 1]))
+    elif isinstance(keys, Images):
+        _write_images(to)
+    else:
+        shutil.copyfile(SAMPLES / _FILES[type(keys)], to)
+
+
+def _one_value(line: str) -> str:
+    """Keep the time and the temperature of a row of the weather data."""
+    cells = line.rstrip("\n").split(",")
+    return f"{cells[0]},{'value' if cells[3] == 'temperature' else cells[3]}\n"
+
+
+def _write_images(to: Path) -> None:
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(SHIPPED / "garments" / "train.parquet").to_pylist()
+    for number, row in enumerate(rows[::4]):
+        content = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+        file = to / str(row["label"]) / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+def readme(project: Project) -> str:
+    """Return the README of a project: the three commands, and what to do next.
+
+    Args:
+        project: The project.
+    """
+    recipe = shlex.quote(str(project.folder / "recipe.yaml"))
+    talks = isinstance(_data_keys(project.recipe), (Records, Preferences, Text))
+    use = "aitrain chat RUN" if talks else "aitrain predict RUN FILE"
+    model = _model(project.recipe, project.model)
+    fetch = [f"aitrain fetch {model.removeprefix('asset:')}  # once"] if model.startswith("asset:") else []
+    have, get, machine = short(find(project.recipe))
+    sample = "the file in this folder, ten samples in the right format: replace them by your own"
+    lines = [f"# {project.folder.name}", "", f"From {have}: {get}.", "", "```bash", *fetch]
+    lines += [f"aitrain check {recipe}   # what will run, and what is wrong", f"aitrain train {recipe}"]
+    lines += [f"{use}   # RUN is printed by train", "```", ""]
+    lines += [f"- Data: {sample if project.data is None else project.data}", f"- Model: {model}"]
+    lines += [f"- Smallest machine: {machine}", "- Keys: `recipe.yaml`; `aitrain show` explains each"]
+    return "\n".join(lines) + "\n"

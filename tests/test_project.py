@@ -1,0 +1,90 @@
+"""`aitrain init` makes a folder whose recipe is accepted as it is, from sample records or from the user's own file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aitrain.config.source import names
+from aitrain.errors import AitrainError, DataError, RecipeError
+from aitrain.preflight import data_faults
+from aitrain.project import init
+from aitrain.recipe import compose
+from aitrain.tasks.registry import task_of
+from aitrain.trainer.inspection import audit
+
+MODELS = {"classify_image": "asset:tiny-convnext", "forecast_timeseries": None}
+
+
+@pytest.mark.parametrize("recipe", [name for name in names() if name not in ("quickstart", "sft_qlora")])
+def test_the_sample_records_of_every_recipe_pass_its_check(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = init([recipe, str(tmp_path / "mine")], None, MODELS.get(recipe, "asset:tiny-llama"))
+    config = compose(str(project.folder / "recipe.yaml"), ["trainer.accelerator=cpu"])
+    assert config.run.name == "mine" and not data_faults(config)
+    audit(config, show=0)
+    assert "samples" in capsys.readouterr().out
+    assert len(task_of(config).config.data.path) > 0 and "aitrain train" in (project.folder / "README.md").read_text()
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=";", lineterminator="\r\n")
+    writer.writerows([["Vraag van klant", "antwoord", "klant"], *([f"Hoe {n}?", f"Zo, één {n}", n] for n in range(12))])
+    (tmp_path / "export.csv").write_bytes(text.getvalue().encode("cp1252"))
+    return tmp_path / "export.csv"
+
+
+def test_columns_of_ones_own_file_are_proposed_in_the_recipe(tmp_path: Path, export: Path) -> None:
+    project = init(["sft_lora", str(tmp_path / "mine")], str(export), "asset:tiny-llama")
+    written = yaml.safe_load((project.folder / "recipe.yaml").read_text())
+    assert written["data"]["path"] == str(export)
+    assert written["data"]["columns"] == {"prompt": "Vraag van klant", "completion": "antwoord"}
+    assert written["data"]["sequence_tokens"] == 512  # the model's context
+    assert not (project.folder / "data.csv").exists()
+
+
+def test_what_cannot_be_told_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a;b\n1;2\n")
+    with pytest.raises(DataError, match=r"which of the columns 'a', 'b' is which\? Add data.columns.prompt=COLUMN"):
+        init(["sft_lora", str(tmp_path / "mine")], str(tmp_path / "a.csv"), "asset:tiny-llama")
+    assert not (tmp_path / "mine").exists()
+    words = ["sft_lora", str(tmp_path / "mine"), "data.columns.prompt=a", "data.columns.completion=b", "optim.lr=1e-3"]
+    project = init(words, str(tmp_path / "a.csv"), "asset:tiny-llama")
+    config = compose(str(project.folder / "recipe.yaml"), [])
+    assert config.data.columns == {"prompt": "a", "completion": "b"}  # type: ignore[attr-defined]
+    assert config.optim.lr == 1e-3
+    with pytest.raises(RecipeError, match="mine exists already"):
+        init(words, None, None)
+
+
+def test_a_base_model_gets_a_template(tmp_path: Path) -> None:
+    import shutil
+
+    from aitrain.models.assets import resolve
+
+    shutil.copytree(resolve("asset:tiny-llama"), tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    project = init(["sft_full", str(tmp_path / "mine")], None, str(tmp_path / "base"))
+    assert compose(str(project.folder / "recipe.yaml"), []).model.chat_template == "chatml"
+
+
+def test_without_a_recipe_the_user_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        RecipeError, match="needs a recipe where nobody can be asked, for instance `aitrain init sft_lora"
+    ):
+        init([str(tmp_path / "mine")], None, None)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    answers = iter(["", "", "asset:tiny-llama"])
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    project = init([str(tmp_path / "mine")], None, None)
+    assert (project.recipe, project.data, project.model) == ("sft_lora", None, "asset:tiny-llama")
+    with pytest.raises(AitrainError, match="recipe sft_loro is not known"):
+        init(["sft_loro", str(tmp_path / "other")], None, None)
