@@ -132,7 +132,12 @@ def _train(args: argparse.Namespace) -> int:
     if args.multirun:
         from aitrain.sweep import train_each
 
-        return train_each(args.recipe, args.overrides)
+        code, folder = train_each(args.recipe, args.overrides)
+        if folder is not None:
+            from aitrain.watch import runs_text
+
+            print(f"\n{runs_text(folder)}")
+        return code
     from aitrain.trainer.start import train, train_or_resume
 
     return train_or_resume(args.recipe, args.overrides) if args.or_resume else train(args.recipe, args.overrides)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Glob
 
 from aitrain.config import GROUPS, RunConfig
+from aitrain.config.run import SWEEP
 from aitrain.config.values import Faults
 from aitrain.errors import EXIT_DONE, RecipeError
+from aitrain.io import write_text
 from aitrain.recipe import compose, parse_overrides
 
 
@@ -67,29 +73,42 @@ def refuse_shared_directories(configs: Sequence[RunConfig]) -> None:
             )
 
 
-def train_each(recipe: str, overrides: list[str]) -> int:
+def train_each(recipe: str, overrides: list[str]) -> tuple[int, Path | None]:
     """Train every combination in a process of its own; stop at the first that does not end well.
+
+    Where the words do not say where runs go, each gets its own directory in a folder of the whole sweep, which says in
+    `sweep.json` in what they differ.
 
     Args:
         recipe: Name or path of a recipe.
         overrides: Words with lists or ranges of alternatives.
 
     Returns:
-        The exit code: of the run that did not end well, else done.
+        The exit code: of the run that did not end well, else done; and the folder of the sweep, if it has one.
 
     Raises:
         RecipeError: A combination is refused; no run is started then.
     """
     combinations = sweep(overrides)
-    refuse_shared_directories([compose(recipe, words) for words in combinations])
+    configs = [compose(recipe, words) for words in combinations]
+    refuse_shared_directories(configs)
+    folder: Path | None = None
+    if configs[0].run.dir is None:
+        folder = Path(os.path.abspath(f"runs/{configs[0].run.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"))
+        folder.mkdir(parents=True)
+        differing = [
+            [word for word in words if any(word not in others for others in combinations)] for words in combinations
+        ]
+        write_text(folder / SWEEP, json.dumps([" ".join(words) for words in differing], indent=1) + "\n")
+        combinations = [[*words, f"run.dir={folder}/{number}"] for number, words in enumerate(combinations)]
     for number, words in enumerate(combinations, 1):
         print(f"[{number}/{len(combinations)}] {' '.join([recipe, *words])}", flush=True)
         code = _wait_for([sys.executable, "-m", "aitrain", "train", recipe, *words])
         if code:
             left = len(combinations) - number
             print(f"run {number} ended with exit code {code}; {left} runs were not started", file=sys.stderr)
-            return code
-    return EXIT_DONE
+            return code, folder
+    return EXIT_DONE, folder
 
 
 def _wait_for(command: list[str]) -> int:

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aitrain.config.run import SWEEP
 from aitrain.errors import AitrainError, LaunchError
 from aitrain.io import write_text, writing
-from aitrain.launch.ask import SWEEP
+from aitrain.io.table import table
 from aitrain.launch.slurm import QueuedJob, Slurm
-from aitrain.report.runs import RunSummary, runs, summary
+from aitrain.report.runs import RunSummary, differences, runs, summary
 
 STOP_FILE = "stop"
 """File in `logs/` of a run that tells its job script not to go on after the next save."""
@@ -100,19 +101,36 @@ def runs_text(folder: Path) -> str:
         return f"no runs in {folder}"
     queue = read_queue(found)
     words = _words_of_sweep(folder)
-    rows = [("run", "steps", "loss", "held-out", "job", "state", "differs in" if words else "")]
+    told = differences(found) if len(found) > 1 else {}
+    rows = []
     if words:
-        found.sort(key=lambda run: int(run.path.name) if run.path.name.isdigit() else len(found))
-    for run in found:
+        found = by_success(found)
+    for number, run in enumerate(found):
         loss, best = ("-" if value is None else f"{value:.4f}" for value in (run.loss, run.best_validation))
-        differs = words.get(run.path.name, "")
-        rows.append((str(run.path), str(run.steps), loss, best, run.job or "-", state_of(run, queue), differs))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    lines = []
-    for path, *numbers, state, differs in rows:
-        middle = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths[1:5], strict=True))
-        lines.append(f"{path:<{widths[0]}}  {middle}  {state:<{widths[5]}}  {differs}".rstrip())
+        is_winner = bool(words) and number == 0 and run.best_validation is not None
+        differs = words.get(run.path.name) or told.get(run.path, "")
+        metric = "" if run.best_validation is None else run.metric.replace("_", " ")
+        name = f"{run.path}{' (best)' if is_winner else ''}"
+        rows.append(
+            [name, str(run.steps), loss, f"{best} {metric}".strip(), run.job or "-", state_of(run, queue), differs]
+        )
+    head = ["run", "steps", "loss", "best held-out", "job", "state", "differs in"]
+    lines = [table(head, rows)]
     return "\n".join([*lines, *(f"The queue could not be read: {why}" for why in queue.silent)])
+
+
+def by_success(found: Sequence[RunSummary]) -> list[RunSummary]:
+    """Return runs in the order of their held-out metric, the best first; those without one come last.
+
+    Args:
+        found: The runs.
+    """
+
+    def rank(run: RunSummary) -> tuple[bool, float]:
+        value = run.best_validation
+        return value is None, 0.0 if value is None else -value if run.greater_is_better else value
+
+    return sorted(found, key=rank)
 
 
 def _words_of_sweep(folder: Path) -> dict[str, str]:

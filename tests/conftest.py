@@ -11,6 +11,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("WANDB_MODE", None)
+os.environ.pop("COLUMNS", None)  # tables are as wide as they like where there is no terminal
 os.environ["AITRAIN_LOCAL_SLURM"] = "/nowhere/local-slurm"  # not the one that somebody may be trying
 
 # Kernels that are decorated while this is set run in Triton's interpreter: so tests/ops runs them without a GPU.

@@ -92,7 +92,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 def test_recipes_are_listed_and_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes"]) == 0
     out = capsys.readouterr().out
-    assert "quickstart" in out and "task pretrain" in out and 'Takes: {"messages"' in out and "Needs:" in out
+    assert "quickstart" in out and "questions with answers, or conversations" in out and "smallest machine" in out
     assert cli.main(["recipes", "sft_lora"]) == 0
     assert "override adapter: lora" in capsys.readouterr().out
 
@@ -206,19 +206,23 @@ SWEEP = (
 )
 
 
-def test_a_sweep_runs_in_turn_and_stops_at_the_first_that_fails(stub: dict[str, str]) -> None:
+def test_a_sweep_runs_in_turn_and_stops_at_the_first_that_fails(stub: dict[str, str], tmp_path: Path) -> None:
+    (place := tmp_path / "here").mkdir()
     words = ["train", "sft_lora", "-m", "model.path=m", "data.path=d", "seed=1,2,3"]
-    done = subprocess.run([sys.executable, "-c", SWEEP, *words], env=stub, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SWEEP, *words], env=stub, capture_output=True, text=True, cwd=place)
     assert done.returncode == 4 and "run 2 ended with exit code 4; 1 runs were not started" in done.stderr
+    (folder,) = (place / "runs").glob("sft_lora-sweep-*")
     assert Path(stub["LOG"]).read_text().splitlines() == [
-        f"-m aitrain train sft_lora model.path=m data.path=d seed={seed}" for seed in (1, 2)
+        f"-m aitrain train sft_lora model.path=m data.path=d seed={seed} run.dir={folder}/{seed - 1}" for seed in (1, 2)
     ]
+    assert json.loads((folder / "sweep.json").read_text()) == ["seed=1", "seed=2", "seed=3"]
 
 
-def test_a_sweep_passes_sigterm_on_and_waits(stub: dict[str, str]) -> None:
+def test_a_sweep_passes_sigterm_on_and_waits(stub: dict[str, str], tmp_path: Path) -> None:
+    (place := tmp_path / "here").mkdir()
     words = ["train", "sft_lora", "-m", "model.path=m", "data.path=d", "seed=1,2"]
     process = subprocess.Popen(
-        [sys.executable, "-c", SWEEP, *words], env=stub | {"WAIT": "1"}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SWEEP, *words], env=stub | {"WAIT": "1"}, stdout=subprocess.PIPE, text=True, cwd=place
     )
     assert process.stdout is not None
     for line in process.stdout:

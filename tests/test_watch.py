@@ -91,11 +91,27 @@ def test_a_status_in_full(queue: list[QueuedJob], tmp_path: Path) -> None:
 
 def test_the_runs_of_a_sweep_in_order_with_what_differs(tmp_path: Path) -> None:
     for number in (10, 2, 0):
-        make(tmp_path / str(number), STARTED, {"event": "evaluated", "val_loss": 2.5}, {"event": "finished"})
+        make(tmp_path / str(number), STARTED, {"event": "evaluated", "val_loss": 2.5 + number}, {"event": "finished"})
     (tmp_path / "sweep.json").write_text(json.dumps([f"seed={number}" for number in range(11)]))
     lines = watch.runs_text(tmp_path).splitlines()
-    assert [line.split()[-1] for line in lines[1:]] == ["seed=0", "seed=2", "seed=10"]
-    assert all("2.5000" in line for line in lines[1:])
+    assert [line.split()[-1] for line in lines[2:]] == ["seed=0", "seed=2", "seed=10"]
+    assert f"{tmp_path}/0 (best)" in lines[2] and "2.5000 loss" in lines[2] and "(best)" not in lines[3]
+
+
+def test_the_best_run_is_the_one_with_most_where_more_is_better(tmp_path: Path) -> None:
+    for number, value in enumerate((0.5, 0.9)):
+        started = STARTED | {"metric": "macro_f1", "greater_is_better": True}
+        make(tmp_path / str(number), started, {"event": "evaluated", "val_macro_f1": value}, {"event": "finished"})
+    (tmp_path / "sweep.json").write_text(json.dumps(["optim.lr=1", "optim.lr=2"]))
+    assert f"{tmp_path}/1 (best)" in watch.runs_text(tmp_path) and "0.9000 macro f1" in watch.runs_text(tmp_path)
+
+
+def test_runs_of_any_folder_say_in_which_keys_they_differ(tmp_path: Path) -> None:
+    for name, rate in (("a", "1e-3"), ("b", "2e-3")):
+        run = make(tmp_path / name, STARTED)
+        (run / "run.yaml").write_text(f"seed: 0\nrun: {{name: {name}}}\noptim: {{option: adamw, lr: {rate}}}\n")
+    lines = watch.runs_text(tmp_path).splitlines()
+    assert [line.split()[-1] for line in lines[2:]] == ["optim.lr=1e-3", "optim.lr=2e-3"]
 
 
 def test_a_log_is_followed_until_the_run_is_over(tmp_path: Path) -> None:

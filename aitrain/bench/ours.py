@@ -44,6 +44,8 @@ def overrides(job: Job, run: Path) -> list[str]:
         "optim.weight_decay=0",
         f"trainer.max_steps={job.steps}",
         "trainer.max_epochs=null",
+        "data.validation_samples=null",
+        "evaluate.answered_samples=0",
         f"trainer.global_batch_samples={job.global_batch}",
         f"trainer.micro_batch_samples={job.micro_batch}",
         f"trainer.precision={job.precision}",

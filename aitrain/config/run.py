@@ -14,6 +14,10 @@ class Purpose(Enum):
     commercial = "commercial"
 
 
+SWEEP = "sweep.json"
+"""File in the folder of a sweep: the words in which its runs differ, in the order of their numbers."""
+
+
 @dataclass
 class Run:
     """Name and place of one run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 
@@ -27,9 +28,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None 
     Args:
         head: Names of the columns.
         rows: Cells, the name of the row first.
-        width: Columns; None = those of the terminal.
+        width: Columns; None = those of the terminal, and any number where there is none.
     """
-    width = shutil.get_terminal_size((120, 24)).columns if width is None else width
+    if width is None:
+        is_wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ  # for grep and files, one row is one line
+        width = 100_000 if is_wide else shutil.get_terminal_size().columns
     widths = _widths([head, *rows], width)
     if widths is None or is_plain():
         return "\n\n".join(_lines_of(head, row, width) for row in rows)

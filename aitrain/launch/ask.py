@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SWEEP = "sweep.json"
-"""File in the folder of a sweep: the words in which each run differs."""
-
 
 @dataclass(frozen=True)
 class Run:

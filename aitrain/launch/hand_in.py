@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aitrain.config import RunConfig
+from aitrain.config.run import SWEEP
 from aitrain.errors import EXIT_DONE, AitrainError, LaunchError
 from aitrain.io import write_text, writing
-from aitrain.launch.ask import SWEEP
 from aitrain.launch.clusters import Cluster, warning
 from aitrain.launch.job import Job, counted
 from aitrain.launch.refusals import purged_area

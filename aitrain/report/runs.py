@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from aitrain.config.values import shown
 from aitrain.errors import AitrainError
 
 TAIL_BYTES = 1 << 20
@@ -70,7 +73,13 @@ class RunSummary:
     """How often a job has gone on with it by itself."""
 
     best_validation: float | None = None
-    """Smallest held-out loss so far; `None` = never measured."""
+    """Best value of the held-out metric so far; `None` = never measured."""
+
+    metric: str = "loss"
+    """Name of that metric."""
+
+    greater_is_better: bool = False
+    """Whether more of it is better."""
 
     host: str | None = None
     """Where rank 0 runs, or ran."""
@@ -107,6 +116,10 @@ def summary(run: Path) -> RunSummary:
     def last(key: str, *kinds: str) -> Any:
         return next((event[key] for event in events if event.get("event") in kinds and key in event), None)
 
+    metric, greater = (
+        last("metric", "started", "resumed") or "loss",
+        bool(last("greater_is_better", "started", "resumed")),
+    )
     trouble = next((event for event in events if event.get("event") in (*STATES, "checkpoint")), {})
     return RunSummary(
         path=run,
@@ -124,13 +137,57 @@ def summary(run: Path) -> RunSummary:
         cluster=last("cluster", "submitted"),
         trouble=trouble.get("reason") or trouble.get("error"),
         restarts=sum(event.get("event") == "launched" and bool(event.get("automatic")) for event in events),
-        best_validation=min(
-            (event["val_loss"] for event in events if isinstance(event.get("val_loss"), float)),
+        best_validation=(max if greater else min)(
+            (event[f"val_{metric}"] for event in events if isinstance(event.get(f"val_{metric}"), float)),
             default=None,
         ),
+        metric=metric,
+        greater_is_better=greater,
         host=last("host", "started", "resumed"),
         pid=last("pid", "started", "resumed"),
     )
+
+
+def differences(found: Sequence[RunSummary], most: int = 4) -> dict[Path, str]:
+    """Return the keys in which runs differ from each other, as `key=value` words; of one run, nothing.
+
+    Args:
+        found: The runs.
+        most: Words that are given per run; more are counted.
+    """
+    leaves = {run.path: _leaves(run.path / "run.yaml") for run in found}
+    names = {name for given in leaves.values() for name in given if not name.startswith(_NOT_COMPARED)}
+    differing = [name for name in sorted(names) if len({json.dumps(given.get(name)) for given in leaves.values()}) > 1]
+    words = {
+        path: [f"{name}={shown(given[name])}" for name in differing if name in given] for path, given in leaves.items()
+    }
+    return {
+        path: " ".join(each[:most]) + (f" and {len(each) - most} more" if len(each) > most else "")
+        for path, each in words.items()
+    }
+
+
+_NOT_COMPARED = ("run.", "facts", "cluster.", "logger.")
+"""Beginnings of keys that tell nothing of what was trained."""
+
+
+def _leaves(file: Path) -> dict[str, Any]:
+    """Return the dotted keys of a frozen configuration; none where it cannot be read."""
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    found: dict[str, Any] = {}
+
+    def walk(values: Any, prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                found[f"{prefix}{name}".removesuffix(".option")] = value
+
+    walk(data if isinstance(data, dict) else {}, "")
+    return found
 
 
 def _newest(file: Path) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from aitrain.config import RunConfig
 from aitrain.config.adapter import Lora, Qlora
 from aitrain.config.data import Sequences
 from aitrain.config.strategy import DeepspeedZero3
-from aitrain.config.task import Sft
+from aitrain.config.task import Preference, Sft
 from aitrain.data.prepare import tokenizer_content
 from aitrain.data.records import read_records
 from aitrain.data.samples import Samples, Splits
@@ -43,6 +43,11 @@ class CausalLM(Task):
     """A causal language model under training; see `Task`."""
 
     weight_unit = "tokens"
+
+    @property
+    def talks(self) -> bool:  # type: ignore[override]
+        """Whether it was trained on conversations."""
+        return isinstance(self.config.task, (Sft, Preference))
 
     def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> None:
         super().__init__(config, accelerator, located)

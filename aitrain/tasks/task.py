@@ -126,6 +126,9 @@ class Task(ABC):
     Options: ClassVar[type | None] = None
     """For a task of the user's: a dataclass, whose fields are the keys below `task.options`."""
 
+    talks: ClassVar[bool] = False
+    """Whether one can talk to the trained model (`aitrain chat`)."""
+
     most_on_cpu: ClassVar[int] = 8
     """Samples at once above which a CPU is not faster; where their lengths differ, more is only more padding."""
 

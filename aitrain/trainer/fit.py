@@ -353,6 +353,8 @@ def announce(session: Session, plan: StepPlan, accelerator: str, options: Resume
         "gradient_accumulation": plan.accumulation,
         "steps": session.total_steps,
         "samples": plan.size,
+        "metric": session.task.primary.name,
+        "greater_is_better": session.task.primary.greater_is_better,
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }

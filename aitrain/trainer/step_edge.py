@@ -56,6 +56,7 @@ class Session:
         before: What the model answered before training.
         after: What it answers now.
         picture: Where the task has drawn what was measured at the end.
+        curves: Where the curves of the run are drawn.
     """
 
     config: RunConfig
@@ -75,6 +76,7 @@ class Session:
     peak_flops: float | None
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     measured: Measured | None = None
+    curves: Path | None = None
     before: list[dict[str, str]] | None = None
     after: list[dict[str, str]] | None = None
     picture: Path | None = None

@@ -11,6 +11,7 @@ from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.errors import EXIT_DONE, EXIT_REQUEUE, AitrainError, Interrupted
 from aitrain.tasks.metric import Metric
+from aitrain.trainer.curves import Curves, chart, draw, read_curves
 from aitrain.trainer.display import Display, duration
 from aitrain.trainer.evaluation import measure_late
 from aitrain.trainer.export import Wanted, export
@@ -42,9 +43,25 @@ def finish(session: Session, code: int) -> int:
             )
         if code == EXIT_DONE and session.measured is not None:
             session.picture = _picture(session)
+        curves = read_curves(session.directory.metrics_file, session.directory.events_file, session.task.primary)
+        session.curves = _curves_file(session.directory, curves)
+        drawn = chart(curves.loss)
+        if drawn:
+            session.display.say("\n".join(["", "loss", *drawn]))
         session.directory.event("finished" if code == EXIT_DONE else "waiting", step=session.progress.step)
         session.display.say("\n".join(account(session, code)))
     return int(session.group.from_first(code))
+
+
+def _curves_file(directory: RunDirectory, curves: Curves) -> Path | None:
+    """Write the page of curves; return its file, or None where there is nothing to draw yet."""
+    file = directory.path / "report" / "curves.svg"
+    file.parent.mkdir(exist_ok=True)
+    if draw(curves, file):
+        return file
+    with suppress(OSError):
+        file.parent.rmdir()
+    return None
 
 
 def _picture(session: Session) -> Path | None:
@@ -217,6 +234,8 @@ def account(session: Session, code: int) -> list[str]:
     lines += _answer_lines(session.before or [], session.after or [])
     if session.picture is not None:
         lines.append(f"picture {session.picture}")
+    if session.curves is not None:
+        lines.append(f"curves  {session.curves}")
     lines.append(f"run     {directory.path}")
     if code != EXIT_DONE:
         saved = f"after saving step {progress.step}" if progress.step else "before the first step"
@@ -227,4 +246,6 @@ def account(session: Session, code: int) -> list[str]:
         if adapter.is_dir():
             lines.append(f"adapter {adapter}")
         lines.append(f"model   {directory.export / 'model'}")
+    if session.task.talks:
+        lines.append(f"talk    aitrain chat {directory.path}")
     return lines

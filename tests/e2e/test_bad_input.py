@@ -41,6 +41,7 @@ def words(place: Path, tiny_model: Path, tiny_data: Path) -> list[str]:
     return [
         "train",
         "sft_full",
+        "data.validation_samples=null",
         f"model.path={tiny_model}",
         f"data.path={tiny_data}",
         f"data.sequence_tokens={CONTEXT_TOKENS}",
@@ -95,7 +96,7 @@ def everything(folder: Path) -> set[str]:
         ("trainer.max_steps=many", "trainer.max_steps=many is not a whole number: write"),
         ("trainer.max_steps=2.5", "trainer.max_steps=2.5"),
         ("data.shuffle=perhaps", "data.shuffle=perhaps is neither true nor false"),
-        ("trainer.precision=fp64", "trainer.precision=fp64 is not one of fp32, bf16"),
+        ("trainer.precision=fp64", "trainer.precision=fp64 is not one of auto, fp32, bf16"),
         ("trainer.global_batch_samples=5", "trainer.global_batch_samples=5 does not divide over 1 devices x 2"),
         ("trainer.devices=3", "trainer.global_batch_samples=4 does not divide over 3 devices x 2 per device"),
         ("model.path=org/name", "model.path=org/name is no folder here; as a name on a hub it must be fetched first"),

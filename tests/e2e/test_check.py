@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Break, int, str]] = {
         "the model's context",
     ),
     "a template that refuses": (strange_template, 3, "refuses this conversation: not like this"),
-    "no template": (no_template, 2, "model.chat_template=FILE"),
+    "no template": (no_template, 2, "model.chat_template=NAME"),
     "no model": (no_config, 2, "has no config.json"),
     "a broken line": (broken("{\n"), 3, "broken JSON"),
     "a record without an answer": (broken('{"prompt": "a", "completion": ""}\n'), 3, "is empty"),

@@ -70,7 +70,7 @@ class Runner:
             "export.at_end=false",
             f"run.dir={self.folder / name}",
         ]
-        return RunDirectory.create(compose("sft_full", [*words, *overrides]))
+        return RunDirectory.create(compose("sft_full", [*words, "data.validation_samples=null", *overrides]))
 
     def train(self, world: int, directories: dict[str, RunDirectory], mutant: str | None = None) -> dict[str, Result]:
         """Train them all in one launch of so many ranks."""

@@ -16,7 +16,12 @@ from tiny import CONTEXT_TOKENS
 from aitrain.recipe import load
 
 NAME = "company/tiny"
-WORDS = ["sft_full", f"model.path={NAME}", f"data.sequence_tokens={CONTEXT_TOKENS}", "trainer.accelerator=cpu"]
+WORDS = ["sft_full", "data.validation_samples=null"]
+WORDS += [
+    f"model.path={NAME}",
+    f"data.sequence_tokens={CONTEXT_TOKENS}",
+    "trainer.accelerator=cpu",
+]
 WORDS += ["trainer.precision=fp32", "trainer.max_steps=2", "trainer.max_epochs=null", "export.at_end=false"]
 WORDS += ["trainer.global_batch_samples=4"]
 

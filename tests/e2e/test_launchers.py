@@ -28,6 +28,7 @@ def words(tiny_model: Path, tiny_data: Path) -> list[str]:
     return [
         "train",
         "sft_full",
+        "data.validation_samples=null",
         f"model.path={tiny_model}",
         f"data.path={tiny_data}",
         f"data.sequence_tokens={CONTEXT_TOKENS}",

@@ -100,7 +100,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         (folder / "slow").mkdir()
         (folder / "slow/sitecustomize.py").write_text(SLOW)
         model, data = make_model(folder / "model"), make_data(folder / "data.jsonl", samples=64)
-        words = ["sft_full", f"model.path={model}", f"data.path={data}", f"data.sequence_tokens={CONTEXT_TOKENS}"]
+        words = ["sft_full", "data.validation_samples=null"]
+        words += [
+            f"model.path={model}",
+            f"data.path={data}",
+            f"data.sequence_tokens={CONTEXT_TOKENS}",
+        ]
         words += ["trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.max_epochs=null", "optim.lr=1e-5"]
         words += [
             "trainer.global_batch_samples=16",

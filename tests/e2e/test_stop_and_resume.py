@@ -21,9 +21,9 @@ STEPS = 30
 STOP_AFTER = 3  # a step from which on a stopped run is far from its end
 RANKS = {
     # name -> recipe, overrides; dropout makes the random generators part of what a checkpoint must hold
-    "one": ["sft_lora", "adapter.dropout=0.1", "trainer.devices=1"],
-    "ddp": ["sft_full", "trainer.devices=2", "strategy=ddp"],
-    "zero2": ["sft_full", "trainer.devices=2", "strategy=deepspeed_zero2"],
+    "one": ["sft_lora", "data.validation_samples=null", "adapter.dropout=0.1", "trainer.devices=1"],
+    "ddp": ["sft_full", "data.validation_samples=null", "trainer.devices=2", "strategy=ddp"],
+    "zero2": ["sft_full", "data.validation_samples=null", "trainer.devices=2", "strategy=deepspeed_zero2"],
 }
 
 

@@ -23,9 +23,11 @@ def session(small: Compose, path: Path, **change: Any) -> Any:
         "directory": RunDirectory(path),
         "progress": progress,
         "total_steps": 9,
-        "task": SimpleNamespace(primary=Metric(), unit="tokens"),
+        "task": SimpleNamespace(primary=Metric(), unit="tokens", talks=False),
     }
-    return SimpleNamespace(**{**start, "before": None, "after": None, "picture": None, "baselines": {}, **change})
+    return SimpleNamespace(
+        **{**start, "before": None, "after": None, "picture": None, "curves": None, "baselines": {}, **change}
+    )
 
 
 def test_a_real_run_tells_its_story(trained: Ended) -> None:
@@ -39,7 +41,10 @@ def test_a_real_run_tells_its_story(trained: Ended) -> None:
         in said
     )
     assert "prompt  Translate to Dutch: light\n  before  " in said and "\n  after   " in said
-    assert said.endswith(f"run     {path}\nadapter {path}/export/adapter\nmodel   {path}/export/model\n")
+    assert said.endswith(
+        f"curves  {path}/report/curves.svg\nrun     {path}\nadapter {path}/export/adapter\n"
+        f"model   {path}/export/model\ntalk    aitrain chat {path}\n"
+    )
     assert "\r" not in said, "a log has no moving line"
 
 
@@ -69,7 +74,7 @@ def test_without_export_there_is_no_model_to_name(small: Compose, tmp_path: Path
 
 def test_who_is_best_is_said(small: Compose, tmp_path: Path) -> None:
     def best(metric: Metric, ours: float, **others: float) -> list[str]:
-        task = SimpleNamespace(primary=metric, unit="windows", sentence=str)
+        task = SimpleNamespace(primary=metric, unit="windows", sentence=str, talks=False)
         simple = {name.replace("_", " "): {metric.name: value} for name, value in others.items()}
         measured = Progress(step=4, validation={"0": 9.0, "4": ours})
         said = account(session(small, tmp_path, progress=measured, task=task, baselines=simple), EXIT_DONE)
