@@ -124,6 +124,13 @@ ASSETS: dict[str, Asset] = {
             source="recipes/assets/make_weather.py",
         ),
         Asset(
+            name="package-sections",
+            kind="data",
+            about="660 + 120 descriptions of Debian packages with the section of each, as CSV: texts to route to a desk",
+            licence="LicenseRef-Debian",
+            source="recipes/assets/make_sections.py",
+        ),
+        Asset(
             name="verses-books",
             kind="data",
             about="1440 + 240 English verses with the kind of book they are from, as CSV",

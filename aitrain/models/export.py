@@ -218,6 +218,20 @@ def _write_words(words: Any, config: RunConfig, located: Located, card: Card, fo
     write_text(folder / "README.md", model_card(config, located.facts, card, library))
 
 
+_SERVE = """## Use it
+
+In place of FOLDER, the path of this folder:
+
+```bash
+aitrain chat FOLDER
+vllm serve FOLDER
+```
+
+For llama.cpp and Ollama, `aitrain export RUN --to mine.gguf` writes one file: `llama-server -m mine.gguf`, or
+`FROM ./mine.gguf` in a Modelfile for `ollama create`.""".splitlines()
+"""Last lines of the card of a language model: how it is served."""
+
+
 def model_card(config: RunConfig, facts: ModelFacts, card: Card, library: str) -> str:
     """Return the model card: where the model comes from and what was done to it.
 
@@ -259,4 +273,6 @@ def model_card(config: RunConfig, facts: ModelFacts, card: Card, library: str) -
         lines += ["", "The adapter was trained beside 4-bit weights and stands here beside the unquantised ones."]
     elif not isinstance(config.adapter, NoAdapter) and library == "transformers":
         lines += ["", "The adapter is merged into the weights."]
+    if library == "transformers" and card.use == "text-generation":
+        lines += ["", *_SERVE]
     return "\n".join(lines) + "\n"

@@ -188,7 +188,7 @@ def test_without_sbatch_nothing_is_written(
         ),
         (["--cluster", "snellius_h100", "--nodes", "89", "trainer.global_batch_samples=356"], 2, "use at most 88"),
         (
-            ["--cluster", "snellius_h100", "--nodes", "3"],
+            ["--cluster", "snellius_h100", "--nodes", "3", "trainer.global_batch_samples=32"],
             2,
             "does not divide over 12 devices x 1 per device: write 24 or 36",
         ),
