@@ -18,7 +18,7 @@ from aitrain.config.manual import field_docs
 from aitrain.config.own_options import Preset, own_option, own_options
 from aitrain.config.source import CONFIGS
 from aitrain.config.synonyms import question, right_name
-from aitrain.config.values import Faults, Key, convert, keys, nearest, shown, spelled, stand_in
+from aitrain.config.values import Faults, Key, convert, fallback_value, format_value, keys, nearest, spelled
 from aitrain.errors import RecipeError
 
 
@@ -71,7 +71,7 @@ class Composition:
         if name not in self.table and holder in self.table and get_origin(self.table[holder].hint) is dict:
             path = self.table[holder].path
             if get_args(self.table[holder].hint)[1] is str and not isinstance(value, str):
-                value = shown(value) if given is None else given
+                value = format_value(value) if given is None else given
             value = {**OmegaConf.to_container(OmegaConf.select(self.config, path)), word: value}  # type: ignore[dict-item]
             OmegaConf.update(self.config, path, value, merge=False)
             return
@@ -87,7 +87,7 @@ class Composition:
             self.faults.add(f"{where}{error}", name)
         except OmegaConfBaseException:
             rule = "${...} refers to another key; write \\${ for the characters themselves"
-            self.faults.add(f"{where}{name}={shown(value)}: {rule}", name)
+            self.faults.add(f"{where}{name}={format_value(value)}: {rule}", name)
 
     def suits(self, optimizer: str) -> bool:
         """Return whether a learning rate that was chosen for an optimizer means the same for the one of this run."""
@@ -96,10 +96,10 @@ class Composition:
     def leave_rate(self, value: Any, optimizer: str) -> None:
         """Say that a recipe's learning rate is not carried over to another optimizer."""
         now = OPTION_OF[self.chosen("optim")]
-        own = shown(OmegaConf.select(self.config, "optim.lr"))
+        own = format_value(OmegaConf.select(self.config, "optim.lr"))
         self.notes.append(
-            f"optim.lr={shown(value)} in the recipe is meant for optim={optimizer}: optim={now} starts from its own "
-            f"default, optim.lr={own}; write optim.lr=... to choose another"
+            f"optim.lr={format_value(value)} in the recipe is meant for optim={optimizer}: optim={now} starts from its "
+            f"own default, optim.lr={own}; write optim.lr=... to choose another"
         )
 
     def _refuse(self, name: str, value: Any, where: str) -> None:
@@ -108,7 +108,7 @@ class Composition:
         if any(key.startswith(name + ".") for key in self.table):
             if where and (value is None or value == {}):
                 return  # a group in a file whose keys are all commented out
-            text = shown(value)
+            text = format_value(value)
             rule = f"{name}={text}: {name} is a group of keys; `aitrain show {name}` lists them"
             if name in GROUPS:
                 rule = f"{name}: {text} chooses an option: write `- override {name}: {text}` in the defaults list"
@@ -138,11 +138,11 @@ class Composition:
                 if name not in self.faults.keys:
                     doc = field_docs(key.owner)[name.rsplit(".", 1)[-1]]
                     self.faults.add(f"{name} is missing: write {name}=..., {doc[0].lower()}{doc[1:]}", name)
-                OmegaConf.update(self.config, key.path, stand_in(key))
+                OmegaConf.update(self.config, key.path, fallback_value(key))
             except OmegaConfBaseException as error:
                 reason = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ")
                 self.faults.add(f"{name}: its ${{...}} cannot be resolved: {reason}", name)
-                OmegaConf.update(self.config, key.path, stand_in(key))
+                OmegaConf.update(self.config, key.path, fallback_value(key))
         result = OmegaConf.to_object(self.config)
         assert isinstance(result, RunConfig), f"Hydra made a {type(result)}"
         rules = [rule for rule in result.check() if not self.faults.mention(rule)]

@@ -20,7 +20,7 @@ from aitrain.config.frozen import RESUMABLE, from_plain, to_plain
 from aitrain.config.manual import all_keys, manual
 from aitrain.config.source import find, layers
 from aitrain.config.synonyms import question, right_name
-from aitrain.config.values import Faults, Key, convert, keys, shown
+from aitrain.config.values import Faults, Key, convert, format_value, keys
 from aitrain.errors import RecipeError
 from aitrain.io import write_text
 
@@ -71,7 +71,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
             composition.choose(group, option, layer.where("defaults"))
     for change in changes:
         if _picks_option(change):
-            composition.choose(change.key_or_group, shown(change.value()), "")
+            composition.choose(change.key_or_group, format_value(change.value()), "")
     composition.build()
     for preset in composition.presets:
         for name, value in _leaves({preset.group: preset.values}, composition.table):
@@ -219,13 +219,13 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         else:
             changes.append((change.key_or_group, change.value(), _given(change)))
     for name, value, _ in changes:
-        if name in GROUPS and name in RESUMABLE and shown(value) in GROUPS[name]:
-            choices[name], data[name] = GROUPS[name][shown(value)], {"option": value}
+        if name in GROUPS and name in RESUMABLE and format_value(value) in GROUPS[name]:
+            choices[name], data[name] = GROUPS[name][format_value(value)], {"option": value}
     table = keys(RunConfig, choices)
     for name, value, given in changes:
         if name in GROUPS and name in RESUMABLE:
-            if shown(value) not in GROUPS[name]:
-                faults.add(f"{name}={shown(value)} is no option of {name}: there are {', '.join(GROUPS[name])}")
+            if format_value(value) not in GROUPS[name]:
+                faults.add(f"{name}={format_value(value)} is no option of {name}: there are {', '.join(GROUPS[name])}")
         elif name not in table and name not in GROUPS:
             guess = right_name(name, table)
             faults.add(f"{name} is not a key" + (f": {question(guess)}" if guess else ""))

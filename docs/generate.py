@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from aitrain.config import GROUPS, RunConfig
 from aitrain.config.manual import KeyRow, all_keys, class_doc, field_docs
 from aitrain.config.source import header
-from aitrain.config.values import shown, type_name
+from aitrain.config.values import format_value, type_name
 from aitrain.launch.choices import Address, Confidence, Container, DeviceFlag, Kind, Network, Runtime, Tasks
 from aitrain.launch.clusters import Cluster, warning
 from aitrain.launch.clusters import load as load_cluster
@@ -125,14 +125,14 @@ def group_section(group: str, rows: list[KeyRow]) -> list[str]:
     out.append(class_doc(get_type_hints(RunConfig)[group]) + "\n")
     if shared:
         out += [HEAD, *shared, ""]
-    shown: dict[tuple[str, ...], str] = {}
+    known: dict[tuple[str, ...], str] = {}
     for option, cls in GROUPS[group].items():
         out += [f"### {group}={option}\n", class_doc(cls) + "\n"]
         own = tuple(line for line in text[option] if line not in shared)
-        if own and own in shown:
-            out.append(f"Its keys are those of `{group}={shown[own]}`.\n")
+        if own and own in known:
+            out.append(f"Its keys are those of `{group}={known[own]}`.\n")
         elif own:
-            shown[own] = option
+            known[own] = option
             out += [HEAD, *own, ""]
     return out
 
@@ -345,7 +345,7 @@ def _profile_rows(cls: type, prefix: str) -> list[KeyRow]:
                 prefix + each.name,
                 None,
                 kind,
-                shown(None if default in ("", [], {}) else default),
+                format_value(None if default in ("", [], {}) else default),
                 field_docs(cls)[each.name],
             )
         )

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 import transformers
 from torch.utils.data import DataLoader
 
+from aitrain.bench.interleaved import StepClock
 from aitrain.bench.job import Account, Job
 from aitrain.bench.memory import peak_memory_gb
-from aitrain.bench.turns import StepClock
 
 IGNORED = -100
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from aitrain import __version__
+from aitrain.bench.interleaved import StepClock
 from aitrain.bench.job import Account, Job
 from aitrain.bench.memory import peak_memory_gb
-from aitrain.bench.turns import StepClock
 from aitrain.errors import AitrainError
 from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.start import train

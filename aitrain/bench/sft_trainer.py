@@ -17,9 +17,9 @@ import torch
 import transformers
 from trl import SFTConfig, SFTTrainer
 
+from aitrain.bench.interleaved import StepClock
 from aitrain.bench.job import Account, Job
 from aitrain.bench.memory import peak_memory_gb
-from aitrain.bench.turns import StepClock
 
 
 class Recorder(transformers.TrainerCallback):

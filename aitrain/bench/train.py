@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aitrain.bench.contest import Rounds, Row, judge, step_seconds, table
+from aitrain.bench.comparison import Rounds, Row, judge, step_seconds, table
+from aitrain.bench.interleaved import Player, play
 from aitrain.bench.job import Account
-from aitrain.bench.turns import Player, play
 from aitrain.bench.workload import RANDOM_MODELS, Request, build_job, step_tokens
 from aitrain.errors import EXIT_DONE, EXIT_GUARD, AitrainError
 from aitrain.io import write_text

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from aitrain.config.values import convert, keys, nearest, shown
+from aitrain.config.values import convert, format_value, keys, nearest
 from aitrain.errors import RecipeError
 
 
@@ -79,4 +79,4 @@ def options_text(given: dict[str, Any]) -> str:
     Args:
         given: Values from the recipe.
     """
-    return " ".join(f"{name}={shown(value)}" for name, value in given.items())
+    return " ".join(f"{name}={format_value(value)}" for name, value in given.items())

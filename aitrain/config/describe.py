@@ -11,7 +11,7 @@ from aitrain.config.paths import listed
 from aitrain.config.root import OPTION_OF, RunConfig
 from aitrain.config.task import CustomTask
 from aitrain.config.trainer import AUTO
-from aitrain.config.values import shown, spelled
+from aitrain.config.values import format_value, spelled
 
 
 def describe(config: RunConfig) -> str:
@@ -60,7 +60,7 @@ def _with_keys(group: object) -> str:
 def _keys(group: object) -> str:
     """Return the keys of a group that have a value."""
     pairs = [(spelled(field.name), getattr(group, field.name)) for field in fields(group)]  # type: ignore[arg-type]
-    return " ".join(f"{name}={shown(value)}" for name, value in pairs if value is not None and value != {})
+    return " ".join(f"{name}={format_value(value)}" for name, value in pairs if value is not None and value != {})
 
 
 def _data(config: RunConfig) -> str:
@@ -92,7 +92,7 @@ def _length(config: RunConfig) -> str:
     steps, epochs = config.trainer.max_steps, config.trainer.max_epochs
     limits = [f"{steps} steps"] if steps is not None else []
     if epochs is not None:
-        named = f"{shown(epochs)} {'epoch' if epochs == 1 else 'epochs'}"
+        named = f"{format_value(epochs)} {'epoch' if epochs == 1 else 'epochs'}"
         limits.append("epochs chosen from the data" if epochs == AUTO else named)
     return " or ".join(limits) + (", whichever is reached first" if len(limits) > 1 else "")
 
@@ -127,7 +127,7 @@ def _every(steps: int | None, otherwise: str) -> str:
 
 def _checkpoints(config: RunConfig) -> str:
     keys = config.checkpoint
-    times = [] if keys.every_min is None else [f"every {shown(keys.every_min)} minutes"]
+    times = [] if keys.every_min is None else [f"every {format_value(keys.every_min)} minutes"]
     times += [] if keys.every_steps is None else [f"every {keys.every_steps} steps"]
     return f"{', '.join([*times, 'at the end'])}; newest {keys.keep} kept"
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from aitrain.config.root import GROUPS, OPTION_OF, RunConfig
 from aitrain.config.synonyms import right_name
 from aitrain.config.trainer import AUTO, Precision
-from aitrain.config.values import Faults, convert, keys, shown, spelled
+from aitrain.config.values import Faults, convert, format_value, keys, spelled
 from aitrain.errors import RecipeError
 
 RESUMABLE = (
@@ -134,7 +134,7 @@ def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
         group = name.split(".", 1)[0]
         if group != name and old.get(group) != new.get(group):
             continue  # another option has other keys, and that is told already
-        there, here = (shown(values[name]) if name in values else "nothing" for values in (old, new))
+        there, here = (format_value(values[name]) if name in values else "nothing" for values in (old, new))
         faults.append(
             f"{name}={here}, but the run in {run} has {there}: give the same, or choose a new run.dir for a new run"
         )

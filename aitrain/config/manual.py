@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from aitrain.config.root import GROUPS, RunConfig
 from aitrain.config.source import CONFIGS
 from aitrain.config.synonyms import question, right_name
-from aitrain.config.values import Key, convert, keys, shown, spelled, type_name
+from aitrain.config.values import Key, convert, format_value, keys, spelled, type_name
 from aitrain.errors import RecipeError
 
 
@@ -81,7 +81,7 @@ def all_keys() -> tuple[KeyRow, ...]:
         else:
             key = keys(RunConfig, {})[field.name]
             doc = field_docs(RunConfig)[field.name]
-            rows.append(KeyRow(field.name, None, _type(key), shown(key.default), doc))
+            rows.append(KeyRow(field.name, None, _type(key), format_value(key.default), doc))
     return tuple(rows)
 
 
@@ -95,7 +95,7 @@ def _rows(group: str, option: str | None, cls: type) -> list[KeyRow]:
     for name, key in keys(cls, {}, f"{group}.").items():
         word = name.removeprefix(f"{group}.")
         default = convert(key, preset[word]) if word in preset else key.default
-        rows.append(KeyRow(name, option, _type(key), shown(default), field_docs(cls)[word]))
+        rows.append(KeyRow(name, option, _type(key), format_value(default), field_docs(cls)[word]))
     return rows
 
 

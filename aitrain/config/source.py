@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aitrain.config.root import GROUPS
-from aitrain.config.values import Faults, nearest, shown
+from aitrain.config.values import Faults, format_value, nearest
 from aitrain.errors import RecipeError
 
 CONFIGS = Path(__file__).parents[1] / "_configs"
@@ -124,7 +124,7 @@ def _choice(layer: Layer, word: str, option: Any, faults: Faults) -> None:
     elif not word.startswith("override "):
         rule = f"base has chosen already, write `- override {word}: {option}`"
         faults.add(f"{where}`- {word}: {option}` in the defaults list: {rule}")
-    layer.choices[group] = shown(option)
+    layer.choices[group] = format_value(option)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -105,7 +105,7 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     return None if best is None else by_lower[best]
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as users type it.
 
     Args:
@@ -122,9 +122,9 @@ def shown(value: Any) -> str:
             return f"{Decimal(repr(value)).normalize():e}"
         return repr(value).removesuffix(".0")
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(shown, value)) + "]"
+        return "[" + ",".join(map(format_value, value)) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{word}: {shown(inner)}" for word, inner in value.items()) + "}"
+        return "{" + ",".join(f"{word}: {format_value(inner)}" for word, inner in value.items()) + "}"
     return str(value)
 
 
@@ -172,8 +172,8 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
     if get_origin(hint) is dict:
         if isinstance(value, dict):
             as_text = get_args(hint)[1] is str
-            return {str(word): shown(inner) if as_text else inner for word, inner in value.items()}
-        raise RecipeError(f"{key.name}={shown(value)} holds no keys: write for instance {key.name}.word=value")
+            return {str(word): format_value(inner) if as_text else inner for word, inner in value.items()}
+        raise RecipeError(f"{key.name}={format_value(value)} holds no keys: write for instance {key.name}.word=value")
     if hint is str and given is not None and isinstance(value, (int, float)):
         return given
     if key.several and isinstance(value, (list, tuple)) and value:
@@ -182,7 +182,7 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
     if get_origin(hint) is list and isinstance(value, (list, tuple)):
         return [_scalar(key, hint, get_args(hint)[0], item, value) for item in value]
     if get_origin(hint) is list:
-        raise RecipeError(f"{key.name}={shown(value)} is not a {type_name(hint)}: {_advice(key, hint)}")
+        raise RecipeError(f"{key.name}={format_value(value)} is not a {type_name(hint)}: {_advice(key, hint)}")
     return _scalar(key, hint, hint, value, value)
 
 
@@ -198,19 +198,19 @@ def _scalar(key: Key, hint: Any, kind: Any, value: Any, whole: Any) -> Any:
         return str(value).lower() == "true"
     if kind is str and isinstance(value, (bool, int, float)):
         raise RecipeError(
-            f"{key.name}={shown(whole)} must be text, but it reads as a {_KINDS[type(value)]}: put it in quotes"
+            f"{key.name}={format_value(whole)} must be text, but it reads as a {_KINDS[type(value)]}: put it in quotes"
         )
     wrong = "is neither true nor false" if hint is bool else f"is not a {type_name(hint)}"
-    raise RecipeError(f"{key.name}={shown(whole)} {wrong}: {_advice(key, hint)}")
+    raise RecipeError(f"{key.name}={format_value(whole)} {wrong}: {_advice(key, hint)}")
 
 
 def _member(key: Key, hint: Any, kind: type[Enum], value: Any) -> Enum:
     """Return the enum member of this name, or raise with the nearest one."""
     if isinstance(value, str) and value in kind.__members__:
         return kind[value]
-    guess = nearest(shown(value), kind.__members__)
+    guess = nearest(format_value(value), kind.__members__)
     advice = f"did you mean {guess}?" if guess else _advice(key, hint)
-    raise RecipeError(f"{key.name}={shown(value)} is not one of {', '.join(kind.__members__)}: {advice}")
+    raise RecipeError(f"{key.name}={format_value(value)} is not one of {', '.join(kind.__members__)}: {advice}")
 
 
 def _number(kind: type, value: Any) -> int | float | None:
@@ -232,10 +232,10 @@ def _advice(key: Key, hint: Any) -> str:
         kind = get_args(hint)[0] if get_origin(hint) is list else hint
         example = next(iter(kind)) if issubclass(kind, Enum) else _EXAMPLES[kind]
         value = [example] if get_origin(hint) is list else example
-    return f"write for instance {key.name}={shown(value)}"
+    return f"write for instance {key.name}={format_value(value)}"
 
 
-def stand_in(key: Key) -> Any:
+def fallback_value(key: Key) -> Any:
     """Return a value for a key that has none, so that the rules about the other keys can still be checked.
 
     Args:

@@ -1,1 +1,1 @@
-"""From records to ordered batches: read, convert, mask, prepare once, deal to ranks."""
+"""From records to ordered batches: read, convert, mask, prepare once, distribute to ranks."""

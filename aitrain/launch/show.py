@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aitrain.config.values import shown
+from aitrain.config.values import format_value
 from aitrain.errors import RecipeError
 from aitrain.launch.choices import Confidence
 from aitrain.launch.clusters import Cluster, load, names, warning
@@ -59,7 +59,7 @@ def _value(cluster: Cluster, keys: tuple[str, ...]) -> str | None:
         value = value[word] if isinstance(value, dict) else getattr(value, word)
     if hasattr(value, "__dataclass_fields__"):
         return None if any(len(other) > len(keys) and other[: len(keys)] == keys for other in cluster.origins) else "{}"
-    return shown(value)
+    return format_value(value)
 
 
 def listing() -> str:

@@ -126,7 +126,7 @@ ASSETS: dict[str, Asset] = {
         Asset(
             name="package-sections",
             kind="data",
-            about="660 + 120 descriptions of Debian packages with the section of each, as CSV: texts to route to a desk",
+            about="660 + 118 descriptions of Debian packages with the section of each, as CSV: texts to route",
             licence="LicenseRef-Debian",
             source="recipes/assets/make_sections.py",
         ),

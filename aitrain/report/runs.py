@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from aitrain.config.values import shown
+from aitrain.config.values import format_value
 from aitrain.errors import AitrainError
 
 TAIL_BYTES = 1 << 20
@@ -158,9 +158,9 @@ def differences(found: Sequence[RunSummary], most: int = 4) -> dict[Path, str]:
     leaves = {run.path: _leaves(run.path / "run.yaml") for run in found}
     names = {name for given in leaves.values() for name in given if not name.startswith(_NOT_COMPARED)}
     differing = [name for name in sorted(names) if len({json.dumps(given.get(name)) for given in leaves.values()}) > 1]
-    words = {
-        path: [f"{name}={shown(given[name])}" for name in differing if name in given] for path, given in leaves.items()
-    }
+    words: dict[Path, list[str]] = {}
+    for path, given in leaves.items():
+        words[path] = [f"{name}={format_value(given[name])}" for name in differing if name in given]
     return {
         path: " ".join(each[:most]) + (f" and {len(each) - most} more" if len(each) > most else "")
         for path, each in words.items()

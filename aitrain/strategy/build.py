@@ -11,14 +11,14 @@ from aitrain.dist.ranks import Ranks
 from aitrain.strategy.environment import RankEnvironment
 
 if TYPE_CHECKING:
-    from aitrain.strategy.deepspeed import Zero
+    from aitrain.strategy.deepspeed import DeepSpeedZero
     from aitrain.strategy.fully_sharded import FullySharded
     from aitrain.strategy.replicated import Replicated, SingleDevice
 
 
 def build_strategy(
     config: RunConfig, ranks: Ranks, accelerator: str
-) -> SingleDevice | Replicated | FullySharded | Zero:
+) -> SingleDevice | Replicated | FullySharded | DeepSpeedZero:
     """Build the strategy of a run.
 
     Args:
@@ -31,10 +31,10 @@ def build_strategy(
     """
     environment = RankEnvironment(ranks)
     if isinstance(config.strategy, DeepspeedZero1):
-        from aitrain.strategy.deepspeed import Zero
+        from aitrain.strategy.deepspeed import DeepSpeedZero
 
         bf16_on = accelerator if config.trainer.precision is Precision.bf16 else None
-        return Zero(config.strategy, config.optim.max_grad_norm, bf16_on, cluster_environment=environment)
+        return DeepSpeedZero(config.strategy, config.optim.max_grad_norm, bf16_on, cluster_environment=environment)
     if isinstance(config.strategy, Fsdp):
         from aitrain.strategy.fully_sharded import FullySharded
 

@@ -73,7 +73,7 @@ class Bf16Autocast(DeepSpeedPrecision):
             yield
 
 
-class Zero(DeepSpeedStrategy):
+class DeepSpeedZero(DeepSpeedStrategy):
     """Lightning's DeepSpeedStrategy with its faults mended.
 
     Mended: CPUs are refused (`setup_environment`); the loss is divided by the accumulation count twice (`backward`);

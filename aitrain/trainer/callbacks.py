@@ -12,7 +12,7 @@ from aitrain.errors import RecipeError
 from aitrain.io.user_code import load_class
 
 if TYPE_CHECKING:
-    from aitrain.trainer.step_edge import Session
+    from aitrain.trainer.training_callback import Session
 
 
 def user_callbacks(words: list[str]) -> list[pl.Callback]:

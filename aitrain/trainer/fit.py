@@ -44,11 +44,11 @@ from aitrain.trainer.progress import Progress
 from aitrain.trainer.resources import micro_batch, peak_flops
 from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
+from aitrain.trainer.run_summary import finish, finish_interrupted, finish_stopped_early
 from aitrain.trainer.settle import few_steps, settle, settle_precision
-from aitrain.trainer.step_edge import Session, StepEdge
 from aitrain.trainer.stopping import Stopper, own_signals
-from aitrain.trainer.story import finish, finish_interrupted, finish_stopped_early
 from aitrain.trainer.trackers import build_trackers
+from aitrain.trainer.training_callback import Session, TrainingCallback
 
 
 def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, options: ResumeOptions | None = None) -> int:
@@ -107,7 +107,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
             peak_flops=peak_flops(accelerator, config.trainer.precision),
         )
         announce(session, plan, accelerator, options)
-        trainer = build_trainer(session, accelerator, plan.accumulation, [StepEdge(session), *own_callbacks(session)])
+        trainer = build_trainer(session, accelerator, plan.accumulation)
         run_trainer(trainer, session, train_loader(task, splits, plan))
         is_open = progress.step < steps and not progress.is_stopped_early(config.evaluate.patience)
         return finish(session, EXIT_REQUEUE if stopper.reason is not None and is_open else EXIT_DONE)
@@ -234,14 +234,13 @@ def held_out_loader(config: RunConfig, splits: Splits, ranks: Ranks, rows: int) 
     return DataLoader(batches, batch_size=None, shuffle=False, generator=torch.Generator())
 
 
-def build_trainer(session: Session, accelerator: str, accumulation: int, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Build Lightning's trainer: it runs the steps; everything between them is ours (`step_edge.py`).
+def build_trainer(session: Session, accelerator: str, accumulation: int) -> pl.Trainer:
+    """Build Lightning's trainer: it runs the steps; everything between them is ours (`training_callback.py`).
 
     Args:
         session: What the parts share.
         accelerator: `cpu` or `cuda`.
         accumulation: Micro-batches per rank and optimizer step.
-        callbacks: What happens between steps, and what the user adds.
     """
     config, ranks = session.config, session.group.ranks
     if accelerator == "cpu":
@@ -256,7 +255,7 @@ def build_trainer(session: Session, accelerator: str, accumulation: int, callbac
         precision=lightning_precision(config),  # type: ignore[arg-type]
         accumulate_grad_batches=accumulation,
         max_epochs=1,
-        callbacks=callbacks,
+        callbacks=[TrainingCallback(session), *own_callbacks(session)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

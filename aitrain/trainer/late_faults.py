@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aitrain.config import RunConfig
-from aitrain.config.values import shown
+from aitrain.config.values import format_value
 from aitrain.data.samples import Splits
 from aitrain.errors import RecipeError
 from aitrain.optim.schedule import learning_rate_factor
@@ -43,5 +43,5 @@ def refuse_finished(config: RunConfig, steps: int, progress: Progress) -> None:
     name, value = ("max_steps", steps) if by_steps else ("max_epochs", config.trainer.max_epochs or 1)
     raise RecipeError(
         f"Training is already complete ({progress.step} of {steps} steps). To continue, set a larger limit, for "
-        f"instance trainer.{name}={shown(2 * value)}"
+        f"instance trainer.{name}={format_value(2 * value)}"
     )

@@ -33,7 +33,7 @@ def test_a_rival_that_fails_is_told_and_left_out(
     account = Account([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0] * 3, [1.0] * 3, 0.1, {"torch": "0"}, 1)
     account.write(tmp_path / "ready.json")
     copy = """import shutil, sys
-from aitrain.bench.turns import StepClock
+from aitrain.bench.interleaved import StepClock
 clock = StepClock()
 for _ in range(3):
     clock.end_step()

@@ -6,7 +6,7 @@ from aitrain.config import RunConfig
 from aitrain.config.adapter import Lora
 from aitrain.config.data import Records
 from aitrain.config.optim import AdamW
-from aitrain.config.values import Faults, convert, keys, nearest, shown, type_name
+from aitrain.config.values import Faults, convert, format_value, keys, nearest, type_name
 from aitrain.errors import RecipeError
 
 TABLE = keys(RunConfig, {"optim": AdamW, "adapter": Lora, "data": Records})
@@ -81,7 +81,7 @@ def test_nothing_is_rounded_or_guessed(name: str, value: object) -> None:
     + [(True, "true"), ([0.9, None], "[0.9,null]"), (0.0, "0"), (-1e-6, "-1e-6")],
 )
 def test_values_are_shown_as_users_type_them(value: object, text: str) -> None:
-    assert shown(value) == text
+    assert format_value(value) == text
 
 
 def test_types_are_named_in_words() -> None:

@@ -32,9 +32,9 @@ def double_division() -> None:
     """Let DeepSpeed divide the loss by the accumulation count once more, as stock Lightning does."""
     from lightning.pytorch.strategies import DeepSpeedStrategy
 
-    from aitrain.strategy.deepspeed import Zero
+    from aitrain.strategy.deepspeed import DeepSpeedZero
 
-    Zero.backward = DeepSpeedStrategy.backward  # type: ignore[method-assign]
+    DeepSpeedZero.backward = DeepSpeedStrategy.backward  # type: ignore[method-assign]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -12,7 +12,7 @@ from aitrain.config.strategy import Ddp, DeepspeedZero1, DeepspeedZero2, Deepspe
 from aitrain.config.trainer import Precision, Trainer
 from aitrain.dist.ranks import Ranks
 from aitrain.strategy.build import build_strategy, lightning_precision
-from aitrain.strategy.deepspeed import Zero
+from aitrain.strategy.deepspeed import DeepSpeedZero
 from aitrain.strategy.fully_sharded import FullySharded
 from aitrain.strategy.replicated import Replicated, SingleDevice
 
@@ -25,9 +25,9 @@ PAIR = Ranks(1, 2, 1, 2, "127.0.0.1", 29511, "torchrun")
         (Ddp(), Ranks(), SingleDevice),
         (Ddp(), PAIR, Replicated),
         (Fsdp(), PAIR, FullySharded),
-        (DeepspeedZero1(), PAIR, Zero),
-        (DeepspeedZero2(), Ranks(), Zero),
-        (DeepspeedZero3(), PAIR, Zero),
+        (DeepspeedZero1(), PAIR, DeepSpeedZero),
+        (DeepspeedZero2(), Ranks(), DeepSpeedZero),
+        (DeepspeedZero3(), PAIR, DeepSpeedZero),
     ],
 )
 def test_strategy_of_a_recipe(
@@ -47,7 +47,7 @@ def test_strategy_of_a_recipe(
 def test_deepspeed_is_told_to_clip(run_config: Callable[..., RunConfig], norm: float | None) -> None:
     config = run_config(strategy=DeepspeedZero2(offload_optimizer=True), optim=AdamW(max_grad_norm=norm))
     built = build_strategy(config, PAIR, "cpu")
-    assert isinstance(built, Zero) and isinstance(built.config, dict)
+    assert isinstance(built, DeepSpeedZero) and isinstance(built.config, dict)
     assert built.config["gradient_clipping"] == (norm or 0.0)
     assert built.config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
 

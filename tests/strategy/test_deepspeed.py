@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aitrain.config.strategy import DeepspeedZero1, DeepspeedZero2, DeepspeedZero3
-from aitrain.strategy.deepspeed import Zero, engine_config, stage_of
+from aitrain.strategy.deepspeed import DeepSpeedZero, engine_config, stage_of
 
 
 @pytest.mark.parametrize(("config", "stage"), [(DeepspeedZero1(), 1), (DeepspeedZero2(), 2), (DeepspeedZero3(), 3)])
@@ -44,4 +44,4 @@ def test_the_recipes_optimizer_is_taken_as_it_is() -> None:
 
 
 def test_clipping_is_left_to_the_engine() -> None:
-    assert Zero(DeepspeedZero2(), 1.0).clip_gradients(1.0) is None
+    assert DeepSpeedZero(DeepspeedZero2(), 1.0).clip_gradients(1.0) is None

@@ -11,7 +11,7 @@ from aitrain.errors import EXIT_DONE, EXIT_REQUEUE
 from aitrain.tasks.metric import Metric
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
-from aitrain.trainer.story import account
+from aitrain.trainer.run_summary import account
 
 from .conftest import Compose, Ended
 

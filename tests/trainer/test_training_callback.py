@@ -20,7 +20,7 @@ from aitrain.models import export as models_export
 from aitrain.tasks import prompts
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.start import resume
-from aitrain.trainer.step_edge import _due, seed_rank
+from aitrain.trainer.training_callback import _due, seed_rank
 
 from .conftest import Compose, Ended, run
 

@@ -87,7 +87,7 @@ class Session:
         return self.group.ranks.is_first
 
 
-class StepEdge(pl.Callback):
+class TrainingCallback(pl.Callback):
     """Runs at the edges of optimizer steps.
 
     Args:

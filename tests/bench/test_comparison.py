@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from aitrain.bench.contest import judge, step_seconds, table
+from aitrain.bench.comparison import judge, step_seconds, table
 from aitrain.bench.job import Account
 
 TOKENS = [100, 100, 200, 100]

@@ -17,9 +17,9 @@ from aitrain.trainer.evaluation import measure_late
 from aitrain.trainer.export import Wanted, export
 from aitrain.trainer.progress import Progress
 from aitrain.trainer.run_directory import RunDirectory
-from aitrain.trainer.step_edge import Session
 from aitrain.trainer.stopping import Stopper
 from aitrain.trainer.trackers import close_trackers
+from aitrain.trainer.training_callback import Session
 
 
 def finish(session: Session, code: int) -> int:

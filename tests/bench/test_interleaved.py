@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from aitrain.bench.turns import Player, play
+from aitrain.bench.interleaved import Player, play
 from aitrain.errors import AitrainError
 
 TRAINS = """
 import json, pathlib, sys, time
-from aitrain.bench.turns import StepClock
+from aitrain.bench.interleaved import StepClock
 clock = StepClock()
 for step in range(int(sys.argv[2])):
     time.sleep(0.01)
@@ -52,7 +52,7 @@ def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
 
 
 def test_without_a_caller_of_turns_the_clock_just_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from aitrain.bench.turns import TURN, StepClock
+    from aitrain.bench.interleaved import TURN, StepClock
 
     monkeypatch.delenv(TURN, raising=False)
     clock = StepClock()
