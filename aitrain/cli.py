@@ -64,7 +64,7 @@ def _dispatch(words: list[str]) -> int:
 
         guess = nearest(words[0], COMMANDS)
         hint = f"did you mean {guess}?" if guess else f"there are {', '.join(COMMANDS)}"
-        raise AitrainError(f"aitrain {words[0]} is no command: {hint}")
+        raise AitrainError(f"Unknown command '{words[0]}': {hint}")
     parser = argparse.ArgumentParser(prog=f"aitrain {words[0]}", description=command.does, allow_abbrev=False)
     command.arguments(parser)
     parse = parser.parse_args if command.passes_on else parser.parse_intermixed_args
@@ -85,6 +85,6 @@ def _overview() -> str:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {command.does}" for name, command in COMMANDS.items())
     return (
-        "usage: aitrain COMMAND ...\n\nTrains models from short recipes, on a laptop or on many GPUs.\n\n"
-        f"{rows}\n\n`aitrain COMMAND --help` tells more; `aitrain show optim.lr` explains a key."
+        "usage: aitrain COMMAND ...\n\nFine-tune models from short recipes, on a laptop or on many GPUs.\n\n"
+        f"{rows}\n\n`aitrain COMMAND --help` shows its options; `aitrain show optim.lr` explains a key."
     )

@@ -50,7 +50,7 @@ def run_directory(path: Path) -> Path:
     """
     if (path / "run.yaml").is_file():
         return path
-    why = "holds no run.yaml, so it is no run directory" if path.is_dir() else "does not exist"
+    why = "is not a run directory (no run.yaml)" if path.is_dir() else "does not exist"
     raise AitrainError(f"{path} {why}: `aitrain runs` lists the runs here")
 
 
@@ -77,5 +77,5 @@ def checkpoint_of(args: argparse.Namespace) -> str:
     """
     word = str(args.checkpoint)
     if word not in ("best", "newest") and not word.isdigit():
-        raise AitrainError(f"--checkpoint {word} is no checkpoint: write a step, best or newest")
+        raise AitrainError(f"--checkpoint {word} is not a checkpoint: write a step, best or newest")
     return word

@@ -109,7 +109,7 @@ def _check(args: argparse.Namespace) -> int:
                 from aitrain.trainer.inspection import audit
 
             audit(config, args.show)
-        print("\nNothing is wrong." if not args.no_data else "\nNothing is wrong; the data was not read.")
+        print("\nNo problems found." if not args.no_data else "\nNo problems found; the data was not read.")
     return EXIT_DONE
 
 
@@ -303,25 +303,25 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Command] = {
-    "recipes": Command("lists recipes; with a name, one in full", _recipes_arguments, _recipes),
-    "models": Command("lists models to start from: size, licence, context, memory", _models_arguments, _models),
-    "init": Command("starts a project: a folder with a recipe, sample data and the commands", _init_arguments, _init),
-    "show": Command("explains a group or a key", _show_arguments, _show),
-    "check": Command("checks recipe, machine and data, says what will run; trains nothing", _check_arguments, _check),
-    "train": Command("trains here: this machine, or as a rank under torchrun or srun", _train_arguments, _train, True),
-    "submit": Command("submits a recipe as a Slurm job, or shows the job script", _submit_arguments, _submit),
-    "resume": Command("continues a run from its newest good checkpoint", _resume_arguments, _resume, True),
+    "recipes": Command("list recipes; with a name, print one in full", _recipes_arguments, _recipes),
+    "models": Command("list models to start from: size, licence, context, memory", _models_arguments, _models),
+    "init": Command("start a project: a folder with a recipe, sample data and the commands", _init_arguments, _init),
+    "show": Command("explain a group or a key", _show_arguments, _show),
+    "check": Command("check recipe, machine and data without training", _check_arguments, _check),
+    "train": Command("train on this machine, or as a rank under torchrun or srun", _train_arguments, _train, True),
+    "submit": Command("submit a recipe as a Slurm job, or show the job script", _submit_arguments, _submit),
+    "resume": Command("continue a run from its newest good checkpoint", _resume_arguments, _resume, True),
     **MODEL_COMMANDS,
-    "runs": Command("lists the runs in a folder, those in the queue too", _runs_arguments, _runs),
-    "status": Command("tells where a run stands: in the queue, its step, its speed, its trouble", takes_run, _status),
-    "logs": Command("prints the log of a run", _logs_arguments, _logs),
-    "stop": Command("asks a run to save and end", _stop_arguments, _stop),
+    "runs": Command("list the runs in a folder, also those in the queue", _runs_arguments, _runs),
+    "status": Command("show the state of a run: queue, step, speed, what went wrong", takes_run, _status),
+    "logs": Command("print the log of a run", _logs_arguments, _logs),
+    "stop": Command("ask a run to save and end", _stop_arguments, _stop),
     "fetch": Command(
-        "brings what a recipe needs into the local store, for machines without a network", _fetch_arguments, _fetch
+        "download what a recipe needs into the local store, for machines without a network", _fetch_arguments, _fetch
     ),
-    "doctor": Command("says what is wrong here, or with the nodes of a job", _doctor_arguments, _doctor, True),
+    "doctor": Command("report problems of this machine, or of the nodes of a job", _doctor_arguments, _doctor, True),
     "local-slurm": Command(
-        "runs a real Slurm of several nodes on this machine, to try `submit`", _local_slurm_arguments, _local_slurm
+        "run a real Slurm of several nodes on this machine, to try `submit`", _local_slurm_arguments, _local_slurm
     ),
-    "bench": Command("measures here, rivals in the same run", _bench_arguments, _bench, passes_on=True),
+    "bench": Command("benchmark aitrain against other libraries here", _bench_arguments, _bench, passes_on=True),
 }

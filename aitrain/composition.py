@@ -50,7 +50,7 @@ class Composition:
         guess = nearest(option, GROUPS[group])
         hint = f"did you mean {guess}? " if guess else ""
         there = f"There are {', '.join([*GROUPS[group], *own_options(group)])}"
-        self.faults.add(f"{where}{group}={option} is no option of {group}: {hint}{there}", f"{group}=")
+        self.faults.add(f"{where}{group}={option} is not an option of {group}: {hint}{there}", f"{group}=")
         if guess:
             self.options[group] = guess
 

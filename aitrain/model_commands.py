@@ -135,8 +135,8 @@ def _chat(args: argparse.Namespace) -> int:
 
 
 MODEL_COMMANDS: dict[str, Command] = {
-    "export": Command("writes a run's model as a Hugging Face folder or a .gguf file", _export_arguments, _export),
-    "evaluate": Command("measures a run's model, or a model alone, on held-out data", _evaluate_arguments, _evaluate),
-    "predict": Command("lets a run's model answer the records of a file", _predict_arguments, _predict),
-    "chat": Command("talks to a run's model, or to any chat model, in the terminal", _chat_arguments, _chat),
+    "export": Command("write a run's model as a Hugging Face folder or a .gguf file", _export_arguments, _export),
+    "evaluate": Command("measure a run's model, or any model, on held-out data", _evaluate_arguments, _evaluate),
+    "predict": Command("let a run's model answer the records of a file", _predict_arguments, _predict),
+    "chat": Command("talk to a run's model, or to any chat model, in the terminal", _chat_arguments, _chat),
 }

@@ -225,7 +225,9 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     for name, value, given in changes:
         if name in GROUPS and name in RESUMABLE:
             if format_value(value) not in GROUPS[name]:
-                faults.add(f"{name}={format_value(value)} is no option of {name}: there are {', '.join(GROUPS[name])}")
+                faults.add(
+                    f"{name}={format_value(value)} is not an option of {name}: there are {', '.join(GROUPS[name])}"
+                )
         elif name not in table and name not in GROUPS:
             guess = right_name(name, table)
             faults.add(f"{name} is not a key" + (f": {question(guess)}" if guess else ""))

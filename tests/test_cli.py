@@ -68,7 +68,7 @@ def test_a_check_without_data_loads_no_torch(data: str, tmp_path: Path) -> None:
 def test_check_says_what_will_run(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "sft_full", *TINY, data, "--no-data"]) == 0
     out = capsys.readouterr().out
-    assert "asset:tiny-llama" in out and "adamw lr=2e-5" in out and "Nothing is wrong; the data was not read." in out
+    assert "asset:tiny-llama" in out and "adamw lr=2e-5" in out and "No problems found; the data was not read." in out
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +111,7 @@ def test_runs_are_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["trian"], 2, "aitrain trian is no command: did you mean train?"),
+        (["trian"], 2, "Unknown command 'trian': did you mean train?"),
         (["show", "optim.lrr"], 2, "optim.lrr is neither a group nor a key: did you mean optim.lr?"),
         (["recipes", "sft"], 2, "recipe sft is not known"),
         (["check", "sft_lra"], 2, "did you mean sft_lora?"),
@@ -122,7 +122,7 @@ def test_runs_are_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "sft_lora", "+x=1", "-m"], 2, "+ is refused"),
         (["train", "sft_lora", "-m", "optim.lr=1e-4,x", "model.path=m", "data.path=d"], 2, "optim.lr=x is not a float"),
         (["resume", "none"], 2, "none does not exist: `aitrain runs` lists the runs here"),
-        (["export", "tests", "--to", "new"], 2, "tests holds no run.yaml, so it is no run directory"),
+        (["export", "tests", "--to", "new"], 2, "tests is not a run directory (no run.yaml)"),
         (["evaluate", "none"], 2, "none does not exist"),
         (["runs", "none"], 2, "none is not a folder"),
         (["check", "sft_full", *TINY, "data.path=none.jsonl", "--no-data"], 3, "data.path=none.jsonl does not exist"),
@@ -141,7 +141,7 @@ def test_a_run_is_refused_before_anything_is_made(run: Path, capsys: pytest.Capt
     assert cli.main(["export", str(run), "--to", str(run)]) == 2
     assert cli.main(["export", str(run), "--to", str(run / "new"), "--checkpoint", "latest"]) == 2
     err = capsys.readouterr().err
-    assert "exists already: choose a new folder" in err and "--checkpoint latest is no checkpoint" in err
+    assert "exists already: choose a new folder" in err and "--checkpoint latest is not a checkpoint" in err
 
 
 def test_the_words_of_a_benchmark_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

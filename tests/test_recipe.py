@@ -70,9 +70,12 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("max_step=1", "max_step is not a key: did you mean trainer.max_steps?"),
         ("trainer.max-steps=1", "trainer.max-steps is not a key: did you mean trainer.max_steps?"),
         ("xyzzy=1", "xyzzy is not a key: the groups are seed, run, task"),
-        ("optim=adam", "optim=adam is no option of optim: did you mean adamw? There are adamw, adamw_8bit, muon, sgd"),
+        (
+            "optim=adam",
+            "optim=adam is not an option of optim: did you mean adamw? There are adamw, adamw_8bit, muon, sgd",
+        ),
         ("strategy=zero1", "did you mean deepspeed_zero1?"),
-        ("adapter=null", "adapter=null is no option of adapter: "),
+        ("adapter=null", "adapter=null is not an option of adapter: "),
         ("optim.nesterov=true", "optim.nesterov belongs to optim=muon, but this run has optim=adamw"),
         (
             "trainer.max_steps=abc",
@@ -201,13 +204,13 @@ def test_a_misspelt_key_is_not_also_missing() -> None:
         ),
         (
             "defaults: [base, override optim: adam, _self_]\n",
-            "mine.yaml:1: optim=adam is no option of optim: did you mean",
+            "mine.yaml:1: optim=adam is not an option of optim: did you mean",
         ),
         (
             "defaults: [base, override optm: adamw, _self_]\n",
-            "optm in the defaults list is no group with a choice: did you",
+            "optm in the defaults list is not a group with options: did you",
         ),
-        ("defaults: [base, override trainer: x, _self_]\n", "trainer in the defaults list is no group with a choice"),
+        ("defaults: [base, override trainer: x, _self_]\n", "trainer in the defaults list is not a group with options"),
         ("defaults: [base, optim: adamw, _self_]\n", "write `- override optim: adamw`"),
         ("defaults: [_self_, base]\n", "_self_ must stand last"),
         ("defaults: [_self_]\n", "the defaults list has no base"),
@@ -307,7 +310,7 @@ def test_any_text_survives_freezing(tmp_path: Path, text: str) -> None:
     [
         (("lr: 0.0002", "lrr: 0.0002"), "run.yaml: optim.lrr is not a key: did you mean optim.lr?"),
         (("lr: 0.0002", "lr: x"), "run.yaml: optim.lr=x is not a float"),
-        (("option: adamw", "option: adam"), "run.yaml: optim.option=adam is no option of optim"),
+        (("option: adamw", "option: adam"), "run.yaml: optim.option=adam is not an option of optim"),
         (("optim:", "optim: ["), "run.yaml cannot be read"),
     ],
 )
@@ -334,14 +337,14 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
         ("checkpoint.path=c", "checkpoint.path cannot change when a run is resumed, because its checkpoints are there"),
         ("seed=1", "seed cannot change"),
         ("adapter=dora", "adapter cannot change"),
-        ("strategy=fsdq", "strategy=fsdq is no option of strategy"),
+        ("strategy=fsdq", "strategy=fsdq is not an option of strategy"),
         ("trainer.precision=fp32", "trainer.precision cannot change"),
         ("trainer.global_batch_samples=64", "cannot change"),
         ("trainer.max_epoch=4", "did you mean trainer.max_epochs?"),
         ("trainer.max_epochs=x", "is not a float"),
         ("trainer.devices=3", "does not divide over 3 devices"),
         ("trainer.devices=1,2", "lists alternatives"),
-        ("logger=wandbb", "logger=wandbb is no option"),
+        ("logger=wandbb", "logger=wandbb is not an option"),
     ]:
         with pytest.raises(RecipeError) as caught:
             amend(config, [word])

@@ -62,7 +62,7 @@ def test_without_slurm_the_files_are_shown_and_the_gap_is_told(tmp_path: Path, m
     monkeypatch.setenv("PATH", "/nowhere")
     make(tmp_path / "a", SUBMITTED, STARTED)
     text = watch.runs_text(tmp_path)
-    assert "running or broken off" in text
+    assert "running or interrupted" in text
     assert "The queue could not be read: squeue is not found here" in text
     assert "could not be read" in watch.status_text(tmp_path / "a")
 

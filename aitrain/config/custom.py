@@ -28,7 +28,7 @@ class UserClass:
     def code_faults(self) -> Iterator[str]:
         """Yield what is wrong with the words themselves, one sentence each; the file is read later."""
         if self.file != MISSING and not self.file.endswith(".py"):
-            yield f"file={self.file} is no Python file: its name must end with .py"
+            yield f"file={self.file} is not a Python file: its name must end with .py"
 
 
 def typed_options(owner: type, given: dict[str, Any], prefix: str) -> Any:
@@ -54,7 +54,7 @@ def typed_options(owner: type, given: dict[str, Any], prefix: str) -> Any:
             )
         return None
     if not (isinstance(declared, type) and is_dataclass(declared)):
-        raise RecipeError(f"{owner.__name__}.Options is no dataclass: put @dataclass above it")
+        raise RecipeError(f"{owner.__name__}.Options is not a dataclass: put @dataclass above it")
     table, faults, values = keys(declared, {}), [], {}
     for name, value in given.items():
         if name not in table:

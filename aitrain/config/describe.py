@@ -99,10 +99,10 @@ def _length(config: RunConfig) -> str:
 
 def _batch(config: RunConfig) -> str:
     micro = config.trainer.micro_batch_samples
-    at_once = "found from memory" if micro is None else str(micro)
+    at_once = "chosen from available memory" if micro is None else str(micro)
     size = config.trainer.global_batch_samples
     batch = f"{size or 'chosen from the data,'} {config.task.sample}s per step over all devices"
-    return f"{batch}; at once per device: {at_once}"
+    return f"{batch}; micro-batch per device: {at_once}"
 
 
 def _devices(config: RunConfig) -> str:

@@ -84,7 +84,7 @@ def from_plain(data: dict[str, Any]) -> RunConfig:
         if option in options:
             choices[group] = options[option]
         else:
-            faults.add(f"{group}.option={option} is no option of {group}: there are {', '.join(options)}", group)
+            faults.add(f"{group}.option={option} is not an option of {group}: there are {', '.join(options)}", group)
             choices[group] = next(iter(options.values()))
     table, hints, given = keys(RunConfig, choices), get_type_hints(RunConfig), {}
     for word, value in data.items():

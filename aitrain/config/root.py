@@ -154,8 +154,8 @@ class RunConfig:
             )
         if self.model.init is ModelInit.random and not isinstance(self.adapter, NoAdapter):
             yield (
-                f"adapter={OPTION_OF[type(self.adapter)]} beside model.init=random trains small matrices beside noise "
-                "that stands in no file: write adapter=none or model.init=pretrained"
+                f"adapter={OPTION_OF[type(self.adapter)]} with model.init=random cannot be exported, because the base "
+                "weights are not saved anywhere: write adapter=none or model.init=pretrained"
             )
         yield from self.batch_faults(self.trainer.devices, self.trainer.nodes)
 

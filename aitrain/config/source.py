@@ -117,7 +117,7 @@ def _choice(layer: Layer, word: str, option: Any, faults: Faults) -> None:
     if group not in GROUPS:
         guess = nearest(group, GROUPS)
         hint = f"did you mean {guess}?" if guess else f"there are {', '.join(GROUPS)}"
-        faults.add(f"{where}{group} in the defaults list is no group with a choice: {hint}", group, guess)
+        faults.add(f"{where}{group} in the defaults list is not a group with options: {hint}", group, guess)
         if not guess:
             return
         group = guess

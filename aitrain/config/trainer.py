@@ -43,7 +43,8 @@ class Trainer:
     for few samples."""
 
     micro_batch_samples: int | None = None
-    """Samples per device at once; `null` = found from memory. Changes speed and memory, not the result."""
+    """Micro-batch: samples per device in one pass; `null` = chosen from available memory. Changes speed and memory, not
+    the result."""
 
     precision: Precision = Precision.auto
     """`bf16` or `fp32`; `auto` = `bf16` on GPUs, `fp32` on CPUs."""

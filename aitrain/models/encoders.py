@@ -88,7 +88,8 @@ def _refuse_lost(located: Located, built: Any, loading: Mapping[str, Any]) -> No
     lost = [name for name in fresh if not set(name.removeprefix(f"{body}.").split(".")) & set(HEADS)]
     if lost:
         raise ModelError(
-            f"model.path={located.model.path} lacks {len(lost)} weights, first {lost[0]}: copy the model again (they "
+            f"model.path={located.model.path} has {len(lost)} weights missing, the first is {lost[0]}: the copy "
+            f"may be incomplete, copy it again (they "
             "would start from random numbers)"
         )
     if fresh:

@@ -215,7 +215,7 @@ def _inspect_folder(path: Path, kind: Kind, model: Model, wanted: ModelKind) -> 
         if not isinstance(config, dict):
             raise ValueError("no JSON object")
     except ValueError as error:
-        facts.faults.append(f"model.path: {config_file} is no valid JSON ({error}): copy the model again")
+        facts.faults.append(f"model.path: {config_file} is not valid JSON ({error}): copy the model again")
         return facts
     _read_config(facts, config)
     facts.licence = licence_of(path)
@@ -321,7 +321,7 @@ def _kind_faults(path: Path, config: dict, wanted: ModelKind) -> Iterator[str]:
         )
     elif wanted is ModelKind.causal and names and not any(name.endswith(CAUSAL) for name in names):
         yield (
-            f"model.path={path} is no causal language model (architectures: {', '.join(names)}): name one "
+            f"model.path={path} is not a causal language model (architectures: {', '.join(names)}): name one "
             "whose class ends with ForCausalLM"
         )
     if "quantization_config" in config:

@@ -50,7 +50,7 @@ class FusedLoss:
             The new forward, not yet in place, or why there is none.
         """
         if not type(model).__name__.endswith(CAUSAL):
-            return f"{type(model).__name__} is no causal language model"
+            return f"{type(model).__name__} is not a causal language model"
         head: Any = model.get_output_embeddings()
         if type(head) is not nn.Linear:
             return f"the head is a {type(head).__name__}, not a plain linear layer"

@@ -299,7 +299,8 @@ def _from_files(model: Model, folder: Path, options: dict[str, Any]) -> PreTrain
     missing, extra = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
     if missing:
         raise ModelError(
-            f"model.path={model.path} lacks {len(missing)} weights, first {missing[0]}: copy the model again "
+            f"model.path={model.path} has {len(missing)} weights missing, the first is {missing[0]}: the copy "
+            f"may be incomplete, copy it again "
             "(they would start from random numbers)"
         )
     if extra:

@@ -17,8 +17,8 @@ TAIL_BYTES = 1 << 20
 STATES = {
     "submitted": "submitted, not started",
     "launched": "starting",
-    "started": "running or broken off",
-    "resumed": "running or broken off",
+    "started": "running or interrupted",
+    "resumed": "running or interrupted",
     "finished": "finished",
     "waiting": "stopped, can be resumed",
     "stopped": "stopped, can be resumed",

@@ -372,8 +372,13 @@ def announce(session: Session, plan: StepPlan, accelerator: str, options: Resume
         session.display.say(note)
     session.display.say(
         f"{plan.size:,} samples, {session.total_steps} steps of {plan.global_batch} {session.task.sample}s: "
-        f"{ranks.world} x {accelerator}, {plan.micro_batch} at once, {plan.accumulation} accumulated"
+        f"{ranks.world} {_device(accelerator)} {'rank' if ranks.world == 1 else 'ranks'}, "
+        f"micro-batch {plan.micro_batch}, gradient accumulation {plan.accumulation}"
     )
+
+
+def _device(accelerator: str) -> str:
+    return "CPU" if accelerator == "cpu" else "GPU"
 
 
 def quiet() -> None:

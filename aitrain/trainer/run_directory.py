@@ -141,7 +141,7 @@ class RunDirectory:
             RecipeError: It is not a run directory.
         """
         if not (path / "run.yaml").is_file():
-            raise RecipeError(f"{path} is not a run: it holds no run.yaml; `aitrain runs` lists the runs here")
+            raise RecipeError(f"{path} is not a run directory (no run.yaml): `aitrain runs` lists the runs here")
         return cls(path)
 
     def config(self) -> RunConfig:

@@ -36,7 +36,7 @@ def program(folder: Path, name: str, text: str) -> None:
 def test_a_laptop(no_slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "sbatch is not found here" in out and out.endswith("Nothing is wrong.\n")
+    assert "sbatch is not found here" in out and out.endswith("No problems found.\n")
     assert list(no_slurm.iterdir()) == []
 
 

@@ -92,7 +92,7 @@ def everything(folder: Path) -> set[str]:
     ("word", "says"),
     [
         ("optim.lrr=1", "optim.lrr is not a key: did you mean optim.lr?"),
-        ("strategy=zero3", "strategy=zero3 is no option of strategy: did you mean deepspeed_zero3?"),
+        ("strategy=zero3", "strategy=zero3 is not an option of strategy: did you mean deepspeed_zero3?"),
         ("trainer.max_steps=many", "trainer.max_steps=many is not a whole number: write"),
         ("trainer.max_steps=2.5", "trainer.max_steps=2.5"),
         ("data.shuffle=perhaps", "data.shuffle=perhaps is neither true nor false"),
@@ -219,7 +219,7 @@ def no_template(folder: Path) -> None:
         (pickle_weights, "has only pickle weights, which can run any code"),
         (no_template, "has no chat template (it is a base model): choose one with model.chat_template=NAME (chatml, "),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is no valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "its tokenizer cannot be loaded"),
     ],

@@ -226,7 +226,7 @@ def test_zero_goes_on_with_another_number_of_ranks(
 ) -> None:
     stopped(runs, "zero2", "zero2", signal.SIGINT)
     assert cli.main(["resume", str(runs["zero2"]), "strategy=dpp"]) == 2
-    assert "strategy=dpp is no option of strategy" in capfd.readouterr().err
+    assert "strategy=dpp is not an option of strategy" in capfd.readouterr().err
     code, err = runs.end(["resume", str(runs["zero2"]), "trainer.devices=1", "strategy=ddp"])
     assert code == 0, err
     assert losses(runs["zero2"]) == pytest.approx(full, rel=1e-6)

@@ -76,7 +76,7 @@ def test_lora_trains_in_bf16(tmp_path: Path, few_verses: str) -> None:
 def test_micro_batch_is_found_from_memory(tmp_path: Path, reference: Ended) -> None:
     run = train(tmp_path / "run", *FP32, "trainer.micro_batch_samples=null")
     assert run.losses == close(reference.losses)
-    assert "8 at once, 1 accumulated" in run.said, "a million weights fit beside 8 sequences on any GPU"
+    assert "micro-batch 8, gradient accumulation 1" in run.said, "a million weights fit beside 8 sequences on any GPU"
 
 
 @ON_GPU

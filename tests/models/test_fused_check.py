@@ -92,7 +92,7 @@ def test_outputs_and_gradients_stay(kind: str) -> None:
     expected = passes(model, batch)
     report = fuse(model)
     assert set(report.replaced) == MODELS[kind][2]
-    assert "is no causal language model" in report.left["loss of the head"] and not has_fused_loss(model)
+    assert "is not a causal language model" in report.left["loss of the head"] and not has_fused_loss(model)
     for found, right in zip(passes(model, batch), expected, strict=True):
         # fp32 sums of 32 to 100 numbers in another order, through two layers
         assert float((found - right).abs().max()) <= 2e-5 * float(right.abs().max()) + 1e-9

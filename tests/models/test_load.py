@@ -45,7 +45,7 @@ def test_missing_weights_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 weights, first model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(ModelError, match=r"has 1 weights missing, the first is model.layers.1.mlp.up_proj.weight"):
         build_model(locate(Model(path=str(folder))))
 
 

@@ -28,10 +28,10 @@ def test_a_run_is_read_from_its_last_whole_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("events", "state"),
     [
-        (["started"], "running or broken off"),
+        (["started"], "running or interrupted"),
         (["started", "checkpoint", "stopped", "waiting"], "stopped, can be resumed"),
         (["started", "finished", "evaluated"], "finished"),
-        (["started", "waiting", "resumed", "checkpoint"], "running or broken off"),
+        (["started", "waiting", "resumed", "checkpoint"], "running or interrupted"),
         ([], "not started"),
     ],
 )

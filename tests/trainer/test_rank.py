@@ -26,7 +26,7 @@ def test_a_fault_is_told_by_the_first_rank_only(tmp_path: Path, rank: int) -> No
         check=False,
     )
     assert done.returncode == 2
-    assert ("holds no run.yaml" in done.stderr) == (rank == 0)
+    assert ("no run.yaml" in done.stderr) == (rank == 0)
     assert "Traceback" not in done.stderr
 
 
