@@ -18,6 +18,7 @@ from aitrain.checkpoint import store
 from aitrain.config.model import Model
 from aitrain.config.task import Preference, Sft
 from aitrain.errors import AitrainError, ModelError
+from aitrain.io.terminal import can_move
 from aitrain.models.chat_templates import choice
 from aitrain.models.load import Located, build_model, load_tokenizer, locate
 from aitrain.models.quiet import quiet
@@ -183,7 +184,7 @@ class Chat:
     def _both(self, asked: list[dict[str, str]]) -> str:
         self._base = self._base or self.base()
         speakers, width = (self._base, self.tuned), shutil.get_terminal_size().columns
-        if not sys.stdout.isatty() or width < SIDE_BY_SIDE:
+        if not can_move(sys.stdout) or width < SIDE_BY_SIDE:
             said = ""
             for speaker in speakers:
                 _say(f"{speaker.name}: ")

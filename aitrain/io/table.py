@@ -8,18 +8,12 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-PLAIN = "AITRAIN_PLAIN"
-"""Variable of the environment that asks for plain lines in place of tables and drawings."""
+from aitrain.io.terminal import is_plain
 
 NARROWEST = 12
 """Columns below which a cell is not made narrower."""
 
 GAP = "  "
-
-
-def is_plain() -> bool:
-    """Return whether the user has asked for plain lines (`AITRAIN_PLAIN=1`)."""
-    return os.environ.get(PLAIN, "") not in ("", "0")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:

@@ -13,6 +13,7 @@ from aitrain.data.token_set import TokenSet
 from aitrain.dist.group import Group
 from aitrain.errors import AitrainError, DataError
 from aitrain.io import remove_leftovers
+from aitrain.io.terminal import can_move, has_colour
 from aitrain.models.assets import cache
 from aitrain.tasks.data_files import source_of
 from aitrain.tasks.task import Watch, unwatched
@@ -102,7 +103,7 @@ def _as_on_first(config: RunConfig, tokenizer: Any, folders: list[Path]) -> Prep
 
 
 def _show(done: int, total: int | None) -> None:
-    if sys.stderr.isatty():
+    if can_move(sys.stderr):
         sys.stderr.write(
             f"\r\033[Kreading data: {done:,}" + (f" of {total:,}" if total else "") + ("\n" if done == total else "")
         )
@@ -130,6 +131,6 @@ def sample_for_people(tokenizer: Any, tokens: TokenSet, index: int) -> str:
         index: Number of the sample.
     """
     ids, trained = tokens[index]
-    coloured = sys.stdout.isatty()
+    coloured = has_colour(sys.stdout)
     how = "coloured" if coloured else "in [[ ]]"
     return f"sample {index}, its trained tokens {how}:\n{sample_text(tokenizer, ids, trained, coloured)}"

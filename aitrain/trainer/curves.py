@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aitrain.io.table import is_plain
+from aitrain.io.terminal import is_plain
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.pictures import save, text
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TextIO
 
+from aitrain.io.terminal import can_move
 from aitrain.trainer.logs import note
 
 
@@ -39,7 +41,7 @@ class Display:
         self.out = out or sys.stderr
         self.active = active
         self.total = total_steps
-        self.moving = self.out.isatty()
+        self.moving = can_move(self.out)
         self.line_every_s = line_every_s
         self._last_line = 0.0
         self._open = False
@@ -57,16 +59,23 @@ class Display:
             return
         text = f"step {done}/{self.total}  loss {loss:.4f}  {speed}  {duration(left_s)} left"
         if self.moving:
-            width = 24
-            filled = round(width * done / max(1, self.total))
-            unicode = str(getattr(self.out, "encoding", None) or "utf-8").lower().startswith("utf")
-            full, empty = ("█", "░") if unicode else ("#", ".")
-            self.out.write(f"\r\033[K[{full * filled}{empty * (width - filled)}] {text}")
+            columns = shutil.get_terminal_size().columns
+            self.out.write(f"\r\033[K{self._bar(done, columns - len(text) - 4)}{text}"[: columns + 3])
             self._open = True
         elif done == self.total or done == 1 or time.monotonic() - self._last_line >= self.line_every_s:
             self.out.write(text + "\n")
             self._last_line = time.monotonic()
         self.out.flush()
+
+    def _bar(self, done: int, room: int) -> str:
+        """Return a bar of what is done; nothing where there is little room beside the text."""
+        width = min(24, room)
+        if width < 8:
+            return ""
+        filled = round(width * done / max(1, self.total))
+        unicode = str(getattr(self.out, "encoding", None) or "utf-8").lower().startswith("utf")
+        full, empty = ("█", "░") if unicode else ("#", ".")
+        return f"[{full * filled}{empty * (width - filled)}] "
 
     def say(self, text: str) -> None:
         """Show a line for good.

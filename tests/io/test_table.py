@@ -2,7 +2,8 @@
 
 import pytest
 
-from aitrain.io.table import PLAIN, table
+from aitrain.io.table import table
+from aitrain.io.terminal import PLAIN
 
 HEAD = ["recipe", "you have", "you get"]
 ROWS = [

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from aitrain.io.table import PLAIN
+from aitrain.io.terminal import PLAIN
 from aitrain.tasks.metric import Metric
 from aitrain.trainer.curves import Curves, chart, draw, read_curves
 

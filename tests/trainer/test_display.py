@@ -11,6 +11,14 @@ import pytest
 from aitrain.trainer.display import Display, duration
 
 
+@pytest.fixture(autouse=True)
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that can do everything, 80 columns wide."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("AITRAIN_PLAIN", raising=False)
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
@@ -30,6 +38,22 @@ def test_duration(seconds: float, text: str) -> None:
 def steps(display: Display, numbers: range) -> None:
     for step in numbers:
         display.step(step, loss=2.0 / step, speed="1,234 tokens/s", left_s=61)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_the_moving_line_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = Terminal()
+    steps(Display(True, 4, out), range(1, 5))
+    drawn = out.getvalue().split("\r\033[K")[1:]
+    assert max(map(len, drawn)) < columns and all(("█" in line) == (columns > 60) for line in drawn)
+
+
+def test_a_screen_reader_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AITRAIN_PLAIN", "1")
+    out = Terminal()
+    steps(Display(True, 4, out, line_every_s=1e9), range(1, 5))
+    assert out.getvalue().count("\n") == 2 and "\r" not in out.getvalue()
 
 
 def test_plain_lines_for_the_first_and_last_step() -> None:
