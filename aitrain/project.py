@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def _asked(data: str | None, model: str | None) -> tuple[str, str | None, str | 
     return recipe, data, model
 
 
+@cache
 def _data_keys(recipe: str) -> Readable:
     """Return the group `data` of a recipe."""
     config = compose(recipe, ["data.path=d", *([] if _own_model(recipe) else ["model.path=m"])])
@@ -135,12 +137,14 @@ def _data_keys(recipe: str) -> Readable:
     return config.data
 
 
+@cache
 def _own_model(recipe: str) -> str | None:
     """Return the model that a recipe names; `null` where it needs none."""
     given = compose(recipe, ["data.path=d", "model.path=m"]) if _is_open(recipe) else compose(recipe, ["data.path=d"])
     return None if _is_open(recipe) else str(given.model.path or "null")
 
 
+@cache
 def _is_open(recipe: str) -> bool:
     try:
         compose(recipe, ["data.path=d"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aitrain.config import RunConfig
@@ -11,7 +12,7 @@ from aitrain.config.custom import UserClass
 from aitrain.config.data import Data, Files, Images, Readable, Text
 from aitrain.config.paths import listed
 from aitrain.config.values import nearest
-from aitrain.data import documents
+from aitrain.data import documents, tables
 from aitrain.data.records import unsupported
 from aitrain.data.source import RECORD_SUFFIXES, SUFFIXES, Source
 from aitrain.errors import AitrainError, DataError
@@ -106,7 +107,8 @@ def data_faults(config: RunConfig) -> list[str]:
     Args:
         config: A checked configuration.
     """
-    faults = []
+    faults: list[str] = []
+    read: list[Path] = []
     for key, given in (("data.path", config.data.path), ("data.validation_path", config.data.validation_path)):
         if given is None:
             continue
@@ -118,12 +120,31 @@ def data_faults(config: RunConfig) -> list[str]:
         except AitrainError as error:
             faults.append(str(error) if str(error).startswith(key) else f"{key}={given}: {error}")
             continue
+        read += source.files
         for file in source.files:
             fault = _file_fault(file, config.data)
             if fault is not None:
                 name = given if len(source.files) == 1 else str(file)
                 faults.append(f"{key}={name} {fault}")
-    return faults
+    return faults or list(_idle_keys(config.data, read))
+
+
+def _idle_keys(data: Data, files: Sequence[Path]) -> Iterator[str]:
+    """Yield keys that say how files are read of which there is none."""
+    if not isinstance(data, Readable) or not files:
+        return
+    names = [file.name.lower() for file in files]
+    sheets, rows = (".xlsx", ".xlsm"), tables.SUFFIXES
+    no_letters = (".parquet", ".docx", *sheets)
+    for key, is_given, ends, kind in (
+        ("sheet", data.sheet is not None, sheets, "Excel files"),
+        ("delimiter", data.delimiter is not None, tables.TEXT_SUFFIXES, "CSV files"),
+        ("header_row", data.header_row != 1, rows, "CSV and Excel files"),
+    ):
+        if is_given and not any(name.endswith(ends) for name in names):
+            yield f"data.{key}={getattr(data, key)} has no effect: it is for {kind}, and there are none; remove it"
+    if data.encoding is not None and all(name.endswith(no_letters) for name in names):
+        yield f"data.encoding={data.encoding} has no effect: these files say their encoding themselves; remove it"
 
 
 def _file_fault(path: Path, data: Data) -> str | None:

@@ -86,6 +86,7 @@ def test_the_shipped_model_learns_in_three_commands(export: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not _place(ASSETS["smollm2-135m-instruct"]).is_dir(),
     reason="SmolLM2-135M is not here: aitrain fetch smollm2-135m-instruct",

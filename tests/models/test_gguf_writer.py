@@ -51,8 +51,13 @@ def folder_of(config: Any, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("kind", GgufType)
-@pytest.mark.parametrize("which", KINDS)
+DAILY = [("llama", GgufType.f16), ("llama with its own head", GgufType.q8_0), ("qwen3", GgufType.f16)]
+EVERY = [(which, kind) for which in KINDS for kind in GgufType]
+
+
+@pytest.mark.parametrize(
+    ("which", "kind"), [pytest.param(*each, marks=() if each in DAILY else pytest.mark.slow) for each in EVERY]
+)
 def test_transformers_reads_the_same_logits(tmp_path: Path, which: str, kind: GgufType) -> None:
     folder = folder_of(KINDS[which], tmp_path / "model")
     write_gguf(folder, tmp_path / "m.gguf", kind, "tiny")

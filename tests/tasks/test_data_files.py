@@ -95,3 +95,20 @@ def test_faults_and_notes_of_a_recipe(exports: Path) -> None:
     assert fault == f"data.path={exports}/empty.csv is empty: it needs at least one record"
     notes = reading_notes(compose("sft_lora", words[:2]))
     assert [note.partition(":")[0] for note in notes] == ["b.csv", "b.csv"]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        (
+            "data.sheet=Klanten",
+            "data.sheet=Klanten has no effect: it is for Excel files, and there are none; remove it",
+        ),
+        ("data.delimiter=semicolon", "data.delimiter=semicolon has no effect: it is for CSV files"),
+        ("data.header_row=2", "data.header_row=2 has no effect: it is for CSV and Excel files"),
+        ("data.encoding=cp1252", ""),
+    ],
+)
+def test_keys_that_no_file_needs_are_refused(exports: Path, word: str, says: str) -> None:
+    faults = data_faults(compose("sft_lora", ["model.path=m", f"data.path={exports}/a.jsonl", word]))
+    assert [fault[: len(says)] for fault in faults] == ([says] if says else [])
