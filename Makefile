@@ -70,7 +70,7 @@ check: $(STAMP) ## ruff, mypy, import-linter and pydoclint (in flake8); runs all
 	done; \
 	if [ -n "$$failed" ]; then echo "check failed:$${failed#,}" >&2; exit 1; fi
 
-format: $(STAMP) ## let ruff mend layout and import order
+format: $(STAMP) ## let ruff fix layout and import order
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 docs: $(STAMP) ## write the generated pages and build the documentation into site/

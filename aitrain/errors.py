@@ -1,4 +1,4 @@
-"""The error family: every fault that a user can mend, with its exit code."""
+"""The error family: every fault that a user can fix, with its exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXIT_REQUEUE = 75
 
 
 class AitrainError(Exception):
-    """A fault the user can mend: what (key or path with its value), the rule, what to write instead."""
+    """A fault the user can fix: what (key or path with its value), the rule, what to write instead."""
 
     exit_code = EXIT_USER
 

@@ -99,7 +99,7 @@ def init(words_given: Sequence[str], data: str | None, model: str | None) -> Pro
         recipe, data, model = _asked(data, model)
         plain = [recipe, *plain]
     if len(plain) != 2:
-        raise RecipeError("aitrain init takes a recipe and a folder, for instance `aitrain init sft_lora my-project`")
+        raise RecipeError("aitrain init needs a recipe and a folder, for instance `aitrain init sft_lora my-project`")
     find(plain[0])
     values = {change.key_or_group: change.value() for change in changes}
     project = Project(Path(plain[1]), plain[0], data, model, values)

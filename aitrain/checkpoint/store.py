@@ -98,7 +98,7 @@ def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, An
     cannot, every rank gets the same error and nothing is left behind.
 
     Args:
-        folder: Where the checkpoints of the run stand.
+        folder: Folder of the checkpoints of the run.
         step: Optimizer steps done.
         tensors: Kind -> names and whole tensors on the CPU.
         state: Plain values to keep beside them.
@@ -196,7 +196,7 @@ def scan(folder: Path) -> tuple[list[Checkpoint], list[str]]:
     """Look at the checkpoints of a folder; what is not committed is not among them.
 
     Args:
-        folder: Where the checkpoints of a run stand; may not exist.
+        folder: Folder of the checkpoints of a run; may not exist.
 
     Returns:
         The checkpoints, oldest first, and a sentence for each whose manifest cannot be read.
@@ -219,7 +219,7 @@ def committed(folder: Path) -> list[Checkpoint]:
     """Return the checkpoints of a folder, oldest first; those with a damaged manifest are not among them.
 
     Args:
-        folder: Where the checkpoints of a run stand; may not exist.
+        folder: Folder of the checkpoints of a run; may not exist.
     """
     return scan(folder)[0]
 
@@ -237,7 +237,7 @@ def choose(folder: Path, which: str, say: Callable[[str], None] = to_stderr) -> 
     """Return one committed checkpoint, verified.
 
     Args:
-        folder: Where the checkpoints of a run stand.
+        folder: Folder of the checkpoints of a run.
         which: `newest` (the newest that is good), `best` (by validation loss) or a step.
         say: Told of every damaged checkpoint that is passed over.
 
@@ -294,7 +294,7 @@ def set_aside(folder: Path, after: int, why: str) -> list[Path]:
     """Rename the checkpoints that a run does not go on from, so that no later start takes one for the newest.
 
     Args:
-        folder: Where the checkpoints of the run stand.
+        folder: Folder of the checkpoints of the run.
         after: Step from which the run goes on; later ones are renamed.
         why: What they are, the first word of their new names.
 
@@ -317,7 +317,7 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Delete the oldest checkpoints beyond a number; the best one stays besides, and so does what cannot be read.
 
     Args:
-        folder: Where the checkpoints of a run stand.
+        folder: Folder of the checkpoints of a run.
         keep: Newest checkpoints that stay.
         best_step: Step of the best one, or None.
     """

@@ -132,10 +132,10 @@ class Readable(Data):
     data.columns.completion=antwoord`."""
 
     encoding: str | None = None
-    """Encoding of text files and CSV, for instance `cp1252` (Windows); `null` = found from the file, and said."""
+    """Encoding of text files and CSV, for instance `cp1252` (Windows); `null` = detected, and reported."""
 
     delimiter: str | None = None
-    """Delimiter of CSV files: `comma`, `semicolon`, `tab`, `pipe`, or the character; `null` = found from the file."""
+    """Delimiter of CSV files: `comma`, `semicolon`, `tab`, `pipe`, or the character; `null` = detected."""
 
     sheet: str | None = None
     """Sheet of an Excel file; `null` = the first."""

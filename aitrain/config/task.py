@@ -138,7 +138,7 @@ class Embeddings(Task):
     """Whether the questions are told apart for each text, too, as for translations."""
 
     matryoshka: list[int] = field(default_factory=list)
-    """Shorter lengths at which the vectors shall be good as well, for instance `[256,128,64]` (arXiv:2205.13147)."""
+    """Shorter lengths at which the vectors should be good as well, for instance `[256,128,64]` (arXiv:2205.13147)."""
 
     pooling: Pooling = Pooling.mean
     """How the vectors of the tokens become one: their mean, that of the first token, or that of the last."""
@@ -209,7 +209,7 @@ class Preference(Task):
     """Share of the pairs that are expected to be the wrong way round; dpo only."""
 
     margin: float = 0.5
-    """By how much the better answer shall be ahead, in mean log-probability times beta; simpo only."""
+    """By how much the better answer should be ahead, in mean log-probability times beta; simpo only."""
 
     good_weight: float = 1.0
     """How much a good answer counts; kto only. Where few are good, raise it until good and bad ones count alike."""

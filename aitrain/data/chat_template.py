@@ -335,7 +335,7 @@ class ChatTemplate:
         ):
             raise DataError(
                 f"{where}: the {{% generation %}} blocks of the model's chat template do not hold the assistant's "
-                f"{len(turns)} answers: write model.chat_template=FILE with a mended template"
+                f"{len(turns)} answers: write model.chat_template=FILE with a corrected template"
             )
         return [begin for begin, _ in spans]
 

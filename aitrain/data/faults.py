@@ -1,4 +1,4 @@
-"""Faults of single records, gathered over a whole file so that a user can mend them in one round."""
+"""Faults of single records, gathered over a whole file so that a user can fix them in one round."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _in_folder(path: Path, found: ImageList) -> Iterator[tuple[str, ImageSource 
         if file.suffix.lower() not in SUFFIXES:
             found.others.append(where)
         elif len(inside.parts) == 1:
-            yield where, DataError(f"{where} stands in no class: move it into the folder of its class"), {}
+            yield where, DataError(f"{where} is not in the folder of a class: move it into one"), {}
         else:
             yield where, file, {"label": inside.parts[0]}
 

@@ -35,7 +35,7 @@ class LabelledText:
 
 
 def read_labelled(source: Source, data: Labelled, several: bool, known: Sequence[str] | None = None) -> LabelledText:
-    """Read the records of a file; what is wrong with any of them is told at once.
+    """Read the records of a file; every fault is reported together.
 
     Args:
         source: The data files.
@@ -86,7 +86,7 @@ def labels_of(
     if strange:
         raise DataError(
             f"{where}: label {strange[0]!r} is not among those of the training data ({_listed(known or [])}): "
-            "mend it, or add examples of it to data.path"
+            "fix it, or add examples of it to data.path"
         )
     return labels
 

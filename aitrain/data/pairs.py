@@ -27,7 +27,7 @@ class PairedTexts:
 
 
 def read_pairs(source: Source, data: Pairs) -> PairedTexts:
-    """Read the records of a file; what is wrong with any of them is told at once.
+    """Read the records of a file; every fault is reported together.
 
     Args:
         source: The data files.

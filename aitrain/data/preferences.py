@@ -29,7 +29,7 @@ class PreferredAnswers:
 
 
 def read_preferences(source: Source, data: Preferences, tokenizer: Any, system_prompt: str | None) -> PreferredAnswers:
-    """Read the records of a file; what is wrong with any of them is told at once.
+    """Read the records of a file; every fault is reported together.
 
     Args:
         source: The data files.

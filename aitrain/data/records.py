@@ -18,7 +18,7 @@ from aitrain.errors import DataError
 
 Record = dict[str, Any]
 Placed = tuple[str, Record | DataError]
-"""Where a record stands ("train.jsonl:17"), and the record or why it cannot be used."""
+"""Place of a record ("train.jsonl:17"), and the record or why it cannot be used."""
 
 
 def read_records(source: Source | Path, text_field: str | None = None) -> Iterator[Placed]:

@@ -68,7 +68,7 @@ class _Rows:
 
 
 def read_series(source: Source, keys: Keys, grid: Grid | None = None) -> SeriesTable:
-    """Read the series of a table; what is wrong with any row is told at once.
+    """Read the series of a table; every fault is reported together.
 
     Args:
         source: The tables.
@@ -119,7 +119,7 @@ def _take(found: _Rows, record: Mapping[str, Any], where: str) -> None:
     except ValueError:
         how = "2025-03-31T14:00" if keys.time_format is None else keys.time_format
         raise DataError(
-            f"{where}: {keys.time_field!r} is {record[keys.time_field]!r}, not a time like {how}: mend it, or write "
+            f"{where}: {keys.time_field!r} is {record[keys.time_field]!r}, not a time like {how}: fix it, or write "
             "data.time_format, for instance data.time_format='%d-%m-%Y %H:%M'"
         ) from None
     known = []
@@ -161,12 +161,12 @@ def _number(value: Any, name: str, where: str) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         comma = isinstance(value, str) and value.count(",") == 1
-        advice = f"write {value.replace(',', '.')}, with a point" if comma else "mend it, or leave it empty"
+        advice = f"write {value.replace(',', '.')}, with a point" if comma else "fix it, or leave it empty"
         raise DataError(f"{where}: {name!r} is {value!r}, not a number: {advice}") from None
     if math.isnan(number):
         return None
     if math.isinf(number):
-        raise DataError(f"{where}: {name!r} is infinite: mend it, or leave it empty")
+        raise DataError(f"{where}: {name!r} is infinite: fix it, or leave it empty")
     return number
 
 

@@ -30,7 +30,7 @@ class TaggedText:
 def read_tagged(
     source: Source, data: Tagged, with_labels: bool = True, known: Sequence[str] | None = None
 ) -> list[TaggedText]:
-    """Read the records of a file; what is wrong with any of them is told at once.
+    """Read the records of a file; every fault is reported together.
 
     Args:
         source: The data files.
@@ -52,7 +52,7 @@ def read_tagged(
             if known is not None and strange:
                 raise DataError(
                     f"{where}: label {strange[0]!r} is not among those of the training data "
-                    f"({', '.join(map(repr, known))}): mend it, or add examples of it to data.path"
+                    f"({', '.join(map(repr, known))}): fix it, or add examples of it to data.path"
                 )
             found.append(one)
         except DataError as fault:

@@ -213,7 +213,7 @@ class Tokenisation:
             cut = " after truncation" if data.too_long is OnTooLong.truncate else ""
             faults.append(
                 f"{self.unlearnable.count} of {report.records} samples have no trained token{cut}, because the "
-                f"assistant says nothing in them ({self.unlearnable}): mend them, or write data.no_trained_tokens=drop"
+                f"assistant says nothing in them ({self.unlearnable}): fix them, or write data.no_trained_tokens=drop"
             )
         self.faults.refuse(*faults, *self.broken)
 

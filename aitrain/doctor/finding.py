@@ -45,7 +45,7 @@ def text_of(findings: Sequence[Finding]) -> str:
 
 
 def exit_code(findings: Sequence[Finding], in_job: bool) -> int:
-    """Return how the command ends: 4 for a sick node, 2 for what the user can mend.
+    """Return how the command ends: 4 for a sick node, 2 for what the user can fix.
 
     Args:
         findings: All of them.

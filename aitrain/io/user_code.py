@@ -58,7 +58,7 @@ def _module(path: Path, key: str) -> ModuleType:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f"{path}:{line}" if line else str(path)
-        raise RecipeError(f"{key}.file: {where}: {type(error).__name__}: {error}: mend the file") from error
+        raise RecipeError(f"{key}.file: {where}: {type(error).__name__}: {error}: fix the file") from error
     finally:
         sys.path.remove(str(path.parent))
     return module

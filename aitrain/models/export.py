@@ -209,7 +209,7 @@ def _write_model(model: PreTrainedModel, folder: Path) -> None:
         # transformers refuses to save sampling settings that contradict each other, which some published models bring
         if "generation" not in str(error).lower():
             raise
-        raise ModelError(f"the base model's generation_config.json is not valid: mend it there ({error})") from error
+        raise ModelError(f"the base model's generation_config.json is not valid: fix it there ({error})") from error
 
 
 def _write_words(words: Any, config: RunConfig, located: Located, card: Card, folder: Path, library: str) -> None:

@@ -74,9 +74,9 @@ class Bf16Autocast(DeepSpeedPrecision):
 
 
 class DeepSpeedZero(DeepSpeedStrategy):
-    """Lightning's DeepSpeedStrategy with its faults mended.
+    """Lightning's DeepSpeedStrategy with its faults fixed.
 
-    Mended: CPUs are refused (`setup_environment`); the loss is divided by the accumulation count twice (`backward`);
+    Fixed: CPUs are refused (`setup_environment`); the loss is divided by the accumulation count twice (`backward`);
     Hugging Face weights are lost or refused under stage 3 (`building`); bf16 (`Bf16Autocast`).
 
     Args:

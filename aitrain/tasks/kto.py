@@ -132,7 +132,7 @@ class KtoTask(GatheringTask, PreferenceTask):
         return Measured(sums, torch.cat([self.outputs(model, batch).float(), good.float()], 1))
 
     def metrics(self, found: Measured) -> dict[str, float]:
-        """Return loss, the share of answers that are told apart rightly, and how far good and bad ones are apart.
+        """Return loss, the share of answers that are told apart correctly, and how far good and bad ones are apart.
 
         Args:
             found: Outputs and judgements of all answers.

@@ -64,7 +64,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
         The exit code: done, or stopped on purpose with a good checkpoint.
 
     Raises:
-        AitrainError: Anything the user can mend.
+        AitrainError: Anything the user can fix.
     """
     options = options or ResumeOptions()
     heartbeat.tell(run=str(directory.path))
@@ -269,7 +269,7 @@ def build_trainer(session: Session, accelerator: str, accumulation: int) -> pl.T
 
 
 def run_trainer(trainer: pl.Trainer, session: Session, loader: DataLoader[dict[str, Any]]) -> None:
-    """Fit, and turn what can be mended into an answer.
+    """Fit, and turn what can be fixed into an answer.
 
     What is made at random is made alike on every rank; dropout is seeded apart by rank when training starts.
 

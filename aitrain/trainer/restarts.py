@@ -100,7 +100,7 @@ def note_launch(directory: RunDirectory, environment: Mapping[str, str], most: i
         raise GuardError(
             f"{directory.path} was restarted {most} times without a new checkpoint, so it is given up"
             + (f". The last failure: {why}" if why else "")
-            + f". When the cause is mended, continue with: sbatch {directory.path}/job.sbatch"
+            + f". When the cause is fixed, continue with: sbatch {directory.path}/job.sbatch"
         )
     directory.event("launched", job=job, automatic=automatic)
 

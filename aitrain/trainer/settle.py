@@ -22,7 +22,7 @@ BATCHES = (32, 16, 8, 4)
 """Global batches that are chosen from, the largest first."""
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 10
-"""More passes over few samples teach them by heart."""
+"""More passes over few samples memorise them."""
 
 
 def settle_precision(config: RunConfig, accelerator: str) -> RunConfig:

@@ -57,7 +57,7 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        AitrainError: Anything the user can mend; nothing has been made then.
+        AitrainError: Anything the user can fix; nothing has been made then.
     """
 
     def new_run() -> Start:
@@ -85,7 +85,7 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
         The exit code; a run that is finished already is done.
 
     Raises:
-        AitrainError: Anything the user can mend; the run is as it was then.
+        AitrainError: Anything the user can fix; the run is as it was then.
     """
 
     def new_or_same() -> Start:
@@ -147,7 +147,7 @@ def resume(run: Path, overrides: Sequence[str], options: ResumeOptions | None = 
         The exit code.
 
     Raises:
-        AitrainError: Anything the user can mend; the run is as it was then.
+        AitrainError: Anything the user can fix; the run is as it was then.
     """
 
     def same_run() -> Start:

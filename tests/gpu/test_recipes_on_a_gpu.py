@@ -45,7 +45,7 @@ def test_losses_depend_on_neither_micro_batch_nor_checkpointing(
 
 @pytest.fixture
 def few_verses(tmp_path: Path) -> str:
-    """16 verses: seen again and again they are learned by heart, so the loss must fall whatever the batch."""
+    """16 verses: seen again and again they are memorised, so the loss must fall whatever the batch."""
     lines = resolve("asset:verses-en-nl/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "few.jsonl").write_text("".join(lines[:16]), encoding="utf-8")
     return f"data.path={tmp_path / 'few.jsonl'}"

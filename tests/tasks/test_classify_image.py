@@ -261,7 +261,7 @@ WRONG = {
     torn: "bar/001.png: the image cannot be opened (",
     no_image: "disc/000.png: the image cannot be opened (no image that can be read): replace it, or remove it",
     one_example: "odd/7.png: class 'odd' has one example",
-    outside: "lost.png stands in no class: move it into the folder of its class",
+    outside: "lost.png is not in the folder of a class: move it into one",
 }
 
 
