@@ -110,8 +110,13 @@ def test_runs_of_any_folder_say_in_which_keys_they_differ(tmp_path: Path) -> Non
     for name, rate in (("a", "1e-3"), ("b", "2e-3")):
         run = make(tmp_path / name, STARTED)
         (run / "run.yaml").write_text(f"seed: 0\nrun: {{name: {name}}}\noptim: {{option: adamw, lr: {rate}}}\n")
+        other = "{option: none}" if name == "a" else "{option: lora, rank: 8}"
+        (run / "run.yaml").write_text((run / "run.yaml").read_text() + f"adapter: {other}\n")
     lines = watch.runs_text(tmp_path).splitlines()
-    assert [line.split()[-1] for line in lines[2:]] == ["optim.lr=1e-3", "optim.lr=2e-3"]
+    assert [line.split()[-2:] for line in lines[2:]] == [
+        ["adapter=none", "optim.lr=1e-3"],
+        ["adapter=lora", "optim.lr=2e-3"],
+    ]
 
 
 def test_a_log_is_followed_until_the_run_is_over(tmp_path: Path) -> None:
