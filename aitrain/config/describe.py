@@ -10,7 +10,7 @@ from aitrain.config.data import Sequences
 from aitrain.config.paths import listed
 from aitrain.config.root import OPTION_OF, RunConfig
 from aitrain.config.task import CustomTask
-from aitrain.config.trainer import AUTO
+from aitrain.config.trainer import AUTO, Precision
 from aitrain.config.values import format_value, spelled
 
 
@@ -101,7 +101,7 @@ def _batch(config: RunConfig) -> str:
     micro = config.trainer.micro_batch_samples
     at_once = "chosen from available memory" if micro is None else str(micro)
     size = config.trainer.global_batch_samples
-    batch = f"{size or 'chosen from the data,'} {config.task.sample}s per step over all devices"
+    batch = f"{size} {config.task.sample}s per step over all devices" if size else "global batch chosen from the data"
     return f"{batch}; micro-batch per device: {at_once}"
 
 
@@ -109,8 +109,10 @@ def _devices(config: RunConfig) -> str:
     trainer = config.trainer
     devices = "all devices here" if trainer.devices is None else f"devices={trainer.devices}"
     nodes = "" if trainer.nodes is None else f", nodes={trainer.nodes}"
+    is_open = trainer.precision is Precision.auto
+    precision = "bf16 on GPUs, fp32 on CPUs" if is_open else trainer.precision.name
     saving = ", activation checkpointing" if trainer.activation_checkpointing else ""
-    return f"{trainer.accelerator.name}, {devices}{nodes}, {trainer.precision.name}{saving}"
+    return f"{trainer.accelerator.name}, {devices}{nodes}, {precision}{saving}"
 
 
 def _evaluation(config: RunConfig) -> str:

@@ -32,7 +32,8 @@ def test_what_is_chosen_later_is_said() -> None:
     for part in (
         "a.csv, b.csv",
         "epochs chosen from the data",
-        "chosen from the data, sequences per step",
+        "global batch chosen from the data",
+        "bf16 on GPUs, fp32 on CPUs",
         "a tenth of",
     ):
         assert part in text, text
