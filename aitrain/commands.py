@@ -104,12 +104,14 @@ def _check(args: argparse.Namespace) -> int:
     for config in configs:
         print(describe(config), flush=True)
         refuse_faults(config)
+        closing = "No problems found; the data was not read."
         if not args.no_data:
             with without_collection():
                 from aitrain.trainer.inspection import audit
 
-            audit(config, args.show)
-        print("\nNo problems found." if not args.no_data else "\nNo problems found; the data was not read.")
+            is_clean = audit(config, args.show)
+            closing = "No problems found." if is_clean else "No errors found; see the warning above."
+        print(f"\n{closing}")
     return EXIT_DONE
 
 

@@ -117,6 +117,7 @@ def _devices(config: RunConfig) -> str:
 
 def _evaluation(config: RunConfig) -> str:
     prompts = len(config.evaluate.prompts)
+    prompts += config.evaluate.answered_samples if config.has_validation else 0
     answered = f", {prompts} prompts answered before and after" if prompts else ""
     if not config.has_validation and not isinstance(config.task, CustomTask):
         return f"none{answered}"

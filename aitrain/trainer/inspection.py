@@ -17,12 +17,15 @@ from aitrain.trainer.resources import micro_batch
 from aitrain.trainer.settle import few_steps, settle_length, settle_precision
 
 
-def audit(config: RunConfig, show: int) -> None:
+def audit(config: RunConfig, show: int) -> bool:
     """Build what can be built without weights, prepare the data and print what it holds.
 
     Args:
         config: A configuration whose recipe, machine and files were checked.
         show: Samples to print with their trained tokens coloured.
+
+    Returns:
+        Whether there was nothing to warn of.
 
     Raises:
         RecipeError: The run could not be trained as asked.
@@ -39,11 +42,12 @@ def audit(config: RunConfig, show: int) -> None:
     for remark in task.remarks():
         print(remark)
     count = usable_devices(config)
-    _audit_data(task, show, count)
+    is_clean = _audit_data(task, show, count)
     micro_batch(task, Ranks(world=count, local_world=count), accelerator, Group(Ranks(), "cpu"))
+    return is_clean
 
 
-def _audit_data(task: Task, show: int, ranks: int) -> None:
+def _audit_data(task: Task, show: int, ranks: int) -> bool:
     config = task.config
     for note in reading_notes(config):
         print(note)
@@ -60,3 +64,4 @@ def _audit_data(task: Task, show: int, ranks: int) -> None:
     refuse_late_faults(task, found, steps)
     for index in range(min(show, size)):
         print(f"\n{task.shown_sample(found.train, index)}")
+    return warning is None
