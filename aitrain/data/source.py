@@ -72,7 +72,7 @@ class Source:
     def is_whole(self) -> bool:
         """Whether each text file is one document."""
         if self.documents is Documents.auto:
-            return len(self.files) > 1 or self.files[0].suffix.lower() != ".txt"
+            return len(self.files) > 1 or not self.files[0].name.lower().endswith((".txt", ".txt.gz"))
         return self.documents is Documents.file
 
     def digest(self) -> str:

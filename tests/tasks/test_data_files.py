@@ -1,5 +1,6 @@
 """A recipe names a file, a folder, a pattern or a list; what was found out about them is said."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,9 @@ def test_faults_and_notes_of_a_recipe(exports: Path) -> None:
 def test_keys_that_no_file_needs_are_refused(exports: Path, word: str, says: str) -> None:
     faults = data_faults(compose("sft_lora", ["model.path=m", f"data.path={exports}/a.jsonl", word]))
     assert [fault[: len(says)] for fault in faults] == ([says] if says else [])
+
+
+def test_a_packed_text_file_is_read_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n\ntwo\n"))
+    found = [record for _, record in read_records(source_of(tmp_path / "a.txt.gz", Text(path="")))]
+    assert found == [{"text": "one"}, {"text": "two"}]
