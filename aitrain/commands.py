@@ -25,14 +25,14 @@ def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    from aitrain.config.source import find, names, short
+    from aitrain.config.source import find, model_of, names, short
     from aitrain.io.table import table
 
     if args.name:
         print(find(args.name).read_text(encoding="utf-8"), end="")
         return EXIT_DONE
-    rows = [[name, *short(find(name))] for name in names()]
-    print(table(["recipe", "you have", "you get", "smallest machine"], rows))
+    rows = [[name, *short(find(name)), _licence(model_of(find(name)))] for name in names()]
+    print(table(["recipe", "you have", "you get", "smallest machine", "licence of its model"], rows))
     print("\n`aitrain recipes NAME` prints one in full; `aitrain init NAME my-project` starts a project with it.")
     return EXIT_DONE
 
@@ -65,6 +65,16 @@ def _init(args: argparse.Namespace) -> int:
     print((project.folder / "recipe.yaml").read_text(encoding="utf-8"), end="")
     print(f"\nWritten to {project.folder}. Next: aitrain check {project.folder / 'recipe.yaml'}")
     return EXIT_DONE
+
+
+def _licence(model: str | None) -> str:
+    """Return the licence of the model that a recipe starts from."""
+    from aitrain.models.assets import ASSETS
+
+    if model is None:
+        return "needs none"
+    asset = ASSETS.get(model.removeprefix("asset:"))
+    return "you choose the model" if asset is None else asset.licence
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:

@@ -187,8 +187,8 @@ def short(path: Path) -> list[str]:
     return [part.strip() for part in found.removeprefix("Short:").split("|")]
 
 
-def task_of(path: Path) -> str:
-    """Return the task that a recipe chooses.
+def model_of(path: Path) -> str | None:
+    """Return the model that a recipe starts from, `???` where the user chooses it; None where it needs none.
 
     Args:
         path: The recipe's file.
@@ -196,6 +196,6 @@ def task_of(path: Path) -> str:
     Raises:
         RecipeError: A file is empty, or no YAML.
     """
-    base = yaml.safe_load((CONFIGS / "base.yaml").read_text(encoding="utf-8"))["defaults"]
-    chosen = [entry["task"] for entry in base if isinstance(entry, dict) and "task" in entry]
-    return (chosen + [layer.choices["task"] for layer in layers(path, Faults()) if "task" in layer.choices])[-1]
+    named = [(layer.values.get("model") or {}).get("path", "???") for layer in layers(path, Faults())]
+    found = named[-1] if named[-1] != "???" else named[0]
+    return None if found is None else str(found)

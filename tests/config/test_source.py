@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from aitrain.config.source import find, header, layers, names, task_of
+from aitrain.config.source import find, header, layers, model_of, names, short
 from aitrain.config.values import Faults
 
 
@@ -24,6 +24,7 @@ def test_every_key_knows_its_line(tmp_path: Path) -> None:
     assert header(file) == ["hello", "  there"]
 
 
-def test_the_task_comes_from_the_nearest_recipe_that_chooses_one() -> None:
-    assert task_of(find("sft_qlora")) == "sft"
-    assert task_of(find("continued_pretraining")) == "pretrain"
+def test_what_a_recipe_is_for_and_which_model_it_starts_from() -> None:
+    assert short(find("quickstart"))[2] == "2 CPU cores, 4 GB" and all(len(short(find(name))) == 3 for name in names())
+    assert model_of(find("classify_text")) == "asset:minilm-l6"
+    assert model_of(find("sft_qlora")) == "???" and model_of(find("forecast_timeseries")) is None
