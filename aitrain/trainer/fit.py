@@ -367,7 +367,7 @@ def announce(session: Session, plan: StepPlan, accelerator: str, options: Resume
         session.directory.event("started", **facts)
         if session.baselines:
             session.directory.event("baselines", **session.baselines)
-    warning = few_steps(config, plan.size)
+    warning = few_steps(config, plan.size) if session.resume is None else None
     for note in [*session.task.remarks(), *reading_notes(config), *([] if warning is None else [warning])]:
         session.display.say(note)
     session.display.say(

@@ -108,7 +108,7 @@ def test_two_ranks_make_one_run_with_the_losses_of_one(
     assert losses(run) == pytest.approx(expected, rel=1e-6)
     started = json.loads((run / "events.jsonl").read_text().splitlines()[0])
     assert (started["event"], started["ranks"], started["nodes"]) == ("started", 2, 1)
-    assert err.count("4 steps of 4 sequences: 2 x cpu") == 1
+    assert err.count("4 steps of 4 sequences: 2 CPU ranks") == 1
     if launcher is srun:
         before = (run / "events.jsonl").read_bytes(), losses(run)
         codes, err = srun([*words, "--or-resume", f"run.dir={run}"], tmp_path)
