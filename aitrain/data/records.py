@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aitrain.config.values import nearest
-from aitrain.data import tables
+from aitrain.data import spreadsheets
 from aitrain.data.column_names import missing_column
 from aitrain.data.documents import read_documents
 from aitrain.data.encodings import encoding_of, lines_of
@@ -129,10 +129,10 @@ def _reader(source: Source, path: Path, text_field: str) -> Iterator[Placed]:
         return _read_json(path, name, source.encoding)
     if suffix.endswith(".parquet"):
         return _read_parquet(path, name)
-    if suffix.endswith(tables.TEXT_SUFFIXES):
-        return tables.read_csv(path, name, source.encoding, source.delimiter, source.header_row)
-    if suffix.endswith(tables.SUFFIXES):
-        return tables.read_xlsx(path, name, source.sheet, source.header_row)
+    if suffix.endswith(spreadsheets.TEXT_SUFFIXES):
+        return spreadsheets.read_csv(path, name, source.encoding, source.delimiter, source.header_row)
+    if suffix.endswith(spreadsheets.SUFFIXES):
+        return spreadsheets.read_xlsx(path, name, source.sheet, source.header_row)
     found = read_documents(path, name, source.encoding, source.is_whole)
     return ((where, {text_field: text}) for where, text in found)
 

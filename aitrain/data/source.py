@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aitrain.config.data import Documents
-from aitrain.data import documents, tables
+from aitrain.data import documents, spreadsheets
 from aitrain.data.encodings import encoding_of
 from aitrain.io.files import file_digest
 
-RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *tables.SUFFIXES)
+RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *spreadsheets.SUFFIXES)
 SUFFIXES = (*RECORD_SUFFIXES, *documents.SUFFIXES)
 """Ends of the names of files that hold records, and of all files that can be read."""
 
@@ -111,16 +111,16 @@ class Source:
 
     def _file_notes(self, file: Path) -> Iterator[str]:
         name = file.name.lower()
-        if name.endswith((*tables.TEXT_SUFFIXES, ".txt", ".md", ".txt.gz", ".md.gz")):
+        if name.endswith((*spreadsheets.TEXT_SUFFIXES, ".txt", ".md", ".txt.gz", ".md.gz")):
             found = encoding_of(file, self.encoding)
             if found.is_guess:
                 sample = f" ({found.sample})" if found.sample else ""
                 yield f"read as {found.title}{sample}; if letters are wrong, write data.encoding=NAME"
-        if name.endswith(tables.TEXT_SUFFIXES) and self.delimiter is None:
-            sign = tables.delimiter_of(file, self.encoding)
+        if name.endswith(spreadsheets.TEXT_SUFFIXES) and self.delimiter is None:
+            sign = spreadsheets.delimiter_of(file, self.encoding)
             if sign != ("\t" if name.endswith((".tsv", ".tab", ".tsv.gz")) else ","):
-                yield f"delimiter {tables.delimiter_name(sign)} (found; data.delimiter sets another)"
+                yield f"delimiter {spreadsheets.delimiter_name(sign)} (found; data.delimiter sets another)"
         if name.endswith((".xlsx", ".xlsm")) and self.sheet is None:
-            sheets = tables.sheet_names(file)
+            sheets = spreadsheets.sheet_names(file)
             if len(sheets) > 1:
                 yield f"reading sheet {sheets[0]!r} of {len(sheets)}; data.sheet chooses another"

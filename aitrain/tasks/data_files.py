@@ -12,7 +12,7 @@ from aitrain.config.custom import UserClass
 from aitrain.config.data import Data, Files, Images, Readable, Text
 from aitrain.config.paths import listed
 from aitrain.config.values import nearest
-from aitrain.data import documents, tables
+from aitrain.data import documents, spreadsheets
 from aitrain.data.records import unsupported
 from aitrain.data.source import RECORD_SUFFIXES, SUFFIXES, Source
 from aitrain.errors import AitrainError, DataError
@@ -134,11 +134,11 @@ def _idle_keys(data: Data, files: Sequence[Path]) -> Iterator[str]:
     if not isinstance(data, Readable) or not files:
         return
     names = [file.name.lower() for file in files]
-    sheets, rows = (".xlsx", ".xlsm"), tables.SUFFIXES
+    sheets, rows = (".xlsx", ".xlsm"), spreadsheets.SUFFIXES
     no_letters = (".parquet", ".docx", *sheets)
     for key, is_given, ends, kind in (
         ("sheet", data.sheet is not None, sheets, "Excel files"),
-        ("delimiter", data.delimiter is not None, tables.TEXT_SUFFIXES, "CSV files"),
+        ("delimiter", data.delimiter is not None, spreadsheets.TEXT_SUFFIXES, "CSV files"),
         ("header_row", data.header_row != 1, rows, "CSV and Excel files"),
     ):
         if is_given and not any(name.endswith(ends) for name in names):

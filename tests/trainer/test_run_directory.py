@@ -100,7 +100,7 @@ def test_half_a_directory_is_taken_away(small: Compose, tmp_path: Path, monkeypa
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "no"):
-        with pytest.raises(RecipeError, match=r"is not a run: it holds no run\.yaml"):
+        with pytest.raises(RecipeError, match=r"is not a run directory \(no run\.yaml\)"):
             RunDirectory.open(path)
 
 

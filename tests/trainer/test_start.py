@@ -124,7 +124,7 @@ def test_or_resume_needs_a_place_that_a_restart_can_find(verses: Path, tmp_path:
     given = [word for word in words(verses, tmp_path / "run") if not word.startswith("run.dir")]
     with pytest.raises(RecipeError, match="--or-resume needs run.dir"):
         start.train_or_resume("sft_full", given)
-    with pytest.raises(RecipeError, match=r"none is not a run: it holds no run\.yaml"):
+    with pytest.raises(RecipeError, match=r"none is not a run directory \(no run\.yaml\)"):
         start.train_or_resume(str(tmp_path / "none/run.yaml"), [])
     assert list(tmp_path.iterdir()) == []
 

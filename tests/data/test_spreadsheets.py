@@ -10,7 +10,7 @@ import openpyxl
 import pytest
 
 from aitrain.config.data import Records
-from aitrain.data import tables
+from aitrain.data import spreadsheets
 from aitrain.data.records import read_records
 from aitrain.data.source import Source
 from aitrain.errors import DataError
@@ -166,4 +166,4 @@ def test_columns_get_other_names(tmp_path: Path) -> None:
 
 
 def test_names_of_delimiters() -> None:
-    assert tables.delimiter_name(";") == "semicolon" and tables.delimiter_name("~") == "'~'"
+    assert spreadsheets.delimiter_name(";") == "semicolon" and spreadsheets.delimiter_name("~") == "'~'"
