@@ -71,7 +71,7 @@ class Exports:
             f"strategy={strategy}",
             f"run.dir={self.folder}/{strategy}-{tied}-{kind}",
         ]
-        return RunDirectory.create(compose("sft_full", [*words, "data.validation_samples=null", *KINDS[kind]]))
+        return RunDirectory.create(compose("sft_full", [*words, "evaluate.answered_samples=0", *KINDS[kind]]))
 
     def train(self, cases: list[tuple[str, bool, str]]) -> dict[tuple[str, bool, str], Path]:
         made = {case: self.make(*case) for case in cases}
