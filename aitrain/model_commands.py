@@ -70,6 +70,12 @@ def _evaluate(args: argparse.Namespace) -> int:
             run_directory(Path(args.run))
         raise AitrainError(f"{args.run} is not a run directory: to measure a model alone, add --data FILE")
     if not is_run or args.base:
+        what = "the base model" if is_run else "a model alone"
+        if args.lm_eval or checkpoint != "newest" or args.changed_inputs:
+            word = "--lm-eval" if args.lm_eval else "--checkpoint" if checkpoint != "newest" else "--changed-inputs"
+            raise AitrainError(f"{word} has no effect on {what}: remove it")
+        if is_run and args.overrides:
+            raise AitrainError(f"{args.overrides[0]} has no effect on a run, whose recipe is frozen: remove it")
         with without_collection():
             from aitrain.trainer.base_model import evaluate_base, evaluate_model
 
@@ -123,14 +129,10 @@ def _chat(args: argparse.Namespace) -> int:
     if args.temperature < 0:
         raise AitrainError(f"--temperature {args.temperature:g} must be 0 or more")
     with without_collection():
-        from aitrain.chat.talk import Settings, chat
+        from aitrain.chat.talk import Settings, chat, open_chat
 
-    chat(
-        args.model,
-        Settings(args.system, args.max_new_tokens, args.temperature, args.compare),
-        checkpoint,
-        args.template,
-    )
+    settings = Settings(args.system, args.max_new_tokens, args.temperature, args.compare)
+    chat(open_chat(args.model, settings, checkpoint, args.template))
     return EXIT_DONE
 
 

@@ -19,7 +19,7 @@ import yaml
 from aitrain.config import GROUPS
 from aitrain.config.data import Images, Labelled, Pairs, Preferences, Readable, Records, Series, Tagged, Text
 from aitrain.config.model import Model
-from aitrain.config.source import RECIPES, find, header, names, short
+from aitrain.config.source import RECIPES, find, header, model_of, names, short
 from aitrain.config.values import Faults
 from aitrain.data.column_names import proposed, words
 from aitrain.data.records import read_records
@@ -137,22 +137,10 @@ def _data_keys(recipe: str) -> Readable:
     return config.data
 
 
-@cache
 def _own_model(recipe: str) -> str | None:
-    """Return the model that a recipe names; `null` where it needs none."""
-    given = compose(recipe, ["data.path=d", "model.path=m"]) if _is_open(recipe) else compose(recipe, ["data.path=d"])
-    return None if _is_open(recipe) else str(given.model.path or "null")
-
-
-@cache
-def _is_open(recipe: str) -> bool:
-    try:
-        compose(recipe, ["data.path=d"])
-    except RecipeError as error:
-        if "model.path is missing" in str(error):
-            return True
-        raise
-    return False
+    """Return the model that a recipe names, `null` where it needs none; None where the user chooses it."""
+    found = model_of(find(recipe))
+    return "null" if found is None else None if found == "???" else found
 
 
 def _model(recipe: str, given: str | None) -> str:

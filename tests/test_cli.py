@@ -124,6 +124,8 @@ def test_runs_are_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["resume", "none"], 2, "none does not exist: `aitrain runs` lists the runs here"),
         (["export", "tests", "--to", "new"], 2, "tests is not a run directory (no run.yaml)"),
         (["evaluate", "none"], 2, "none does not exist"),
+        (["evaluate", "m", "--data", "d", "--lm-eval", "t"], 2, "--lm-eval has no effect on a model alone: remove it"),
+        (["evaluate", "m", "--data", "d", "--checkpoint", "5"], 2, "--checkpoint has no effect on a model alone"),
         (["runs", "none"], 2, "none is not a folder"),
         (["check", "sft_full", *TINY, "data.path=none.jsonl", "--no-data"], 3, "data.path=none.jsonl does not exist"),
         (["check", "sft_full", "model.path=./none", "data.path=none.jsonl"], 2, "./none"),

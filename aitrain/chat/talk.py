@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,19 +220,12 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def chat(target: str, settings: Settings, checkpoint: str = "newest", template: str | None = None) -> None:
-    """Talk to a model until the user has had enough.
+def chat(talk: Chat) -> None:
+    """Take what the user writes until there is no more.
 
     Args:
-        target: A run directory, a model folder, a `.gguf` file or `asset:NAME`.
-        settings: How it is asked.
-        checkpoint: Of a run: `newest`, `best` or a step.
-        template: Chat template by name, for a model that has none.
-
-    Raises:
-        AitrainError: There is no such model, or it cannot talk.
+        talk: The conversation.
     """
-    talk = open_chat(target, settings, checkpoint, template)
     for line in _lines(talk.tuned.name):
         if not talk.take(line):
             return
@@ -267,7 +260,11 @@ def open_chat(target: str, settings: Settings, checkpoint: str = "newest", templ
         AitrainError: There is no such model, or it cannot talk.
     """
     if (Path(target) / "run.yaml").is_file():
+        if template is not None:
+            raise AitrainError(f"--template {template} has no effect on a run, which has its own: remove it")
         return _of_run(RunDirectory.open(Path(target)), settings, checkpoint)
+    if checkpoint != "newest":
+        raise AitrainError(f"--checkpoint {checkpoint} has no effect on {target}, which is not a run: remove it")
     located = locate(Model(path=target, chat_template=template))
     speaker = _speaker(target, located)
 
@@ -284,8 +281,8 @@ def _of_run(directory: RunDirectory, settings: Settings, checkpoint: str) -> Cha
             f"{directory.path} did not train a chat model (task={type(config.task).__name__.lower()}): use "
             f"`aitrain predict {directory.path} FILE`"
         )
-    if config.task.__dict__.get("system_prompt") and settings.system is None:
-        settings = Settings(**{**settings.__dict__, "system": config.task.system_prompt})
+    if settings.system is None:
+        settings = replace(settings, system=config.task.system_prompt)
     located = locate(config.model)
     exported = directory.export / "model"
     if checkpoint == "newest" and exported.is_dir() and directory.is_finished:

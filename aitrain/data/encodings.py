@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,10 +59,24 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         with gzip.open(path) if is_packed else open(path, "rb") as file:
             yield cast(IO[bytes], file)
-    except (EOFError, gzip.BadGzipFile, OSError) as fault:
+    except (EOFError, zlib.error, OSError) as fault:
         if not is_packed:
             raise
         raise DataError(f"{path.name}: damaged gzip file ({fault}): copy or write it again") from None
+
+
+def marked_encoding(path: Path) -> str | None:
+    """Return the encoding that a file's byte order mark names; None where it has none.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The compressed data is damaged.
+    """
+    with opened(path) as file:
+        head = file.read(4)
+    return next((name for mark, name in _BOMS.items() if head.startswith(mark)), None)
 
 
 def encoding_of(path: Path, given: str | None = None) -> Encoding:
@@ -76,6 +91,9 @@ def encoding_of(path: Path, given: str | None = None) -> Encoding:
     """
     if given is not None:
         return Encoding(codecs.lookup(given).name)
+    marked = marked_encoding(path)
+    if marked is not None:
+        return Encoding(marked)
     stat = path.stat()
     return _detected(path, stat.st_mtime_ns, stat.st_size)
 
@@ -90,9 +108,6 @@ def _detected(path: Path, _modified_ns: int, _size: int) -> Encoding:
         while block := file.read(_HEAD):
             if not head:
                 head = block
-                for mark, name in _BOMS.items():
-                    if block.startswith(mark):
-                        return Encoding(name)
                 if b"\0" in block[:1024]:
                     return Encoding("utf-16-le" if b"\0" in block[1:1024:2] else "utf-16-be", is_guess=True)
             if not (valid or broken or block.isascii()):

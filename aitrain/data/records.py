@@ -12,7 +12,7 @@ from aitrain.config.values import nearest
 from aitrain.data import spreadsheets
 from aitrain.data.column_names import missing_column
 from aitrain.data.documents import read_documents
-from aitrain.data.encodings import encoding_of, lines_of
+from aitrain.data.encodings import encoding_of, lines_of, marked_encoding
 from aitrain.data.source import SUFFIXES, Source
 from aitrain.errors import DataError
 
@@ -154,8 +154,7 @@ def text_fault(record: Record, field: str, where: str) -> DataError | None:
 
 def _json_lines(path: Path, given: str | None) -> Iterator[tuple[int, str | DataError]]:
     """Yield the lines of a JSON file, which is UTF-8 unless a byte order mark or the recipe says otherwise."""
-    found = encoding_of(path, given)
-    return lines_of(path, "utf-8" if given is None and found.is_guess else found.name)
+    return lines_of(path, encoding_of(path, given).name if given else marked_encoding(path) or "utf-8")
 
 
 def _read_jsonl(path: Path, name: str, encoding: str | None) -> Iterator[Placed]:

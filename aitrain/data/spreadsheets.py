@@ -56,8 +56,7 @@ def read_csv(path: Path, name: str, encoding: str | None, delimiter: str | None,
     Raises:
         DataError: The header cannot be used, or the file is broken as a whole.
     """
-    with _long_cells():
-        yield from _records(_csv_rows(path, name, encoding, delimiter), name, header_row, _DELIMITED)
+    yield from _records(_csv_rows(path, name, encoding, delimiter), name, header_row, _DELIMITED)
 
 
 def delimiter_of(path: Path, encoding: str | None = None) -> str:
@@ -83,14 +82,13 @@ def _delimiter(path: Path, encoding: str, _modified_ns: int, _size: int) -> str:
         return said
     found: dict[str, tuple[float, int]] = {}
     below: dict[str, tuple[float, int]] = {}
-    with _long_cells():
-        for sign in DELIMITERS.values():
-            widths = [len(row) for row in islice(_lenient(lines, sign), _LOOKED_AT)]
-            if widths and widths[0] > 1:
-                found[sign] = (widths.count(widths[0]) / len(widths), widths[0])
-            elif widths:
-                usual, times = Counter(widths[1:] or widths).most_common(1)[0]
-                below[sign] = (times / max(1, len(widths) - 1), usual)
+    for sign in DELIMITERS.values():
+        widths = [len(row) for row in islice(_lenient(lines, sign), _LOOKED_AT)]
+        if widths and widths[0] > 1:
+            found[sign] = (widths.count(widths[0]) / len(widths), widths[0])
+        elif widths:
+            usual, times = Counter(widths[1:] or widths).most_common(1)[0]
+            below[sign] = (times / max(1, len(widths) - 1), usual)
     if not found:
         return _below_a_title(below)
     ranked = sorted(found, key=lambda sign: found[sign], reverse=True)
@@ -130,25 +128,18 @@ def _excel_hint(line: str) -> str | None:
     return text[4] if text.lower().startswith("sep=") and len(text) == 5 else None
 
 
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """Python stops at 128 KiB per cell; a long document is no fault."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    yield
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python stops at 128 KiB per cell; a long document is no fault
 
 
 def _csv_rows(path: Path, name: str, encoding: str | None, delimiter: str | None) -> Iterator[Row]:
     sign = DELIMITERS.get(delimiter, delimiter) if delimiter else delimiter_of(path, encoding)
     assert sign is not None, "found where it was not given"
-    hinted = False
 
     def lines() -> Iterator[str]:
-        nonlocal hinted
         for number, line in lines_of(path, encoding_of(path, encoding).name):
             if isinstance(line, DataError):
                 raise line
             if number == 1 and _excel_hint(line):
-                hinted = True
                 line = "\n"
             yield line
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from trainer.conftest import Ended
 
-from aitrain.chat import talk as talk_module
 from aitrain.chat.talk import Chat, Settings, Speaker, chat, open_chat, side_by_side
 from aitrain.errors import AitrainError, ModelError
 
@@ -76,6 +75,8 @@ def replace_name(speaker: Speaker, name: str) -> Speaker:
 
 
 def test_a_run_talks_with_its_own_weights(trained: Ended, said: Callable[[], str]) -> None:
+    with pytest.raises(AitrainError, match="--template chatml has no effect on a run"):
+        open_chat(str(trained.directory.path), SHORT, template="chatml")
     talk = open_chat(str(trained.directory.path), SHORT)
     assert talk.tuned.name == "tuned"
     talk.take("/compare")
@@ -88,8 +89,7 @@ def test_lines_of_a_pipe_are_answered_one_by_one(
     monkeypatch: pytest.MonkeyPatch, tiny: Chat, said: Callable[[], str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("light\n/quit\nnever asked\n"))
-    monkeypatch.setattr(talk_module, "open_chat", lambda *_: Chat(tiny.tuned, lambda: tiny.tuned, SHORT))
-    chat("asset:tiny-llama", SHORT)
+    chat(Chat(tiny.tuned, lambda: tiny.tuned, SHORT))
     lines = said().splitlines()
     assert len(lines) == 1 and "> " not in lines[0]
 
@@ -118,6 +118,8 @@ def test_what_cannot_talk_is_refused(tmp_path: Path) -> None:
     talk = open_chat("asset:tiny-llama", SHORT)
     with pytest.raises(AitrainError, match="is not a run, so there is no base model to compare with"):
         talk.base()
+    with pytest.raises(AitrainError, match="--checkpoint best has no effect on asset:tiny-llama, which is not a run"):
+        open_chat("asset:tiny-llama", SHORT, "best")
 
 
 @pytest.mark.parametrize("width", [60, 120, 200])

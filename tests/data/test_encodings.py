@@ -71,3 +71,7 @@ def test_wide_lines_and_packed_files(tmp_path: Path) -> None:
     assert list(lines_of(path, "utf-16")) == [(1, "a\n"), (2, "é")]
     with pytest.raises(DataError, match="damaged gzip"):
         encoding_of(of(tmp_path, b"not packed", "b.csv.gz"))
+    packed = bytearray(gzip.compress(bytes(range(256)) * 4000))
+    packed[len(packed) // 2] ^= 0xFF  # damaged in the middle, where zlib itself notices
+    with pytest.raises(DataError, match="damaged gzip"):
+        list(lines_of(of(tmp_path, bytes(packed), "c.jsonl.gz"), "utf-8"))
