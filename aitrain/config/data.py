@@ -56,8 +56,8 @@ class Documents(Enum):
 MOST_HELD_OUT = 256
 """Samples that `data.validation_samples=auto` holds out at most: enough to measure with, and quickly measured."""
 
-DELIMITER_NAMES = ("comma", "semicolon", "tab", "pipe")
-"""Words for the usual delimiters."""
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+"""Name of a usual delimiter -> the character."""
 
 
 @dataclass
@@ -153,9 +153,9 @@ class Readable(Data):
                 yield f"data.{name} has no effect: data.class reads the files itself; remove it"
         if self.header_row < 1:
             yield f"data.header_row={self.header_row} must be at least 1, the first row"
-        if self.delimiter is not None and self.delimiter not in DELIMITER_NAMES and len(self.delimiter) != 1:
+        if self.delimiter is not None and self.delimiter not in DELIMITERS and len(self.delimiter) != 1:
             yield (
-                f"data.delimiter={self.delimiter} must be one character or one of {', '.join(DELIMITER_NAMES)}: "
+                f"data.delimiter={self.delimiter} must be one character or one of {', '.join(DELIMITERS)}: "
                 "write for instance data.delimiter=semicolon"
             )
         try:

@@ -160,8 +160,8 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
         return MISSING
     if key.auto is not None and value == "auto":
         return key.auto
-    if key.auto is not None and str(value) == str(key.auto):
-        raise RecipeError(f"{key.name}={value} must be above {value}: write a number, or {key.name}=auto")
+    if key.auto is not None and _number(float, value) == key.auto:
+        raise RecipeError(f"{key.name}={value} must be above {key.auto}: write a number, or {key.name}=auto")
     hint = key.hint
     if get_origin(hint) in (Union, UnionType):
         if value is None:

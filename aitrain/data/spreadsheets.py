@@ -16,14 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from aitrain.config.data import DELIMITERS
 from aitrain.data.encodings import encoding_of, lines_of
 from aitrain.errors import DataError
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz")
 SUFFIXES = (*TEXT_SUFFIXES, ".xlsx", ".xlsm")
-
-DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
-"""Name of a delimiter -> the character."""
 
 _LOOKED_AT = 200
 """Rows that are looked at to find the delimiter."""

@@ -17,6 +17,7 @@ from aitrain.config.adapter import Lora, NoAdapter, Qlora
 from aitrain.config.data import Sequences
 from aitrain.config.model import ModelInit
 from aitrain.config.paths import title_of
+from aitrain.config.task import Preference, Sft
 from aitrain.errors import ModelError
 from aitrain.io import new_directory, write_text, writing
 from aitrain.models.adapters import apply_adapter
@@ -274,5 +275,6 @@ def model_card(config: RunConfig, facts: ModelFacts, card: Card, library: str) -
     elif not isinstance(config.adapter, NoAdapter) and library == "transformers":
         lines += ["", "The adapter is merged into the weights."]
     if library == "transformers" and card.use == "text-generation":
-        lines += ["", *_SERVE]
+        talks = isinstance(config.task, (Sft, Preference))
+        lines += ["", *(line for line in _SERVE if talks or not line.startswith("aitrain chat"))]
     return "\n".join(lines) + "\n"

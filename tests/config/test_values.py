@@ -50,6 +50,13 @@ def test_every_key_that_is_no_text_refuses_a_text_and_says_what_to_write(name: s
     )
 
 
+@pytest.mark.parametrize("value", [0, 0.0, "0", "0.0"])
+def test_the_number_behind_auto_is_not_taken_for_it(value: object) -> None:
+    assert convert(TABLE["trainer.max_epochs"], "auto") == 0
+    with pytest.raises(RecipeError, match="must be above 0: write a number, or trainer.max_epochs=auto"):
+        convert(TABLE["trainer.max_epochs"], value)
+
+
 def test_a_list_of_files_stands_in_place_of_one_and_keys_hold_text() -> None:
     assert convert(TABLE["data.path"], ["a.csv", "b,c.csv"]) == '["a.csv", "b,c.csv"]'
     assert convert(TABLE["data.path"], ["a.csv"]) == "a.csv"
