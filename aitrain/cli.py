@@ -1,4 +1,6 @@
-"""Words in, exit code out: the command line. Heavy imports stand inside the commands that need them."""
+"""The command line: parses the arguments, runs the command and returns the exit code. Commands import heavy packages
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave(number: int, _frame: object) -> None:
-    """End as after Ctrl-C, so that nothing half-written stays; a training answers with a checkpoint instead."""
+    """End as after Ctrl-C, so that nothing half-written is left; a training run saves a checkpoint instead."""
     raise SystemExit(128 + number)
 
 
@@ -63,7 +65,7 @@ def _dispatch(words: list[str]) -> int:
         from aitrain.config.values import nearest
 
         guess = nearest(words[0], COMMANDS)
-        hint = f"did you mean {guess}?" if guess else f"there are {', '.join(COMMANDS)}"
+        hint = f"did you mean {guess}?" if guess else f"choose from {', '.join(COMMANDS)}"
         raise AitrainError(f"Unknown command '{words[0]}': {hint}")
     parser = argparse.ArgumentParser(prog=f"aitrain {words[0]}", description=command.does, allow_abbrev=False)
     command.arguments(parser)

@@ -1,4 +1,4 @@
-"""What a command of the command line is, and the words that several of them take."""
+"""The type of a command, and arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Command:
     """What it does, in one line."""
 
     arguments: Callable[[argparse.ArgumentParser], None]
-    """Declares its words."""
+    """Declares its arguments."""
 
     run: Callable[[argparse.Namespace], int]
-    """Does it, and returns the exit code."""
+    """Runs it and returns the exit code."""
 
     is_watched: bool = False
     """Whether each rank that srun starts runs as the child of a supervisor."""
 
     passes_on: bool = False
-    """Whether the words after the first are read by somebody else."""
+    """Whether the remaining arguments are parsed elsewhere."""
 
 
 def takes_run(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def takes_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run_directory(path: Path) -> Path:
-    """Return a run directory, or refuse a folder that is none.
+    """Return a run directory, or refuse a folder that is not one.
 
     Args:
         path: What the user gave.
@@ -60,9 +60,11 @@ def takes_state(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: Of the command.
     """
-    parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="which one; default newest")
+    parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="default: newest")
     parser.add_argument(
-        "--changed-inputs", action="store_true", help="go on although model or data are not what the run began with"
+        "--changed-inputs",
+        action="store_true",
+        help="continue although the model or the data has changed since the run started",
     )
 
 

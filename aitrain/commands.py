@@ -1,4 +1,6 @@
-"""The commands of the command line: what each takes, and who does it. Heavy imports stand inside the functions."""
+"""The commands of the command line: their arguments and the functions that run them. Heavy imports are inside the
+functions.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def _recipes(args: argparse.Namespace) -> int:
 
 
 def _models_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--here", action="store_true", help="only models that are on this machine")
+    parser.add_argument("--here", action="store_true", help="only models already on this machine")
 
 
 def _models(args: argparse.Namespace) -> int:
@@ -46,14 +48,14 @@ def _models(args: argparse.Namespace) -> int:
     from aitrain.models.catalogue import HEAD, rows
 
     found = rows(only_here=args.here)
-    print(table(HEAD, found) if found else "no model on this machine yet: `aitrain fetch` lists what can be fetched")
+    print(table(HEAD, found) if found else "no models on this machine yet: `aitrain fetch` lists some")
     print("\nMemory is estimated for weights, gradients and optimizer on one device; activations come on top.")
-    print("A model from a hub: `aitrain fetch RECIPE model.path=NAME model.allow_network=true` keeps it here.")
+    print("To download a model from a hub: `aitrain fetch RECIPE model.path=NAME model.allow_network=true`.")
     return EXIT_DONE
 
 
 def _init_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", metavar="[RECIPE] DIR [key=value]", nargs="+", help="without a recipe, you are asked")
+    parser.add_argument("words", metavar="[RECIPE] DIR [key=value]", nargs="+", help="RECIPE is asked for if left out")
     parser.add_argument("--data", metavar="FILE", help="your data; default: ten sample records in the right format")
     parser.add_argument("--model", metavar="MODEL", help="model folder, .gguf file or asset:NAME; default: a small one")
 
@@ -98,8 +100,8 @@ def _show(args: argparse.Namespace) -> int:
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
     _takes_recipe(parser)
-    parser.add_argument("-m", "--multirun", action="store_true", help="check every combination of lists and ranges")
-    parser.add_argument("--no-data", action="store_true", help="do not read the data: only recipe, machine and files")
+    parser.add_argument("-m", "--multirun", action="store_true", help="check every combination of the listed values")
+    parser.add_argument("--no-data", action="store_true", help="check recipe, machine and files only")
     parser.add_argument("--show", metavar="N", type=int, default=1, help="samples to show with their trained tokens")
 
 
@@ -128,7 +130,7 @@ def _check(args: argparse.Namespace) -> int:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _takes_recipe(parser)
     parser.add_argument(
-        "-m", "--multirun", action="store_true", help="run every combination of lists and ranges in turn"
+        "-m", "--multirun", action="store_true", help="run every combination of the listed values, one by one"
     )
     parser.add_argument(
         "--or-resume",
@@ -160,11 +162,11 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="NAME", help="profile, or its path (`aitrain show cluster` lists them)")
     parser.add_argument("--nodes", metavar="N", type=int, help="nodes; default: trainer.nodes, else 1")
     parser.add_argument("--time", metavar="H:MM:SS", help="time limit of the job, as Slurm writes it")
-    parser.add_argument("--account", help="account that pays")
-    parser.add_argument("--partition", help="partition, where not that of the profile")
-    parser.add_argument("--qos", help="QoS, where not that of the profile")
+    parser.add_argument("--account", help="account to charge")
+    parser.add_argument("--partition", help="partition; default: that of the profile")
+    parser.add_argument("--qos", help="QoS; default: that of the profile")
     parser.add_argument(
-        "-m", "--multirun", action="store_true", help="every combination of lists and ranges, as one array"
+        "-m", "--multirun", action="store_true", help="submit every combination of the listed values as one array"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the job script and submit nothing")
 
@@ -181,7 +183,7 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="length, devices, logging, checkpoints")
     takes_state(parser)
     parser.add_argument(
-        "--changed-rate", action="store_true", help="go on although the new length makes the learning rate jump"
+        "--changed-rate", action="store_true", help="continue although the new length makes the learning rate jump"
     )
 
 
@@ -214,7 +216,7 @@ def _status(args: argparse.Namespace) -> int:
 
 def _logs_arguments(parser: argparse.ArgumentParser) -> None:
     takes_run(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until the run is over")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until the run ends")
     parser.add_argument("--rank", metavar="N", type=int, help="log of one rank; default: that of the job, or rank 0")
 
 
@@ -227,7 +229,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 def _stop_arguments(parser: argparse.ArgumentParser) -> None:
     takes_run(parser)
-    parser.add_argument("--now", action="store_true", help="end it at once; steps since its newest checkpoint are lost")
+    parser.add_argument("--now", action="store_true", help="end it immediately; unsaved steps are lost")
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -238,10 +240,8 @@ def _stop(args: argparse.Namespace) -> int:
 
 
 def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="RECIPE|ASSET", nargs="?", help="what to fetch; without it, assets are listed")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="with a recipe: its keys, model.path above all"
-    )
+    parser.add_argument("name", metavar="RECIPE|ASSET", nargs="?", help="what to download; default: list assets")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="with a recipe: its keys, usually model.path")
 
 
 def _fetch(args: argparse.Namespace) -> int:
@@ -260,14 +260,14 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _local_slurm_arguments(parser: argparse.ArgumentParser) -> None:
     actions = ["start", "stop", "status", "kill-node", "start-node"]
-    parser.add_argument("action", choices=actions, help="kill-node lets a node crash, start-node brings it back")
+    parser.add_argument("action", choices=actions, help="kill-node crashes a node, start-node restarts it")
     parser.add_argument("node", metavar="NODE", nargs="?", help="with kill-node and start-node, for instance node2")
     parser.add_argument("--nodes", metavar="N", type=int, default=4, help="nodes; default 4")
-    parser.add_argument("--gpus", metavar="N", type=int, default=2, help="pretended GPUs per node; default 2")
+    parser.add_argument("--gpus", metavar="N", type=int, default=2, help="simulated GPUs per node; default 2")
     parser.add_argument(
-        "--one-host", action="store_true", help="all nodes on this host, as for users that are not root"
+        "--one-host", action="store_true", help="run all nodes directly on this host (always so if you are not root)"
     )
-    parser.add_argument("--dir", metavar="DIR", type=Path, help="its folder; default ~/.cache/aitrain/local-slurm")
+    parser.add_argument("--dir", metavar="DIR", type=Path, help="default ~/.cache/aitrain/local-slurm")
 
 
 def _local_slurm(args: argparse.Namespace) -> int:
@@ -278,8 +278,8 @@ def _local_slurm(args: argparse.Namespace) -> int:
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--job", action="store_true", help="inside an allocation: measure every node of it")
-    parser.add_argument("--cluster", metavar="NAME", help="profile, for its rules and figures")
+    parser.add_argument("--job", action="store_true", help="inside an allocation: measure each of its nodes")
+    parser.add_argument("--cluster", metavar="NAME", help="profile to compare with")
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -302,8 +302,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["ops", "train"], help="what is measured")
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="words of the benchmark; --help lists them")
+    parser.add_argument("what", choices=["ops", "train"], help="what to measure")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="options of the benchmark; --help lists them")
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -324,10 +324,10 @@ COMMANDS: dict[str, Command] = {
     "submit": Command("submit a recipe as a Slurm job, or show the job script", _submit_arguments, _submit),
     "resume": Command("continue a run from its newest good checkpoint", _resume_arguments, _resume, True),
     **MODEL_COMMANDS,
-    "runs": Command("list the runs in a folder, also those in the queue", _runs_arguments, _runs),
-    "status": Command("show the state of a run: queue, step, speed, what went wrong", takes_run, _status),
+    "runs": Command("list the runs in a folder, including queued ones", _runs_arguments, _runs),
+    "status": Command("show the state of a run: queue, step, speed, errors", takes_run, _status),
     "logs": Command("print the log of a run", _logs_arguments, _logs),
-    "stop": Command("ask a run to save and end", _stop_arguments, _stop),
+    "stop": Command("ask a run to save a checkpoint and stop", _stop_arguments, _stop),
     "fetch": Command(
         "download what a recipe needs into the local store, for machines without a network", _fetch_arguments, _fetch
     ),

@@ -1,4 +1,4 @@
-"""A configuration in the making: Hydra composes the options, then keys are set one by one, so every fault is found."""
+"""Composes a configuration: Hydra composes the options, then keys are set one by one, so that every fault is found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aitrain.errors import RecipeError
 
 
 class Composition:
-    """A configuration in the making, with the faults found on the way."""
+    """A configuration that is being composed, with the faults found so far."""
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
@@ -35,7 +35,7 @@ class Composition:
         self.presets: list[Preset] = []
 
     def choose(self, group: str, option: str, where: str) -> None:
-        """Choose an option; in place of one that does not exist the nearest is taken, so that keys can be checked."""
+        """Choose an option; for an unknown one the nearest is used, so that keys can still be checked."""
         self.guessed.discard(group)
         self.presets = [preset for preset in self.presets if preset.group != group]
         if option in GROUPS[group]:
@@ -49,7 +49,7 @@ class Composition:
         self.guessed.add(group)
         guess = nearest(option, GROUPS[group])
         hint = f"did you mean {guess}? " if guess else ""
-        there = f"There are {', '.join([*GROUPS[group], *own_options(group)])}"
+        there = f"Choose from {', '.join([*GROUPS[group], *own_options(group)])}"
         self.faults.add(f"{where}{group}={option} is not an option of {group}: {hint}{there}", f"{group}=")
         if guess:
             self.options[group] = guess
@@ -86,11 +86,11 @@ class Composition:
         except RecipeError as error:
             self.faults.add(f"{where}{error}", name)
         except OmegaConfBaseException:
-            rule = "${...} refers to another key; write \\${ for the characters themselves"
+            rule = "${...} refers to another key; for the characters themselves, write \\${"
             self.faults.add(f"{where}{name}={format_value(value)}: {rule}", name)
 
     def suits(self, optimizer: str) -> bool:
-        """Return whether a learning rate that was chosen for an optimizer means the same for the one of this run."""
+        """Return whether a learning rate chosen for one optimizer also suits the optimizer of this run."""
         return OPTION_OF[self.chosen("optim")].split("_")[0] == optimizer.split("_")[0]
 
     def leave_rate(self, value: Any, optimizer: str) -> None:
@@ -128,7 +128,7 @@ class Composition:
         self.faults.add(f"{where}{name} is not a key: {hint}", name, guess)
 
     def finish(self, stem: str) -> RunConfig:
-        """Resolve, find what is missing, check the rules; return the configuration or raise with every fault."""
+        """Resolve references, find missing keys and check the rules; return the configuration or raise every fault."""
         for name, key in self.table.items():
             try:
                 value = OmegaConf.select(self.config, key.path, throw_on_missing=True)

@@ -1,4 +1,4 @@
-"""The error family: every fault that a user can fix, with its exit code."""
+"""The exceptions: one per kind of fault that a user can fix, with its exit code."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class GuardError(AitrainError):
 
 
 class Interrupted(AitrainError):
-    """The run was asked to stop before it had anything to save; it wants to be started again (exit code 75)."""
+    """The run was asked to stop before it had anything to save; it should be started again (exit code 75)."""
 
     exit_code = EXIT_REQUEUE
 
@@ -64,7 +64,7 @@ class MissingExtraError(AitrainError):
 
 
 def of_code(exit_code: int, message: str) -> AitrainError:
-    """Return the fault that another rank has told by its exit code and message.
+    """Return the fault that another rank has reported, from its exit code and message.
 
     Args:
         exit_code: Its exit code.

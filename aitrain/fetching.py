@@ -1,4 +1,4 @@
-"""`aitrain fetch RECIPE`: brings model and data of a recipe to this machine, so that its jobs need no network."""
+"""`aitrain fetch RECIPE`: downloads the model and data of a recipe, so that its jobs need no network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fetch_recipe(recipe: str, overrides: Sequence[str]) -> None:
     named = found.kind.name == "hub" or store.find(config.model) is not None
     if named and HUB_NAME.fullmatch(str(config.model.path)):
         stored = store.fetch(config.model, Path.cwd())
-        print(f"{store.LOCK} in this folder names it: commit it together with your recipe")
+        print(f"{store.LOCK} in this folder records the revision: commit it together with your recipe")
         print(f"model  {stored.folder}")
     else:
         if found.faults:

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: export, evaluate, predict, chat. Heavy imports stand inside the functions."""
+"""The commands that use a trained model: export, evaluate, predict, chat. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aitrain.errors import EXIT_DONE, AitrainError
 from aitrain.io.imports import without_collection
 
 FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
-"""Ends of names that no folder has by intent."""
+"""File endings that a user would not give to a folder."""
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", help="held-out data; default: that of the run")
     parser.add_argument("--base", action="store_true", help="measure the base model of the run, untrained")
     parser.add_argument("--recipe", metavar="NAME", default="sft_full", help="with a model: its task; default sft_full")
-    parser.add_argument("--lm-eval", metavar="TASKS", help="benchmarks of lm-eval, with commas (extra `lm-eval`)")
+    parser.add_argument("--lm-eval", metavar="TASKS", help="comma-separated lm-eval benchmarks (extra `lm-eval`)")
     takes_state(parser)
 
 
@@ -113,11 +113,11 @@ def _predict(args: argparse.Namespace) -> int:
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN|MODEL", help="run directory, model folder, .gguf file or asset:NAME")
     parser.add_argument("--system", metavar="TEXT", help="system message; default: that of the run")
-    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=512, help="longest answer; default 512")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=512, help="per answer; default 512")
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.0, help="0 (default) = always the same answer"
     )
-    parser.add_argument("--compare", action="store_true", help="the base model answers too, side by side")
+    parser.add_argument("--compare", action="store_true", help="show the answers of the base model side by side")
     parser.add_argument("--template", metavar="NAME", help="chat template of a base model, for instance chatml")
     parser.add_argument("--checkpoint", metavar="STEP|best|newest", default="newest", help="of a run; default newest")
 

@@ -1,4 +1,4 @@
-"""What this machine, these files and this environment do not allow, found before anything is loaded. No torch."""
+"""Checks of the machine, the files and the environment that run before anything is loaded. No torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RANKS_PER_CORE = 4  # a few ranks on one core are slow but right, and tests of m
 
 @dataclass(frozen=True)
 class Machine:
-    """What stands on this node."""
+    """Hardware and software of this node."""
 
     gpus: int
     """GPUs that this process may use."""
@@ -55,7 +55,7 @@ class Machine:
 
 
 def machine(environment: Mapping[str, str], root: Path = Path("/")) -> Machine:
-    """Look at this node without loading torch.
+    """Detect the hardware of this node without loading torch.
 
     Args:
         environment: Variables; those that hide GPUs are respected.
@@ -107,7 +107,7 @@ def usable_devices(config: RunConfig, environment: Mapping[str, str] | None = No
     Args:
         config: A checked configuration.
         environment: Variables; `os.environ` when absent.
-        here: What stands on this node; looked at when absent.
+        here: Hardware of this node; detected when absent.
     """
     if config.trainer.devices is not None:
         return config.trainer.devices
@@ -127,7 +127,7 @@ def machine_faults(
     Args:
         config: A checked configuration.
         environment: Variables; `os.environ` when absent.
-        here: What stands on the node that will train; this node is looked at when absent.
+        here: Hardware of the node that will train; that of this node when absent.
         ranks: The ranks that will train; read from the environment when absent.
         packages: Whether the packages of this Python are those that will train.
     """
@@ -147,7 +147,7 @@ def machine_faults(
 
 def _device_faults(config: RunConfig, here: Machine, ranks: Ranks) -> Iterator[str]:
     accelerator, devices = config.trainer.accelerator, config.trainer.devices
-    reason = "this machine shows no GPU" if not here.gpus else "the installed torch is a build for CPUs"
+    reason = "this machine has no visible GPU" if not here.gpus else "the installed torch is a CPU build"
     if accelerator is Accelerator.cuda and not here.usable_gpus:
         yield f"trainer.accelerator=cuda, but {reason}: write trainer.accelerator=cpu trainer.precision=fp32"
     elif accelerator is not Accelerator.cpu and here.usable_gpus:
@@ -228,7 +228,7 @@ def _wandb_faults(config: RunConfig, environment: Mapping[str, str]) -> Iterator
     except (netrc.NetrcParseError, OSError) as error:
         yield f"logger.mode=online, but {file} cannot be read for the key of {host}: {error}"
         return
-    yield f"logger.mode=online has no key for {host}: set WANDB_API_KEY, run `wandb login`, or take logger.mode=offline"
+    yield f"logger.mode=online has no key for {host}: set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline"
 
 
 def place_faults(config: RunConfig) -> list[str]:
@@ -247,7 +247,7 @@ def place_faults(config: RunConfig) -> list[str]:
 
 
 def room_faults(config: RunConfig) -> list[str]:
-    """Return which folders of a run cannot be made, cannot be written or have no space left, one sentence each.
+    """Return which folders of a run cannot be created, cannot be written or have no space left, one sentence each.
 
     Args:
         config: A checked configuration.
@@ -256,20 +256,20 @@ def room_faults(config: RunConfig) -> list[str]:
     for key, folder in (("run.dir", config.run.dir or "runs"), ("checkpoint.path", config.checkpoint.path)):
         if folder is None:
             continue
-        stands = user_path(folder).absolute()
-        while not stands.exists():
-            stands = stands.parent
-        if not stands.is_dir():
-            faults.append(f"{key}={folder} cannot be made: {stands} is a file")
-        elif not os.access(stands, os.W_OK | os.X_OK):
-            faults.append(f"{key}={folder} cannot be written: {stands} is not writable for you; choose another folder")
-        elif (free := shutil.disk_usage(stands).free / 1e9) < SMALLEST_DISK_GB:
+        parent = user_path(folder).absolute()
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            faults.append(f"{key}={folder} cannot be created: {parent} is a file")
+        elif not os.access(parent, os.W_OK | os.X_OK):
+            faults.append(f"{key}={folder}: you have no write permission for {parent}; choose another folder")
+        elif (free := shutil.disk_usage(parent).free / 1e9) < SMALLEST_DISK_GB:
             faults.append(f"{key}={folder}: the disk has {free:.2f} GB left, at least {SMALLEST_DISK_GB:g} are needed")
     return faults
 
 
 def user_code_faults(config: RunConfig) -> list[str]:
-    """Return what is wrong with Python files of the user's, one sentence each; they are run to find out.
+    """Return what is wrong with the user's Python files, one sentence each; they are run to find out.
 
     Args:
         config: A checked configuration.
@@ -283,7 +283,7 @@ def user_code_faults(config: RunConfig) -> list[str]:
 
 
 def look_at_model(config: RunConfig) -> ModelFacts:
-    """Return what is known about the model that a recipe starts from; nothing where its task brings its own.
+    """Return what is known about the model that a recipe starts from; None if its task brings its own.
 
     Args:
         config: A checked configuration.

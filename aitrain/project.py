@@ -61,7 +61,7 @@ _SAMPLE_HOURS = 3000
 
 @dataclass
 class Project:
-    """What goes into the folder."""
+    """Contents of a project folder."""
 
     folder: Path
     recipe: str
@@ -115,11 +115,12 @@ def init(words_given: Sequence[str], data: str | None, model: str | None) -> Pro
 
 
 def _asked(data: str | None, model: str | None) -> tuple[str, str | None, str | None]:
-    """Ask for what was not given; refuse where nobody can answer."""
+    """Ask for what was not given; refuse if this is not a terminal."""
     if not sys.stdin.isatty():
         raise RecipeError(
-            "aitrain init needs a recipe where nobody can be asked, for instance `aitrain init sft_lora my-project` "
-            f"(there are {', '.join(names())})"
+            "aitrain init needs a recipe when it is not run in a terminal, for instance `aitrain init sft_lora "
+            "my-project` "
+            f"(recipes: {', '.join(names())})"
         )
     print(table(["recipe", "you have", "you get"], [[name, *short(find(name))[:2]] for name in names()]))
     recipe = input("\nWhich recipe? [sft_lora] ").strip() or "sft_lora"
@@ -175,12 +176,12 @@ def _recipe(project: Project) -> str:
 
 
 _COMMENTS = {
-    "model.path": "  # `aitrain models` lists others; or your own folder",
+    "model.path": "  # `aitrain models` lists others; or name your own folder",
     "model.chat_template": "  # the model has none of its own",
-    "data.columns": "  # found by their names: correct them here",
+    "data.columns": "  # guessed from the column names: correct them here",
     "data.sequence_tokens": "  # longest sample in tokens",
 }
-"""Key -> what stands behind its line."""
+"""Key -> comment after its line."""
 
 
 def _data_path(project: Project, keys: Readable) -> str:
@@ -215,7 +216,7 @@ def _columns(project: Project, keys: Readable) -> dict[str, str]:
             return {name: column for name, column in found.items() if name != column}
     told = words(dict.fromkeys(wanted[0], "COLUMN"))
     there = ", ".join(map(repr, first))
-    raise DataError(f"{project.data}: which of the columns {there} is which? Add {told}")
+    raise DataError(f"{project.data}: it is not clear what the columns {there} hold. Add {told}")
 
 
 def _template(project: Project, path: str) -> dict[str, Any]:
@@ -295,7 +296,7 @@ def readme(project: Project) -> str:
     model = _model(project.recipe, project.model)
     fetch = [f"aitrain fetch {model.removeprefix('asset:')}  # once"] if model.startswith("asset:") else []
     have, get, machine = short(find(project.recipe))
-    sample = "the file in this folder, ten samples in the right format: replace them by your own"
+    sample = "the file in this folder, ten samples in the right format: replace them with your own"
     lines = [f"# {project.folder.name}", "", f"From {have}: {get}.", "", "```bash", *fetch]
     lines += [f"aitrain check {recipe}   # what will run, and what is wrong", f"aitrain train {recipe}"]
     lines += [f"{use}   # RUN is printed by train", "```", ""]

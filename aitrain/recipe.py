@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 FACTS = "facts"
-"""Key of `run.yaml` under which a run keeps what it found out at its start; no key of a recipe."""
+"""Key of `run.yaml` under which a run keeps the facts found at its start; not a key of recipes."""
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def freeze(config: RunConfig, path: Path, facts: dict[str, Any] | None = None) -
     Args:
         config: A checked configuration.
         path: File to write; its folder must exist.
-        facts: What the run found out at its start, to stand beside it.
+        facts: What the run found out at its start, to keep with it.
     """
     content = to_plain(config) | ({FACTS: facts} if facts else {})
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
@@ -226,7 +226,7 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         if name in GROUPS and name in RESUMABLE:
             if format_value(value) not in GROUPS[name]:
                 faults.add(
-                    f"{name}={format_value(value)} is not an option of {name}: there are {', '.join(GROUPS[name])}"
+                    f"{name}={format_value(value)} is not an option of {name}: choose from {', '.join(GROUPS[name])}"
                 )
         elif name not in table and name not in GROUPS:
             guess = right_name(name, table)

@@ -1,4 +1,4 @@
-"""Lists and ranges of alternatives on the command line: the words of many runs, and the runs themselves, in turn."""
+"""Sweeps: lists and ranges of values on the command line are expanded into runs, which are run one by one."""
 
 from __future__ import annotations
 
@@ -68,13 +68,14 @@ def refuse_shared_directories(configs: Sequence[RunConfig]) -> None:
         given = [place for place in places if place is not None]
         if len(set(given)) < len(given):
             raise RecipeError(
-                f"{key}={given[0]} is the same for several of the {len(configs)} runs: leave it out, or let it depend "
-                f"on what differs, for instance '{key}={given[0]}-${{seed}}'"
+                f"{key}={given[0]} is the same for several of the {len(configs)} runs: leave it out, or make it "
+                f"depend on "
+                f"a swept key, for instance '{key}={given[0]}-${{seed}}'"
             )
 
 
 def train_each(recipe: str, overrides: list[str]) -> tuple[int, Path | None]:
-    """Train every combination in a process of its own; stop at the first that does not end well.
+    """Train every combination in its own process; stop at the first one that fails.
 
     Where the words do not say where runs go, each gets its own directory in a folder of the whole sweep, which says in
     `sweep.json` in what they differ.
@@ -112,7 +113,7 @@ def train_each(recipe: str, overrides: list[str]) -> tuple[int, Path | None]:
 
 
 def _wait_for(command: list[str]) -> int:
-    """Run a training and return its exit code; it is the training that answers Ctrl-C and SIGTERM, not we.
+    """Run a training and return its exit code; the training process handles Ctrl-C and SIGTERM.
 
     Ctrl-C reaches it from the terminal; SIGTERM is passed on. Handlers in Python are not inherited by what is started.
     """

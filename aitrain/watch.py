@@ -1,4 +1,4 @@
-"""Runs while they wait and run: what their files and Slurm's queue say together, their logs, and how to stop them."""
+"""Watches queued and running runs: their state from their files and Slurm's queue, their logs, and how to stop them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from aitrain.launch.slurm import QueuedJob, Slurm
 from aitrain.report.runs import RunSummary, differences, runs, summary
 
 STOP_FILE = "stop"
-"""File in `logs/` of a run that tells its job script not to go on after the next save."""
+"""File in `logs/` of a run that tells its job script not to continue after the next save."""
 
 LAST_LINES = 20
 LOOK_S = 0.5
 QUIET_S = 10.0
-"""Seconds without a new line after which a log that is followed asks whether anybody still writes it."""
+"""Seconds without a new line after which a followed log checks whether its writer is still alive."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Queue:
     """Why a queue could not be read."""
 
     def job_of(self, run: RunSummary) -> QueuedJob | None:
-        """Return the job of a run: the one it knows of, or one whose script was handed in by hand since.
+        """Return the job of a run: the one it knows of, or one whose script was submitted by hand since.
 
         Args:
             run: The run.
@@ -69,7 +69,7 @@ def read_queue(found: Sequence[RunSummary]) -> Queue:
 
 
 def state_of(run: RunSummary, queue: Queue) -> str:
-    """Return where a run stands, in a few words.
+    """Return the state of a run in a few words.
 
     Args:
         run: The run.
@@ -79,7 +79,7 @@ def state_of(run: RunSummary, queue: Queue) -> str:
     if job is None:
         unknown = run.job is None or run.is_over or run.cluster not in queue.asked
         alive = run.state.startswith(("running", "starting", "submitted"))
-        return run.state if unknown or not alive else f"interrupted (job {run.job} is gone)"
+        return run.state if unknown or not alive else f"interrupted (job {run.job} is no longer in the queue)"
     if job.state == "PENDING":
         return f"waiting in the queue ({job.reason})"
     if job.state == "RUNNING":
@@ -143,7 +143,7 @@ def _words_of_sweep(folder: Path) -> dict[str, str]:
 
 
 def status_text(path: Path) -> str:
-    """Return everything that is known about one run, for people.
+    """Return everything that is known about one run, in readable form.
 
     Args:
         path: Run directory.
@@ -181,7 +181,7 @@ def _queue_line(run: RunSummary, job: QueuedJob) -> str:
         return f"  job         {job.number} on {job.nodes}, {job.time_left} left"
     place, waiting = Slurm(run.cluster).place_in_queue(job)
     start = "" if job.starts in ("N/A", "") else f", expected to start at {job.starts}"
-    return f"  job         {job.number}, number {place} of {waiting} that wait in partition {job.partition}{start}"
+    return f"  job         {job.number}, number {place} of {waiting} waiting in partition {job.partition}{start}"
 
 
 def _duration(seconds: float) -> str:
@@ -237,7 +237,7 @@ def show_log(path: Path, rank: int | None, follow: bool) -> None:
 
 
 def _has_ended(path: Path) -> bool:
-    """Return whether nothing trains a run any more, and no job waits to."""
+    """Return whether a run is over: no process trains it and no job is queued for it."""
     run = summary(path)
     queue = read_queue([run])
     if run.job is None or run.cluster not in queue.asked:
@@ -246,7 +246,7 @@ def _has_ended(path: Path) -> bool:
 
 
 def stop(path: Path, now: bool) -> str:
-    """Stop a run: it saves and does not go back into the queue. `aitrain resume` or its job script continue it.
+    """Stop a run: it saves a checkpoint and is not requeued. `aitrain resume` or its job script continues it.
 
     Args:
         path: Run directory.
@@ -273,21 +273,22 @@ def stop(path: Path, now: bool) -> str:
             return f"Cancelled job {job.number}. Continue with: sbatch {path}/job.sbatch"
         slurm.cancel(job.number, ["--signal=USR1"])
         return (
-            f"Asked job {job.number} to save and end after its step: `aitrain status {path}` shows when it has. "
+            f"Asked job {job.number} to save a checkpoint and stop after the current step: `aitrain status {path}` "
+            f"shows when it has done so. "
             f"Continue with: sbatch {path}/job.sbatch"
         )
     return _stop_here(run, now)
 
 
 def _stop_here(run: RunSummary, now: bool) -> str:
-    """Stop a run that no job runs: by its process, on this machine."""
+    """Stop a run that was started without a job, through its process on this machine."""
     if run.pid is None or not run.state.startswith("running"):
-        raise AitrainError(f"{run.path} does not run ({run.state}): there is nothing to stop")
+        raise AitrainError(f"{run.path} is not running ({run.state}): there is nothing to stop")
     if run.host != socket.gethostname():
         raise AitrainError(f"{run.path} runs on {run.host}: stop it there")
     command = Path(f"/proc/{run.pid}/cmdline")
     if not command.is_file() or b"aitrain" not in command.read_bytes():
-        raise AitrainError(f"{run.path} does not run any more: there is nothing to stop")
+        raise AitrainError(f"{run.path} is no longer running: there is nothing to stop")
     os.kill(run.pid, signal.SIGKILL if now else signal.SIGTERM)
-    done = "Killed it" if now else "Asked it to save and end after the step it is in"
+    done = "Killed it" if now else "Asked it to save a checkpoint and stop after the current step"
     return f"{done}. Continue with: aitrain resume {run.path}"

@@ -72,8 +72,8 @@ SRUN = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "8", 
 @pytest.mark.parametrize(
     ("words", "environment", "here", "says"),
     [
-        (["trainer.accelerator=cuda"], {}, CPU, "trainer.accelerator=cuda, but this machine shows no GPU"),
-        (["trainer.accelerator=cuda"], {}, Machine(4, False), "the installed torch is a build for CPUs"),
+        (["trainer.accelerator=cuda"], {}, CPU, "trainer.accelerator=cuda, but this machine has no visible GPU"),
+        (["trainer.accelerator=cuda"], {}, Machine(4, False), "the installed torch is a CPU build"),
         (["trainer.devices=8"], {}, FOUR, "trainer.devices=8, but 4 GPUs are here: use at most 4"),
         (
             ["trainer.devices=1024", "trainer.global_batch_samples=1024"],
@@ -82,11 +82,11 @@ SRUN = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "8", 
             "trainer.devices=1024, but there are",
         ),
         ([], SRUN | {"SLURM_STEP_NUM_TASKS": "16"}, FOUR, "srun ranks on this node=8, but 4 GPUs are here"),
-        (["adapter=qlora"], {}, CPU, "adapter=qlora needs a GPU (4-bit kernels), but this machine shows no GPU"),
+        (["adapter=qlora"], {}, CPU, "adapter=qlora needs a GPU (4-bit kernels), but this machine has no visible GPU"),
         (["optim=adamw_8bit"], {}, CPU, "optim=adamw_8bit needs a GPU"),
         (["model.attention=flash_attention_2"], {}, CPU, "model.attention=flash_attention_2 needs a GPU"),
-        (["trainer.global_batch_samples=6"], {}, FOUR, "does not divide over 4 devices x 1 per device: write 4 or 8"),
-        (["trainer.global_batch_samples=6"], TORCHRUN, CPU, "does not divide over 4 devices"),
+        (["trainer.global_batch_samples=6"], {}, FOUR, "is not a multiple of 4 devices x 1 per device: write 4 or 8"),
+        (["trainer.global_batch_samples=6"], TORCHRUN, CPU, "is not a multiple of 4 devices"),
         (["trainer.devices=4"], TORCHRUN, CPU, "trainer.devices=4, but torchrun started 2 ranks on this node"),
         (["trainer.nodes=4"], TORCHRUN, CPU, "trainer.nodes=4, but torchrun started 2 nodes"),
         (["trainer.nodes=4"], SRUN, CPU, "trainer.nodes=4, but srun started 2 nodes"),
@@ -193,7 +193,7 @@ def test_data_files_are_looked_at(tmp_path: Path) -> None:
     assert faults("train.jsonl") == ""
     assert faults("trian.jsonl").endswith(f"does not exist: did you mean {tmp_path}/train.jsonl?")
     assert faults("no/train.jsonl").endswith(f"does not exist: there is no folder {tmp_path}/no")
-    assert f"data.path={tmp_path / 'none'}: no file in this folder can be read" in faults("none")
+    assert f"data.path={tmp_path / 'none'}: no file in this folder is supported" in faults("none")
     assert faults("empty.jsonl").endswith("is empty: it needs at least one record")
     assert "has an unsupported file type (supported: .jsonl, .jsonl.gz, .json, .parquet, .csv" in faults("train.xls")
     assert faults("train.xls").endswith("save it as .xlsx")

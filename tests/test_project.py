@@ -53,7 +53,7 @@ def test_columns_of_ones_own_file_are_proposed_in_the_recipe(tmp_path: Path, exp
 
 def test_what_cannot_be_told_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a;b\n1;2\n")
-    with pytest.raises(DataError, match=r"which of the columns 'a', 'b' is which\? Add data.columns.prompt=COLUMN"):
+    with pytest.raises(DataError, match=r"what the columns 'a', 'b' hold. Add data.columns.prompt=COLUMN"):
         init(["sft_lora", str(tmp_path / "mine")], str(tmp_path / "a.csv"), "asset:tiny-llama")
     assert not (tmp_path / "mine").exists()
     words = ["sft_lora", str(tmp_path / "mine"), "data.columns.prompt=a", "data.columns.completion=b", "optim.lr=1e-3"]
@@ -78,7 +78,7 @@ def test_a_base_model_gets_a_template(tmp_path: Path) -> None:
 
 def test_without_a_recipe_the_user_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        RecipeError, match="needs a recipe where nobody can be asked, for instance `aitrain init sft_lora"
+        RecipeError, match="needs a recipe when it is not run in a terminal, for instance `aitrain init sft_lora"
     ):
         init([str(tmp_path / "mine")], None, None)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)

@@ -72,7 +72,7 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("xyzzy=1", "xyzzy is not a key: the groups are seed, run, task"),
         (
             "optim=adam",
-            "optim=adam is not an option of optim: did you mean adamw? There are adamw, adamw_8bit, muon, sgd",
+            "optim=adam is not an option of optim: did you mean adamw? Choose from adamw, adamw_8bit, muon, sgd",
         ),
         ("strategy=zero1", "did you mean deepspeed_zero1?"),
         ("adapter=null", "adapter=null is not an option of adapter: "),
@@ -84,7 +84,7 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("data.workers=1.5", "data.workers=1.5 is not a whole number"),
         ("optim.lr=abc", "optim.lr=abc is not a float: write for instance optim.lr=2e-5"),
         ("optim.lr=true", "optim.lr=true is not a float"),
-        ("optim.lr=null", "optim.lr=null: a value is needed here; write for instance optim.lr=2e-5"),
+        ("optim.lr=null", "optim.lr=null: a value is required; write for instance optim.lr=2e-5"),
         ("optim.lr=[1]", "optim.lr=[1] is not a float"),
         ("data.shuffle=maybe", "data.shuffle=maybe is neither true nor false: write for instance data.shuffle=true"),
         ("trainer.precision=fp23", "trainer.precision=fp23 is not one of auto, fp32, bf16: did you mean fp32?"),
@@ -117,7 +117,7 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("adapter.rank=0", "adapter.rank=0 must be at least 1"),
         ("adapter.alpha=0", "adapter.alpha=0.0 must be above 0"),
         ("adapter.dropout=1", "adapter.dropout=1.0 must be at least 0 and below 1"),
-        ("adapter.target_modules=[]", "adapter.target_modules=[] names no layer"),
+        ("adapter.target_modules=[]", "adapter.target_modules=[] is empty"),
         ("optim.lr=0", "optim.lr=0.0 must be above 0"),
         ("optim.weight_decay=-1", "optim.weight_decay=-1.0 must be 0 or more"),
         ("optim.max_grad_norm=0", "optim.max_grad_norm=0.0 must be above 0"),
@@ -130,7 +130,7 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("trainer.devices=0", "trainer.devices=0 must be at least 1"),
         (
             "trainer.devices=3 trainer.global_batch_samples=32",
-            "trainer.global_batch_samples=32 does not divide over 3 devices x 1 per device: write 30 or 33",
+            "trainer.global_batch_samples=32 is not a multiple of 3 devices x 1 per device: write 30 or 33",
         ),
         ("cluster.time_min=0", "cluster.time_min=0 must be at least 1"),
         ("cluster.signal_s=0", "cluster.signal_s=0 must be at least 1"),
@@ -154,17 +154,20 @@ def test_each_kind_of_mistake_has_one_sentence_that_names_its_key(word: str, say
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["data.validation_samples=5", "data.validation_path=v"], "data.validation_samples=5 has no effect beside"),
+        (
+            ["data.validation_samples=5", "data.validation_path=v"],
+            "data.validation_samples=5 has no effect together with",
+        ),
         (["adapter=qlora", "trainer.accelerator=cpu"], "adapter=qlora needs a GPU"),
         (["optim=adamw_8bit", "trainer.accelerator=cpu"], "optim=adamw_8bit needs a GPU"),
-        (["optim=adamw_8bit", "strategy=fsdp"], "strategy=fsdp gives the optimizer slices"),
+        (["optim=adamw_8bit", "strategy=fsdp"], "strategy=fsdp shards them"),
         (["optim=adamw_8bit", "strategy=deepspeed_zero2"], "write strategy=ddp or optim=adamw"),
         (
             ["model.attention=flash_attention_2", "trainer.accelerator=cpu"],
             "model.attention=flash_attention_2 needs a GPU",
         ),
         (["adapter=qlora", "strategy=fsdp"], "strategy=fsdp cannot shard them"),
-        (["optim=muon", "strategy=fsdp"], "optim=muon orthogonalises whole matrices"),
+        (["optim=muon", "strategy=fsdp"], "optim=muon needs unsharded matrices"),
         (["optim=muon", "optim.momentum=1"], "optim.momentum=1.0 must be"),
         (["optim=muon", "optim.orthogonalise_steps=0"], "optim.orthogonalise_steps=0 must be"),
         (["optim=muon", "optim.adamw_lr=0"], "optim.adamw_lr=0.0 must be"),
@@ -212,7 +215,7 @@ def test_a_misspelt_key_is_not_also_missing() -> None:
         ),
         ("defaults: [base, override trainer: x, _self_]\n", "trainer in the defaults list is not a group with options"),
         ("defaults: [base, optim: adamw, _self_]\n", "write `- override optim: adamw`"),
-        ("defaults: [_self_, base]\n", "_self_ must stand last"),
+        ("defaults: [_self_, base]\n", "_self_ must come last"),
         ("defaults: [_self_]\n", "the defaults list has no base"),
         ("seed: 1\n", "the defaults list is missing"),
         ("defaults: [mine, _self_]\n", "mine builds on itself"),
@@ -234,7 +237,7 @@ def test_each_mistake_in_a_recipe_file_names_file_and_line(tmp_path: Path, text:
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        ("sft_lra", "recipe sft_lra is not known: did you mean sft_lora? There are"),
+        ("sft_lra", "recipe sft_lra is not known: did you mean sft_lora? Choose from"),
         ("some/where/quickstrt.yaml", "does not exist: did you mean the recipe quickstart?"),
         ("/", "is a folder, not a recipe"),
     ],
@@ -342,7 +345,7 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
         ("trainer.global_batch_samples=64", "cannot change"),
         ("trainer.max_epoch=4", "did you mean trainer.max_epochs?"),
         ("trainer.max_epochs=x", "is not a float"),
-        ("trainer.devices=3", "does not divide over 3 devices"),
+        ("trainer.devices=3", "is not a multiple of 3 devices"),
         ("trainer.devices=1,2", "lists alternatives"),
         ("logger=wandbb", "logger=wandbb is not an option"),
     ]:

@@ -46,7 +46,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> list[QueuedJob]:
         (("RUNNING", "None"), "running on nid[1-2]"),
         (("PENDING", "Priority"), "waiting in the queue (Priority)"),
         (("COMPLETING", "None"), "completing"),
-        (None, "interrupted (job 12 is gone)"),
+        (None, "interrupted (job 12 is no longer in the queue)"),
     ],
 )
 def test_the_queue_knows_better_than_the_events(
@@ -79,7 +79,7 @@ def test_a_status_in_full(queue: list[QueuedJob], tmp_path: Path) -> None:
     (run / "job.sbatch").write_text("")
     (run / "logs/rank-0.log").write_text("x")
     assert watch.status_text(run).splitlines() == [
-        f"{run}: interrupted (job 12 is gone)",
+        f"{run}: interrupted (job 12 is no longer in the queue)",
         "  job         12 on lumi_g",
         "  step        3 of 10, loss 2.0000, 1,000 tokens/s",
         "  checkpoint  step 2",
@@ -141,7 +141,7 @@ def test_a_run_on_this_machine_is_stopped_by_its_process(tmp_path: Path) -> None
     run = make(tmp_path / "a", {**STARTED, "host": socket.gethostname(), "pid": process.pid})
     assert "Asked it to save" in watch.stop(run, now=False)
     assert process.wait(10) == -signal.SIGTERM
-    with pytest.raises(AitrainError, match="does not run any more"):
+    with pytest.raises(AitrainError, match="is no longer running"):
         watch.stop(run, now=False)
 
 
@@ -150,8 +150,8 @@ def test_a_run_on_this_machine_is_stopped_by_its_process(tmp_path: Path) -> None
     [
         ([STARTED, {"event": "finished"}], "is finished: there is nothing to stop"),
         ([{**STARTED, "host": "elsewhere", "pid": 1}], "runs on elsewhere: stop it there"),
-        ([STARTED, {"event": "waiting"}], "does not run"),
-        ([{**STARTED, "host": socket.gethostname(), "pid": os.getppid() * 0 + 1}], "does not run any more"),
+        ([STARTED, {"event": "waiting"}], "is not running"),
+        ([{**STARTED, "host": socket.gethostname(), "pid": os.getppid() * 0 + 1}], "is no longer running"),
     ],
 )
 def test_what_cannot_be_stopped(events: list[dict[str, Any]], says: str, tmp_path: Path) -> None:

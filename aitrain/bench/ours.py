@@ -79,7 +79,7 @@ def measure(job: Job) -> Account:
         with tempfile.TemporaryDirectory(prefix="aitrain-bench-run-") as folder:
             run = Path(folder, "run")
             if code := train("sft_full", overrides(job, run)):
-                raise AitrainError(f"aitrain bench: the training ended with exit code {code}; its lines stand above")
+                raise AitrainError(f"aitrain bench: the training ended with exit code {code}; see its output above")
             records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     finally:
         RunDirectory.metrics = write_record  # type: ignore[method-assign, assignment]

@@ -75,14 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     random = ", ".join(RANDOM_MODELS)
     parser.add_argument("--model", metavar="PATH", help=f"folder, .gguf, asset:NAME, or random weights: {random}")
     parser.add_argument("--steps", metavar="N", type=int, default=20, help="steps per process (default 20)")
-    parser.add_argument("--warm-up", metavar="N", type=int, default=5, help="of these, not timed (default 5)")
-    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="how often all take their turn (default 3)")
+    parser.add_argument("--warm-up", metavar="N", type=int, default=5, help="untimed steps among them (default 5)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="rounds in which each one runs (default 3)")
     turns = (
-        "after each step, or each after a whole run (default: step; on a GPU process, whose memory one alone may fill)"
+        "alternate after each step, or give each a process of its own (default: step; on a GPU: process, because one "
+        "alone may fill its memory)"
     )
     parser.add_argument("--turns", choices=("step", "process"), help=turns)
     parser.add_argument("--sequence-tokens", metavar="N", type=int, help="join verses to samples of up to N tokens")
-    parser.add_argument("--micro-batch", metavar="N", type=int, help="sequences at once (default: 4, on a GPU 8)")
+    parser.add_argument("--micro-batch", metavar="N", type=int, help="micro-batch (default: 4, on a GPU 8)")
     parser.add_argument("--accumulation", metavar="N", type=int, help="micro-batches per step (default: 1, on a GPU 2)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32, on a GPU bf16")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
@@ -99,7 +100,7 @@ def _request(args: argparse.Namespace) -> Request:
         if value is not None and value < 1:
             raise AitrainError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if args.warm_up >= args.steps:
-        raise AitrainError(f"--warm-up {args.warm_up} leaves nothing of --steps {args.steps}: write fewer")
+        raise AitrainError(f"--warm-up {args.warm_up} must be less than --steps {args.steps}")
     device = args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise AitrainError("--device cuda, but torch sees no GPU: write --device cpu")

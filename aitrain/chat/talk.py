@@ -76,7 +76,7 @@ class Speaker:
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise AitrainError(f"the chat template refuses this conversation: {error}") from None
+            raise AitrainError(f"the chat template rejects this conversation: {error}") from None
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(self.model.device)
         room = None if self.context is None else self.context - ids.shape[1]
         if room is not None and room < 1:
@@ -162,7 +162,7 @@ class Chat:
             _say("system message set, conversation forgotten\n" if rest.strip() else "no system message\n")
         elif word == "/compare":
             self.compares = not self.compares
-            _say("the base model answers too\n" if self.compares else "the base model is silent\n")
+            _say("the base model answers too\n" if self.compares else "the base model no longer answers\n")
         elif word in ("/help", "/?"):
             _say(HELP + "\n")
         elif word.startswith("/"):

@@ -88,7 +88,7 @@ class Checkpoint:
             if file.stat().st_size != entry["bytes"]:
                 raise CheckpointError(f"{file} has {file.stat().st_size} bytes, but its manifest says {entry['bytes']}")
             if _sha256(file) != entry["sha256"]:
-                raise CheckpointError(f"{file} does not have the checksum of its manifest")
+                raise CheckpointError(f"{file} does not match the checksum in its manifest")
 
 
 def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, Any], group: Group) -> Path:
@@ -137,7 +137,7 @@ def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, An
 
 
 def _not_written(final: Path, reason: str) -> str:
-    advice = "free space there; only a new run can have checkpoint.path elsewhere"
+    advice = "free space there (only a new run can use another checkpoint.path)"
     return f"the checkpoint {final} could not be written ({reason}): {advice}"
 
 
@@ -247,9 +247,9 @@ def choose(folder: Path, which: str, say: Callable[[str], None] = to_stderr) -> 
     checkpoints, broken = scan(folder)
     found = {checkpoint.step: checkpoint for checkpoint in checkpoints}
     if not found and not broken:
-        raise CheckpointError(f"{folder} holds no checkpoint: the run was stopped before its first one")
+        raise CheckpointError(f"{folder} has no checkpoint: the run was stopped before its first one")
     for sentence in broken:
-        say(f"{sentence}: passed over")
+        say(f"{sentence}: skipped")
     if which == "newest" or not found:
         return _newest_good(folder, list(reversed(checkpoints)), broken, say)
     if which == "best":
@@ -263,7 +263,7 @@ def choose(folder: Path, which: str, say: Callable[[str], None] = to_stderr) -> 
             f"checkpoint {which!r} is not known: write newest, best or one of the steps {sorted(found)}"
         )
     if step not in found:
-        raise CheckpointError(f"{folder} holds no checkpoint of step {step}: there are {sorted(found)}")
+        raise CheckpointError(f"{folder} has no checkpoint of step {step}: choose from {sorted(found)}")
     try:
         found[step].verify()
     except CheckpointError as error:
@@ -282,7 +282,7 @@ def _newest_good(
             checkpoint.verify()
         except CheckpointError as error:
             told.append(str(error))
-            say(f"{error}: passed over")
+            say(f"{error}: skipped")
         else:
             return checkpoint
     raise CheckpointError(

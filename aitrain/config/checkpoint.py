@@ -1,4 +1,4 @@
-"""Keys of the group `checkpoint`: when the run can be continued from."""
+"""Keys of the group `checkpoint`: when and where checkpoints are written."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ class Checkpoint:
     """When and where checkpoints are written."""
 
     every_min: float | None = 30.0
-    """Minutes between checkpoints, so that a crash costs no more than that; `null` = not by time. A better validation
-    loss is kept at most this often."""
+    """Minutes between checkpoints, which is the most that a crash can cost; `null` = not by time. The best checkpoint
+    is also updated at most this often."""
 
     every_steps: int | None = None
-    """Optimizer steps between checkpoints; `null` = not by steps. At the end, and when the run is stopped, there is one
-    in any case."""
+    """Optimizer steps between checkpoints; `null` = not by steps. A checkpoint is always written at the end and when
+    the run is stopped.
+    """
 
     keep: int = 2
-    """Newest checkpoints kept; the best one by validation loss is kept besides."""
+    """Newest checkpoints kept; the best one by validation loss is kept in addition."""
 
     path: str | None = None
     """Folder of the checkpoints; `null` = `checkpoints/` in the run directory."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass
 class Cluster:
-    """What `aitrain submit` asks of Slurm; `aitrain train` reads only `restarts`."""
+    """What `aitrain submit` requests from Slurm; `aitrain train` reads only `restarts`."""
 
     name: str | None = None
-    """Profile of the cluster (`aitrain show cluster` lists them), or the path of a profile of yours."""
+    """Profile of the cluster (`aitrain show cluster` lists them), or the path of your own profile."""
 
     account: str | None = None
     """Account that the job is billed to; `null` = that of the profile, else `SBATCH_ACCOUNT` in the environment."""
@@ -26,25 +26,26 @@ class Cluster:
     """Time limit of the job, in minutes; `null` = 24 hours, or what the partition allows if that is less."""
 
     signal_s: int | None = None
-    """Seconds before the time limit at which the run is told to save and stop; `null` = three minutes and the time to
-    write 16 bytes per weight at 1 GB/s, at least five minutes."""
+    """Seconds before the time limit at which Slurm signals the run to save and stop; `null` = three minutes plus the
+    time to write 16 bytes per weight at 1 GB/s, but at least five minutes.
+    """
 
     requeue: bool | None = None
-    """Whether the job puts itself back into the queue until the run is done; `false` = a chain of jobs, each of which
-    waits for the one before. `null` = as the profile says."""
+    """Whether the job requeues itself until the run is done; `false` = a chain of jobs, each of which waits
+    for the previous one. `null` = as the profile says."""
 
     restarts: int = 3
-    """Restarts in a row without a new checkpoint after which a requeued job, or a chain, gives up."""
+    """Consecutive restarts without a new checkpoint after which a requeued job, or a chain, gives up."""
 
     container: str | None = None
     """Container image (`.sif`), or environment file (`.toml`) at CSCS; `null` = no container."""
 
     venv: str | None = None
     """Virtual environment: a folder, or a `.tar` or `.tar.gz` that every node unpacks to its own storage. `null` = the
-    environment that `aitrain submit` runs in; with a container, what is inside."""
+    environment that `aitrain submit` runs in; with a container, the one inside it."""
 
     practice_env: bool = False
-    """Also set the network variables that projects use at the site but the centre does not document."""
+    """Also set network variables that projects use at the site but that the centre does not document."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""

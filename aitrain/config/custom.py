@@ -1,4 +1,4 @@
-"""A class of the user's own: how a recipe names it, and its options brought to the types that it declares."""
+"""User-defined classes: how a recipe names one, and its options converted to the types that it declares."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from aitrain.errors import RecipeError
 
 @dataclass
 class UserClass:
-    """A class in a Python file of yours."""
+    """A class in your own Python file."""
 
     file: str = MISSING
-    """Your Python file. It is read from disk, never from a network; its checksum is kept in the run."""
+    """Your Python file. It is read from disk, never from the network; the run records its checksum."""
 
     class_: str = MISSING
     """Name of the class in that file."""
@@ -59,7 +59,7 @@ def typed_options(owner: type, given: dict[str, Any], prefix: str) -> Any:
     for name, value in given.items():
         if name not in table:
             guess = nearest(name, table)
-            known = f"did you mean {prefix}{guess}?" if guess else f"there are {', '.join(table) or 'none'}"
+            known = f"did you mean {prefix}{guess}?" if guess else f"it has {', '.join(table) or 'none'}"
             faults.append(f"{prefix}{name} is not a key of {owner.__name__}: {known}")
             continue
         try:
@@ -74,7 +74,7 @@ def typed_options(owner: type, given: dict[str, Any], prefix: str) -> Any:
 
 
 def options_text(given: dict[str, Any]) -> str:
-    """Return options as a person reads them.
+    """Return options in readable form.
 
     Args:
         given: Values from the recipe.

@@ -24,21 +24,21 @@ class RecordFormat(Enum):
 
 
 class OnFault(Enum):
-    """What happens with a sample that breaks a rule."""
+    """What to do with a sample that breaks a rule."""
 
     refuse = "refuse"
     drop = "drop"
 
 
 class OnOmission(Enum):
-    """What happens with a record of which the chat template leaves something out."""
+    """What to do with a record of which the chat template leaves something out."""
 
     refuse = "refuse"
     accept = "accept"
 
 
 class OnTooLong(Enum):
-    """What happens with a sample longer than `data.sequence_tokens`."""
+    """What to do with a sample longer than `data.sequence_tokens`."""
 
     refuse = "refuse"
     drop = "drop"
@@ -54,7 +54,7 @@ class Documents(Enum):
 
 
 MOST_HELD_OUT = 256
-"""Samples that `data.validation_samples=auto` holds out at most: enough to measure with, and quickly measured."""
+"""Most samples that `data.validation_samples=auto` holds out: enough for a reliable loss, few enough to be quick."""
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """Name of a usual delimiter -> the character."""
@@ -79,13 +79,13 @@ class Data:
     """Share of `data.path` that is held out where neither `validation_path` nor `validation_samples` is given."""
 
     max_overlap: float = 0.1
-    """Largest share of the held-out samples that may be training samples too; above it the data is refused."""
+    """Largest share of the held-out samples that may also be training samples; above it the data is refused."""
 
     shuffle: bool = True
-    """Whether the order is a permutation drawn from `seed` anew each epoch; off = file order."""
+    """Whether the samples are shuffled anew each epoch, from `seed`; off = file order."""
 
     workers: int = 0
-    """Loader processes per rank; 0 = batches are put together in the training process."""
+    """Data loader processes per rank; 0 = batches are assembled in the training process."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -99,7 +99,7 @@ class Data:
             yield f"data.validation_samples={self.validation_samples} must be at least 1, auto, or null for none"
         if self.validation_path is not None and self.validation_samples:
             yield (
-                f"data.validation_samples={self.validation_samples} has no effect beside "
+                f"data.validation_samples={self.validation_samples} has no effect together with "
                 f"data.validation_path={self.validation_path}: give one of the two"
             )
 
@@ -120,7 +120,7 @@ class Data:
 
 @dataclass
 class Files(Data):
-    """A file or a folder that the task reads by itself."""
+    """A file or folder that the task reads itself."""
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Readable(Data):
     """Sheet of an Excel file; `null` = the first."""
 
     header_row: int = 1
-    """Row of a CSV or Excel file on which the names of the columns stand, counted from 1."""
+    """Row of a CSV or Excel file that holds the column names, counted from 1."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -184,7 +184,7 @@ class Sequences(Readable):
 
 @dataclass
 class Records(Sequences):
-    """Conversations and instructions: one record per line or row."""
+    """Conversations or instructions: one record per line or row."""
 
     format: RecordFormat = RecordFormat.auto
     """Shape of the records; `auto` looks at the keys of each record."""
@@ -196,11 +196,12 @@ class Records(Sequences):
     """A sample longer than `data.sequence_tokens`: `refuse`, `drop` or `truncate` at the end (counted and reported)."""
 
     template_omissions: OnOmission = OnOmission.refuse
-    """A record of which the model's chat template leaves something out (a thought, a system message, a call): `refuse`
-    the data, or `accept` that it is not learned (counted and reported)."""
+    """A record of which the model's chat template leaves something out (a thought, a system message, a tool call):
+    `refuse` the data, or `accept` that this part is not learned (counted and reported).
+    """
 
     ignore_fields: list[str] = field(default_factory=list)
-    """Fields of the records that are knowingly not used although other tools train on them, for instance `[images]`."""
+    """Fields of the records to ignore on purpose although other tools train on them, for instance `[images]`."""
 
 
 @dataclass
@@ -208,7 +209,7 @@ class Text(Sequences):
     """Plain text: documents are joined with the end-of-text token and cut into blocks of `data.sequence_tokens`."""
 
     text_field: str = "text"
-    """Column or JSON key that holds the text; has no meaning for `.txt`, `.md` and `.docx` files."""
+    """Column or JSON key that holds the text; is not used for `.txt`, `.md` and `.docx` files."""
 
     documents: Documents = Documents.auto
     """What one document is in `.txt` and `.md` files: `blank_lines` separate documents, or each `file` is one; `auto` =
@@ -217,13 +218,13 @@ class Text(Sequences):
 
 @dataclass
 class CustomRecords(UserClass, Records):
-    """Records in a format of your own: a class in a file of yours with a method `read(path)` that yields pairs of a
+    """Records in your own format: a class in your own file with a method `read(path)` that yields pairs of a
     place ("mails.mbox:17") and a record in one of the known shapes."""
 
 
 @dataclass
 class CustomText(UserClass, Text):
-    """Documents in a format of your own: a class in a file of yours with a method `read(path)` that yields pairs of a
+    """Documents in your own format: a class in your own file with a method `read(path)` that yields pairs of a
     place and a document `{"text": "..."}`."""
 
 
@@ -250,7 +251,7 @@ class Images(Readable):
     """Column or JSON key of a table that names the image file, or in Parquet holds the image."""
 
     label_field: str = "label"
-    """Column or JSON key that holds the label; has no meaning for folders, whose names are the labels."""
+    """Column or JSON key that holds the label; is not used for folders, whose names are the labels."""
 
 
 class Layout(Enum):
@@ -262,7 +263,7 @@ class Layout(Enum):
 
 
 class OnGap(Enum):
-    """What happens with steps that have no value."""
+    """What to do with steps that have no value."""
 
     refuse = "refuse"
     mask = "mask"
@@ -276,26 +277,27 @@ class Series(Readable):
     """Column with the time of each row, as `2025-03-31T14:00` or `2025-03-31`."""
 
     time_format: str | None = None
-    """How times are written where it is otherwise, for instance `%d-%m-%Y %H:%M`; `null` = as above (ISO 8601)."""
+    """Format of the times if it differs, for instance `%d-%m-%Y %H:%M`; `null` = as above (ISO 8601)."""
 
     layout: Layout = Layout.auto
-    """`long`: one row per time and series, with the columns `value_field` and perhaps `series_field`; `wide`: one row
-    per time, with a column per series; `auto` = long where there is a column `value_field`."""
+    """`long`: one row per time and series, with the columns `value_field` and optionally `series_field`; `wide`: one
+    row per time, with a column per series; `auto` = long where there is a column `value_field`.
+    """
 
     value_field: str = "value"
     """Column with the values in a long table."""
 
     series_field: str = "series"
-    """Column with the name of the series in a long table; may be absent where there is one series."""
+    """Column with the name of the series in a long table; may be absent if there is only one series."""
 
     known: list[str] = field(default_factory=list)
-    """Columns that are known in advance (prices, holidays, planned production): used for the steps to forecast, too."""
+    """Columns that are known in advance (prices, holidays, planned production): also used for the steps to forecast."""
 
     calendar: bool = True
-    """Whether hour of the day, day of the week and day of the year are used as known in advance."""
+    """Whether to use the hour of the day, the day of the week and the day of the year as known columns."""
 
     gaps: OnGap = OnGap.refuse
-    """Steps without a value: `refuse` the data, or `mask` them: not learned from and not measured (counted and
+    """Steps without a value: `refuse` the data, or `mask` them: they are neither trained on nor measured (counted and
     reported)."""
 
     def faults(self) -> Iterator[str]:
@@ -303,7 +305,7 @@ class Series(Readable):
         yield from super().faults()
         if self.validation_samples is not None:
             yield (
-                f"data.validation_samples={self.validation_samples} would hold single windows out, which overlap with "
+                f"data.validation_samples={self.validation_samples} would hold out single windows, which overlap "
                 "others in time: write data.validation_share=0.2 for the last part of every series"
             )
         if self.max_overlap != 0.1:
@@ -312,16 +314,16 @@ class Series(Readable):
 
 @dataclass
 class Tagged(Sequences):
-    """Texts in which words or stretches of text are marked: one record per line."""
+    """Texts with marked words or spans: one record per line."""
 
     text_field: str = "text"
-    """Key that holds the text, where entities are given by their places in it."""
+    """Key that holds the text, if entities are given by their positions in it."""
 
     entities_field: str = "entities"
     """Key that holds the entities of a text: a list of `{"start": 0, "end": 4, "label": "PERSON"}`, in characters."""
 
     words_field: str = "tokens"
-    """Key that holds a list of words, where each word has a label of its own."""
+    """Key that holds a list of words, if each word has its own label."""
 
     labels_field: str = "labels"
     """Key that holds the labels of the words: `O`, or `B-PERSON` and `I-PERSON` for first and further words."""
@@ -338,7 +340,9 @@ class Pairs(Sequences):
     """Column or JSON key that holds a text that answers it."""
 
     negatives_field: str = "negatives"
-    """Key that holds texts which look alike and do not answer it: a text or a list; may be absent."""
+    """Key that holds texts which look similar but do not answer it (hard negatives): a text or a list; may be
+    absent.
+    """
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A configuration as a short table for people: what will run."""
+"""A configuration as a short readable table of what will run."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def _data(config: RunConfig) -> str:
 
 def _model(config: RunConfig) -> str:
     if config.model.path is None:
-        return "the task's own"
+        return "built by the task"
     return f"{config.model.path} ({config.model.init.name}, attention {config.model.attention.name})"
 
 
 def _held_out(config: RunConfig) -> str:
     if isinstance(config.task, CustomTask) and not config.has_validation:
-        return "what the task holds out"
+        return "chosen by the task"
     if config.data.validation_path is not None:
         return ", ".join(listed(config.data.validation_path))
     if config.data.validation_samples is not None:

@@ -1,4 +1,4 @@
-"""Keys of the group `evaluate`: what is measured on held-out data, and when."""
+"""Keys of the group `evaluate`: what to measure on held-out data, and when."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ class Evaluate:
     """Optimizer steps between evaluations; `null` = only before the first and after the last step."""
 
     micro_batch_samples: int | None = None
-    """Samples per device at once; `null` = as in training."""
+    """Micro-batch of the evaluation, in samples per device; `null` = as in training."""
 
     prompts: list[str] = field(default_factory=list)
     """Prompts the model answers before and after training, greedily."""
 
     answered_samples: int = 0
-    """Held-out conversations of which the model writes the first answer before and after training, to be compared with
-    the right one; taken at even distances."""
+    """Held-out conversations whose first answer the model writes before and after training, for comparison with the
+    target; evenly spaced over the held-out data.
+    """
 
     max_new_tokens: int = 64
     """Longest answer to a prompt, in tokens."""
@@ -30,7 +31,7 @@ class Evaluate:
     """Stop when the validation loss has not improved in this many evaluations; `null` = never stop early."""
 
     min_improvement: float = 0.0
-    """A fall of the validation loss smaller than this is no improvement."""
+    """A smaller decrease of the validation loss does not count as an improvement."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""

@@ -1,4 +1,4 @@
-"""Keys of the group `export`: the model as others can use it."""
+"""Keys of the group `export`: the model in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Export:
     """Write a Hugging Face folder when training is done; off = only with `aitrain export`."""
 
     merge: bool = True
-    """Merge the adapter into the weights; the adapter itself is kept beside it."""
+    """Merge the adapter into the weights; the adapter is also kept on its own."""
 
     dtype: ExportDtype | None = None
     """Number format of the model's weights; `null` = that of the base model. An adapter alone stays fp32."""

@@ -1,4 +1,6 @@
-"""A `RunConfig` as plain data for `run.yaml`, and back, exactly; and what of it a run that goes on may change."""
+"""A `RunConfig` as plain data for `run.yaml`, and back without loss; and which keys may change when a run is
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,12 @@ RESUMABLE = (
 
 
 SETTLED = ("trainer.global_batch_samples", "trainer.max_epochs", "trainer.precision")
-"""Keys that a recipe may leave open, and that a run freezes once they are chosen."""
+"""Keys that a recipe may leave open; a run freezes them once they are chosen."""
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
-    """Return a configuration as dictionaries, lists and scalars; a group with a choice says it under `option`.
+    """Return a configuration as dictionaries, lists and scalars; a group with options names the chosen one under
+    `option`.
 
     Args:
         config: The configuration.
@@ -84,7 +87,7 @@ def from_plain(data: dict[str, Any]) -> RunConfig:
         if option in options:
             choices[group] = options[option]
         else:
-            faults.add(f"{group}.option={option} is not an option of {group}: there are {', '.join(options)}", group)
+            faults.add(f"{group}.option={option} is not an option of {group}: choose from {', '.join(options)}", group)
             choices[group] = next(iter(options.values()))
     table, hints, given = keys(RunConfig, choices), get_type_hints(RunConfig), {}
     for word, value in data.items():
@@ -114,7 +117,7 @@ def from_plain(data: dict[str, Any]) -> RunConfig:
 
 
 def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
-    """Return the configuration with which a run goes on when the whole recipe is given again.
+    """Return the configuration with which a run continues when the full recipe is given again.
 
     Args:
         before: What the run was started with.
@@ -144,7 +147,7 @@ def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
 
 
 def _as_settled(before: RunConfig, wanted: RunConfig) -> RunConfig:
-    """Keep what a run has chosen where its recipe says `auto`."""
+    """Keep the values that a run has chosen for `auto`."""
     old, new = before.trainer, wanted.trainer
     chosen: dict[str, Any] = {}
     if new.global_batch_samples == AUTO:

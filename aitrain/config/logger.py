@@ -1,4 +1,4 @@
-"""Keys of the group `logger`: where metrics go besides `metrics.jsonl`, which is always written."""
+"""Keys of the group `logger`: where metrics are logged in addition to `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Wandb(Logger):
     """Also a wandb run; nothing leaves the machine unless `logger.mode=online`."""
 
     project: str = "aitrain"
-    """Project that the run belongs to."""
+    """wandb project of the run."""
 
     entity: str | None = None
     """User or team; `null` = wandb's default."""

@@ -140,7 +140,7 @@ def overview() -> str:
         options = ", ".join(f"{field.name}={option}" for option in GROUPS.get(field.name, {}))
         lines.append(f"{field.name:<11} {options or ', '.join(inside)}")
     return "\n".join(
-        [*lines, "", "`aitrain show GROUP`, `aitrain show GROUP=OPTION` and `aitrain show GROUP.key` tell more."]
+        [*lines, "", "`aitrain show GROUP`, `aitrain show GROUP=OPTION` and `aitrain show GROUP.key` show more."]
     )
 
 

@@ -1,4 +1,4 @@
-"""Keys of the group `model`: which model, from where, and how it is started."""
+"""Keys of the group `model`: which model, where it comes from, and how it is initialised."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from omegaconf import MISSING
 
 
 class ModelKind(Enum):
-    """What kind of model a task starts from."""
+    """The kind of model that a task starts from."""
 
     causal = "causal"
     """A language model that predicts the next token."""
 
     encoder = "encoder"
-    """A model that reads text whole: BERT and its like, or any other body that a head can be put on."""
+    """A text encoder such as BERT, or any other model that a task head can be added to."""
 
     image = "image"
-    """A model that sees images: ViT, DINOv2, ConvNeXt, ResNet and their like."""
+    """An image encoder such as ViT, DINOv2, ConvNeXt or ResNet."""
 
 
 class ModelInit(Enum):
-    """How the weights start."""
+    """How the weights are initialised."""
 
     pretrained = "pretrained"
     random = "random"
@@ -45,26 +45,26 @@ class FusedOps(Enum):
     off = "off"
 
     def holds(self, accelerator: str) -> bool:
-        """Tell whether they do on this accelerator, `cpu` or `cuda`."""
+        """Return whether they are used on this accelerator, `cpu` or `cuda`."""
         return self is FusedOps.on or (self is FusedOps.auto and accelerator == "cuda")
 
 
 @dataclass
 class Model:
-    """A model of the Hugging Face kind."""
+    """A Hugging Face model."""
 
     path: str | None = MISSING
     """A Hugging Face folder, a `.gguf` file, `asset:NAME` (see `aitrain fetch`), or a hub name (needs
-    `model.allow_network=true`); `null` where the task brings a model of its own."""
+    `model.allow_network=true`); `null` if the task brings its own model."""
 
     init: ModelInit = ModelInit.pretrained
     """`pretrained` loads the weights; `random` takes only the folder's config and tokenizer and starts from `seed`."""
 
     allow_network: bool = False
-    """Whether a hub name may be downloaded. Off, no connection is opened."""
+    """Whether a hub name may be downloaded. If false, no connection is opened."""
 
     revision: str | None = None
-    """Commit, tag or branch of a hub name; `null` = its main branch. Has no meaning for local paths."""
+    """Commit, tag or branch of a hub name; `null` = its main branch. Not used for local paths."""
 
     attention: Attention = Attention.sdpa
     """Attention implementation: `sdpa` works with most models, `eager` with all; `flash_attention_2` needs a GPU and
@@ -72,14 +72,15 @@ class Model:
 
     fused_ops: FusedOps = FusedOps.auto
     """Whether aitrain's fused ops compute the loss, the norms and the gated activations; `auto` = on a GPU. The run
-    says what was replaced and what not; the model is compared with its unfused self on a tiny batch first."""
+    reports what was replaced, and first compares the model with its unfused version on a tiny batch."""
 
     chat_template: str | None = None
-    """Template for conversations where the model has none: `chatml`, `llama3`, `mistral`, `gemma`, `qwen3`, `zephyr` or
-    `phi3`, or the path of a Jinja file; `null` = the model's own. Tokens that it lacks are added and trained."""
+    """Chat template, for models that have none: `chatml`, `llama3`, `mistral`, `gemma`, `qwen3`, `zephyr` or `phi3`, or
+    the path of a Jinja file; `null` = the model's own. Tokens that the tokenizer lacks are added and trained.
+    """
 
     vetted_code_sha256: str | None = None
-    """Checksum of the Python code inside the model folder, as `aitrain check` prints it. Such code runs only when this
+    """Checksum of the Python code inside the model folder, as `aitrain check` prints it. Such code runs only if this
     matches; `null` = never."""
 
     def faults(self) -> Iterator[str]:

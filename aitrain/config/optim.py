@@ -10,7 +10,7 @@ from aitrain.config.custom import UserClass
 
 
 class FusedStep(Enum):
-    """When aitrain's own kernels take AdamW's step."""
+    """When to use aitrain's own AdamW kernels."""
 
     auto = "auto"
     always = "always"
@@ -19,13 +19,13 @@ class FusedStep(Enum):
 
 @dataclass
 class Optim:
-    """What every optimizer has."""
+    """Keys of every optimizer."""
 
     lr: float = 2e-5
     """Peak learning rate, reached after the warm-up of the schedule."""
 
     weight_decay: float = 0.0
-    """Decoupled weight decay on matrices; norms, biases and other vectors have none."""
+    """Decoupled weight decay on matrices; norms, biases and other vectors are not decayed."""
 
     max_grad_norm: float | None = 1.0
     """The gradient of the global batch is scaled down to this 2-norm; `null` = no clipping."""
@@ -56,8 +56,8 @@ class AdamW(Optim):
     """Added to the root of the second moment."""
 
     fused: FusedStep = FusedStep.auto
-    """Whether aitrain's own kernels take the step: `auto` = on a GPU, `always` = on the CPU too, `never` = torch's
-    AdamW, or with 8 bits that of bitsandbytes (extra `qlora`)."""
+    """When to use aitrain's own AdamW kernels: `auto` = on a GPU, `always` = also on the CPU, `never` = torch's
+    AdamW, or for 8 bits that of bitsandbytes (extra `qlora`)."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -67,7 +67,7 @@ class AdamW(Optim):
 
 @dataclass
 class AdamW8bit(AdamW):
-    """AdamW with moments in 8 bits (Dettmers et al., arXiv:2110.02861); needs a GPU and whole parameters."""
+    """AdamW with moments in 8 bits (Dettmers et al., arXiv:2110.02861); needs a GPU and unsharded parameters."""
 
 
 @dataclass
@@ -84,10 +84,10 @@ class Muon(Optim):
     """Newton-Schulz iterations per step."""
 
     adamw_lr: float = 3e-4
-    """Learning rate of AdamW on everything that is no hidden matrix."""
+    """Learning rate of AdamW for everything except hidden matrices."""
 
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    """Decay rates of AdamW on everything that is no hidden matrix."""
+    """Decay rates of AdamW for everything except hidden matrices."""
 
     eps: float = 1e-8
     """Epsilon of that AdamW."""
@@ -106,7 +106,7 @@ class Muon(Optim):
 
 @dataclass
 class Sgd(Optim):
-    """Stochastic gradient descent; mostly for tests, because it hides no error of scale."""
+    """Stochastic gradient descent; mostly for tests, because unlike Adam it does not hide a wrongly scaled gradient."""
 
     momentum: float = 0.0
     """Momentum; 0 = none."""
@@ -120,6 +120,6 @@ class Sgd(Optim):
 
 @dataclass
 class CustomOptim(UserClass, Optim):
-    """An optimizer of your own: a subclass of `torch.optim.Optimizer` in a file of yours, made with `lr` and its
-    options. Strategies other than ddp give it slices of the weights; it then must say `elementwise = True`, which
-    promises that each element of a weight is updated from its own gradient alone."""
+    """Your own optimizer: a subclass of `torch.optim.Optimizer` in your own file, constructed with `lr` and its
+    options. Strategies other than ddp shard the weights; the class must then declare `elementwise = True`,
+    which states that each element is updated from its own gradient alone."""

@@ -1,4 +1,4 @@
-"""Option files of the user's, beside the built-in ones: `DIR/optim/gentle.yaml` makes `optim=gentle`."""
+"""User-defined option files, in addition to the built-in ones: `DIR/optim/gentle.yaml` makes `optim=gentle`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from aitrain.config.values import Faults
 from aitrain.errors import RecipeError
 
 VARIABLE = "AITRAIN_CONFIG_DIR"
-"""Names the folder; `--config-dir` sets it, so that the processes which a command starts find it too."""
+"""Environment variable with the folder; `--config-dir` sets it, so that child processes find it too."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """An option of the user's: a built-in one with other defaults."""
+    """A user-defined option: a built-in one with other defaults."""
 
     group: str
     base: str
@@ -40,11 +40,11 @@ def folder() -> Path | None:
         return None
     place = Path(named).expanduser()
     if not place.is_dir():
-        raise RecipeError(f"--config-dir {named} is no folder: name one that holds for instance optim/gentle.yaml")
+        raise RecipeError(f"--config-dir {named} is not a folder: name one with for instance optim/gentle.yaml")
     strange = sorted(path.name for path in place.iterdir() if path.is_dir() and path.name not in GROUPS)
     if strange:
         raise RecipeError(
-            f"--config-dir {named}: {strange[0]}/ is no group with options: there are {', '.join(GROUPS)}"
+            f"--config-dir {named}: {strange[0]}/ is not a configuration group: choose from {', '.join(GROUPS)}"
         )
     return place
 
@@ -60,7 +60,7 @@ def own_options(group: str) -> list[str]:
 
 
 def own_option(group: str, option: str, faults: Faults) -> Preset | None:
-    """Return an option of the user's, or None where there is no such file.
+    """Return a user-defined option, or None if there is no such file.
 
     Args:
         group: A group with a choice.

@@ -26,7 +26,7 @@ def listed(given: str) -> list[str]:
 
 
 def title_of(given: str) -> str:
-    """Return what people call the files that a key names: their names without folders.
+    """Return the file names that a key names, without their folders.
 
     Args:
         given: Value of `data.path` or `data.validation_path`.

@@ -1,4 +1,4 @@
-"""The whole of a run's configuration, its options, and the rules across groups."""
+"""The complete configuration of a run, its options, and the rules across groups."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ OPTION_OF: dict[type, str] = {cls: name for options in GROUPS.values() for name,
 
 @dataclass
 class RunConfig:
-    """Everything that decides a run; frozen as `run.yaml` and read by every rank."""
+    """Everything that determines a run; frozen as `run.yaml` and read by every rank."""
 
     seed: int = 0
-    """Decides initialisation, order of the data and dropout."""
+    """Determines initialisation, data order and dropout."""
 
     run: Run = field(default_factory=Run)
     task: Task = MISSING
@@ -138,19 +138,19 @@ class RunConfig:
             yield "optim=adamw_8bit needs a GPU, but trainer.accelerator=cpu: write optim=adamw"
         if isinstance(self.optim, AdamW8bit) and not isinstance(self.strategy, Ddp):
             yield (
-                f"optim=adamw_8bit keeps one scale per 256 elements of a whole parameter, but strategy="
-                f"{OPTION_OF[type(self.strategy)]} gives the optimizer slices: write strategy=ddp or optim=adamw"
+                f"optim=adamw_8bit needs unsharded parameters (one scale per 256 elements), but strategy="
+                f"{OPTION_OF[type(self.strategy)]} shards them: write strategy=ddp or optim=adamw"
             )
         if cpu and self.model.attention.name == "flash_attention_2":
             rule = "needs a GPU, but trainer.accelerator=cpu: write model.attention=sdpa"
             yield f"model.attention=flash_attention_2 {rule}"
         if isinstance(self.adapter, Qlora) and isinstance(self.strategy, (Fsdp, DeepspeedZero3)):
             rule = f"strategy={OPTION_OF[type(self.strategy)]} cannot shard them; write strategy=ddp"
-            yield f"adapter=qlora keeps 4-bit weights whole on every rank: {rule}"
+            yield f"adapter=qlora needs its 4-bit weights complete on every rank: {rule}"
         if isinstance(self.optim, Muon) and not isinstance(self.strategy, Ddp):
             yield (
-                f"optim=muon orthogonalises whole matrices, but strategy={OPTION_OF[type(self.strategy)]} gives the "
-                "optimizer slices of them: write strategy=ddp or optim=adamw"
+                f"optim=muon needs unsharded matrices, but strategy={OPTION_OF[type(self.strategy)]} shards "
+                "them: write strategy=ddp or optim=adamw"
             )
         if self.model.init is ModelInit.random and not isinstance(self.adapter, NoAdapter):
             yield (
@@ -160,7 +160,7 @@ class RunConfig:
         yield from self.batch_faults(self.trainer.devices, self.trainer.nodes)
 
     def _task_faults(self) -> Iterator[str]:
-        """Yield what a task asks of the other groups and does not find."""
+        """Yield the requirements of a task that other groups do not meet."""
         name = OPTION_OF[type(self.task)]
         if self.task.model_kind is not None and self.model.path is None:
             yield f"model.path=null: task={name} starts from a model: name a Hugging Face folder"
@@ -196,6 +196,6 @@ class RunConfig:
             lower, upper = batch // at_once * at_once, (batch // at_once + 1) * at_once
             advice = f"{lower} or {upper}" if lower else str(upper)
             yield (
-                f"trainer.global_batch_samples={batch} does not divide over {ranks} devices x {per_rank} per device: "
+                f"trainer.global_batch_samples={batch} is not a multiple of {ranks} devices x {per_rank} per device: "
                 f"write {advice}"
             )

@@ -1,4 +1,4 @@
-"""Keys of the group `run`: how a run is named and where it lives."""
+"""Keys of the group `run`: name and directory of a run."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Run:
     """Name of the run; `null` = the recipe's file name."""
 
     dir: str | None = None
-    """Run directory; must not exist yet. `null` = `runs/<name>-<time>`, chosen once and kept through every restart."""
+    """Run directory; must not exist yet. `null` = `runs/<name>-<time>`, chosen once and kept across restarts."""
 
     purpose: Purpose | None = None
-    """What the trained model is for: `research` or `commercial`. With it, a base model whose licence forbids that is
-    refused; `null` = not stated, and the licence is shown alone."""
+    """What the trained model is for: `research` or `commercial`. A base model whose licence forbids that is then
+    refused; `null` = not stated, and the licence is only shown.
+    """
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""

@@ -10,7 +10,7 @@ from aitrain.config.custom import UserClass
 
 @dataclass
 class Schedule:
-    """What every schedule has."""
+    """Keys of every schedule."""
 
     warmup_steps: int | None = None
     """Optimizer steps over which the rate rises linearly from 0; `null` = 3 % of all steps."""
@@ -23,15 +23,15 @@ class Schedule:
 
 @dataclass
 class Constant(Schedule):
-    """The peak rate to the end."""
+    """The peak rate until the end."""
 
 
 @dataclass
 class Decay(Schedule):
-    """What the falling schedules share."""
+    """Keys of the decaying schedules."""
 
     min_lr_ratio: float = 0.0
-    """Share of the peak at which the fall ends, behind the last step: that step itself still learns."""
+    """Share of the peak rate that is reached just after the last step, so that the last step still learns."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -55,7 +55,7 @@ class Wsd(Decay):
     """Warm-up, stable, decay (Hu et al., arXiv:2404.06395): constant, then a straight line at the end."""
 
     decay_steps: int | None = None
-    """Optimizer steps of the final fall; `null` = 20 % of all steps."""
+    """Optimizer steps of the final decay; `null` = 20 % of all steps."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -66,7 +66,7 @@ class Wsd(Decay):
 
 @dataclass
 class CustomSchedule(UserClass, Schedule):
-    """A schedule of your own: a class in a file of yours whose objects, called with the step (from 0) and the number of
+    """Your own schedule: a class in your own file whose instances, called with the step (from 0) and the number of
     steps, return the learning rate as a share of `optim.lr`. `schedule.warmup_steps` has no effect on it."""
 
     def faults(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Recipe files: where they are, what they choose, what they set, and on which line."""
+"""Recipe files: where they are, which options they choose and which values they set, with line numbers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def find(recipe: str) -> Path:
         raise RecipeError(f"recipe {recipe} {kind}: {hint}")
     guess = nearest(recipe, names())
     hint = f"did you mean {guess}? " if guess else ""
-    known = f"There are {', '.join(names())}; a file is given by its path"
+    known = f"Choose from {', '.join(names())}; a file is given by its path"
     raise RecipeError(f"recipe {recipe} is not known: {hint}{known}")
 
 
@@ -88,7 +88,7 @@ def layers(path: Path, faults: Faults, above: tuple[Path, ...] = ()) -> list[Lay
         faults.add(f"{layer.where('defaults')}the defaults list is missing: {BEGINNING}")
         return [layer]
     if "_self_" in defaults[:-1]:
-        faults.add(f"{layer.where('defaults')}_self_ must stand last in the defaults list: the recipe's own values win")
+        faults.add(f"{layer.where('defaults')}_self_ must come last in the defaults list: the recipe's own values win")
     named = [entry for entry in defaults if isinstance(entry, str) and entry not in ("base", "_self_")]
     if "base" not in defaults and not named:
         faults.add(f"{layer.where('defaults')}the defaults list has no base: write `- base` as its first entry")
@@ -116,13 +116,13 @@ def _choice(layer: Layer, word: str, option: Any, faults: Faults) -> None:
     group = word.removeprefix("override ").strip().removeprefix("/")
     if group not in GROUPS:
         guess = nearest(group, GROUPS)
-        hint = f"did you mean {guess}?" if guess else f"there are {', '.join(GROUPS)}"
+        hint = f"did you mean {guess}?" if guess else f"choose from {', '.join(GROUPS)}"
         faults.add(f"{where}{group} in the defaults list is not a group with options: {hint}", group, guess)
         if not guess:
             return
         group = guess
     elif not word.startswith("override "):
-        rule = f"base has chosen already, write `- override {word}: {option}`"
+        rule = f"base already chooses one: write `- override {word}: {option}`"
         faults.add(f"{where}`- {word}: {option}` in the defaults list: {rule}")
     layer.choices[group] = format_value(option)
 

@@ -1,4 +1,4 @@
-"""Keys of the group `strategy`: how model, gradients and optimizer state are spread over ranks."""
+"""Keys of the group `strategy`: how model, gradients and optimizer state are distributed over ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Strategy:
-    """How the ranks share the work."""
+    """How the work is divided among the ranks."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -33,7 +33,7 @@ class DeepspeedZero1(Strategy):
     """DeepSpeed ZeRO stage 1 (Rajbhandari et al., arXiv:1910.02054): the optimizer state is sharded."""
 
     offload_optimizer: bool = False
-    """Keep the optimizer state, and take its step, in host memory."""
+    """Keep the optimizer state in host memory, and take the optimizer step there."""
 
 
 @dataclass
@@ -46,4 +46,4 @@ class DeepspeedZero3(DeepspeedZero2):
     """DeepSpeed ZeRO stage 3: optimizer state, gradients and weights are sharded."""
 
     offload_parameters: bool = False
-    """Keep the weights in host memory and bring each layer in when it is used."""
+    """Keep the weights in host memory and load each layer when it is used."""

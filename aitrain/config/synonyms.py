@@ -78,7 +78,7 @@ RENAMED = {
     "trainer.micro_batch_sequences": "trainer.micro_batch_samples",
     "evaluate.micro_batch_sequences": "evaluate.micro_batch_samples",
 }
-"""Keys that had another name once."""
+"""Keys that used to have another name."""
 
 _BECAUSE = {
     "trainer.micro_batch_samples": (
@@ -88,11 +88,11 @@ _BECAUSE = {
     "model.vetted_code_sha256": "code runs only when its checksum is given; `aitrain check` prints it",
     "data.validation_samples": "a number of samples",
 }
-"""Where the word alone would mislead."""
+"""Explanations for words that would mislead on their own."""
 
 
 def right_name(name: str, keys: Iterable[str]) -> str | None:
-    """Return the key that a user means with a name that is none, or None.
+    """Return the key that a user means by an unknown name, or None.
 
     Args:
         name: What the user wrote, with or without a group before it.
@@ -111,7 +111,7 @@ def right_name(name: str, keys: Iterable[str]) -> str | None:
 
 
 def _is_close(name: str, keys: list[str]) -> bool:
-    """Whether a name is one of ours with a slip of the finger."""
+    """Return whether a name is a misspelling of one of ours."""
     return bool(difflib.get_close_matches(name.lower(), keys, n=1, cutoff=0.88))
 
 

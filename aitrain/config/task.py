@@ -1,4 +1,4 @@
-"""Keys of the group `task`: what is learned from the data; and what the rest of the house must know of a task."""
+"""Keys of the group `task`: what to learn from the data, and what the other packages need to know about a task."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sft(Task):
     data_options: ClassVar[tuple[str, ...]] = ("records", "custom")
 
     system_prompt: str | None = None
-    """System message put before every conversation that has none; `null` = what the chat template does by itself."""
+    """System message for conversations that have none; `null` = whatever the chat template does."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Pretrain(Task):
 
 
 class ClassWeights(Enum):
-    """How much each class counts in the loss."""
+    """Weight of each class in the loss."""
 
     equal = "equal"
     balanced = "balanced"
@@ -70,7 +70,7 @@ class Classify(Task):
     """Whether a sample may have several labels, or none: a list in JSON, or `a|b` in CSV."""
 
     class_weights: ClassWeights = ClassWeights.equal
-    """`balanced` lets each class count as much as any other in the loss, however rare it is."""
+    """`balanced` gives every class the same total weight in the loss, however rare it is."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -98,12 +98,12 @@ class ClassifyImage(Classify):
     data_options: ClassVar[tuple[str, ...]] = ("images",)
 
     linear_probe: bool = False
-    """Whether only the new last layer is trained, and the body stays as it is: for very few images, or as a check."""
+    """Train only the new last layer and keep the rest frozen: for very few images, or as a baseline."""
 
 
 @dataclass
 class TagTokens(Task):
-    """Which stretches of a text are names, dates or whatever else is marked in the training data."""
+    """Which spans of a text are names, dates or whatever else is marked in the training data."""
 
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "text"
@@ -112,7 +112,7 @@ class TagTokens(Task):
 
 
 class Pooling(Enum):
-    """How the vectors of a text's tokens become one."""
+    """How the token vectors of a text are combined into one."""
 
     mean = "mean"
     cls = "cls"
@@ -121,7 +121,7 @@ class Pooling(Enum):
 
 @dataclass
 class Embeddings(Task):
-    """Vectors of texts that are near each other where one answers the other: for search in documents of yours."""
+    """Text embeddings that are close when one text answers the other: for search in your own documents."""
 
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "pair"
@@ -129,25 +129,27 @@ class Embeddings(Task):
     data_options: ClassVar[tuple[str, ...]] = ("pairs",)
 
     temperature: float = 0.05
-    """What similarities are divided by in the loss; smaller = the hardest texts count most."""
+    """Temperature: similarities are divided by it in the loss; smaller = the hardest negatives count more."""
 
     negatives: int = 1
-    """Hard negatives used per question, where the records have them. The other texts of the global batch are more."""
+    """Hard negatives used per question, if the records have them. The other texts of the global batch are negatives
+    too.
+    """
 
     symmetric: bool = False
-    """Whether the questions are told apart for each text, too, as for translations."""
+    """Whether the loss also goes from text to question, as for translations."""
 
     matryoshka: list[int] = field(default_factory=list)
-    """Shorter lengths at which the vectors should be good as well, for instance `[256,128,64]` (arXiv:2205.13147)."""
+    """Shorter vector lengths that should work as well, for instance `[256,128,64]` (arXiv:2205.13147)."""
 
     pooling: Pooling = Pooling.mean
-    """How the vectors of the tokens become one: their mean, that of the first token, or that of the last."""
+    """How the token vectors are combined into one: their mean, the first token, or the last token."""
 
     query_prefix: str | None = None
-    """Text before every question, where the model was made for one, for instance `"query: "`."""
+    """Prefix of every question, if the model was trained with one, for instance `"query: "`."""
 
     passage_prefix: str | None = None
-    """Text before every text that is searched; `null` = none."""
+    """Prefix of every text that is searched; `null` = none."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -156,7 +158,7 @@ class Embeddings(Task):
         if self.negatives < 0:
             yield f"task.negatives={self.negatives} must be 0 or more"
         if any(length < 1 for length in self.matryoshka):
-            yield f"task.matryoshka={self.matryoshka} must be lengths of at least 1"
+            yield f"task.matryoshka={self.matryoshka} must be a list of lengths, each at least 1"
 
 
 @dataclass
@@ -169,7 +171,7 @@ class Reranker(Task):
     data_options: ClassVar[tuple[str, ...]] = ("pairs",)
 
     negatives: int = 4
-    """Texts that each question's own one is told apart from: those of the record first, then texts of other records."""
+    """Negatives per question: first those of its record, then texts of other records."""
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""
@@ -178,7 +180,7 @@ class Reranker(Task):
 
 
 class PreferenceLoss(Enum):
-    """How a pair of answers is turned into a loss."""
+    """The loss on a pair of answers."""
 
     dpo = "dpo"
     ipo = "ipo"
@@ -189,7 +191,7 @@ class PreferenceLoss(Enum):
 
 @dataclass
 class Preference(Task):
-    """Learning from judged answers: the better one of a pair, or a good one, is to become more probable."""
+    """Preference tuning: the better answer of a pair, or a good answer, is made more probable."""
 
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "pair"
@@ -197,28 +199,33 @@ class Preference(Task):
     data_options: ClassVar[tuple[str, ...]] = ("preferences",)
 
     loss: PreferenceLoss = PreferenceLoss.dpo
-    """`dpo` (arXiv:2305.18290) and `ipo` (2310.12036) compare with the model as it was at the start; `simpo`
-    (2405.14734) and `orpo` (2403.07691) need no such reference. `kto` (2402.01306) compares as well, and takes single
-    answers that were found good or bad."""
+    """`dpo` (arXiv:2305.18290) and `ipo` (2310.12036) compare with the reference model (the model at the start);
+    `simpo` (2405.14734) and `orpo` (2403.07691) need no reference. `kto` (2402.01306) also compares with it, and takes
+    single answers labelled good or bad.
+    """
 
     beta: float = 0.1
-    """How strongly the model is held to its start (dpo, ipo, kto), or how sharply answers are told apart (simpo; 2 is
-    usual); with orpo, the weight of the preference beside the likelihood of the better answer."""
+    """How strongly the model is kept close to the reference (dpo, ipo, kto), or the scale of the log-probabilities
+    (simpo; 2 is usual); with orpo, the weight of the preference term relative to the likelihood of the better
+    answer.
+    """
 
     label_smoothing: float = 0.0
-    """Share of the pairs that are expected to be the wrong way round; dpo only."""
+    """Share of the pairs that are expected to be labelled the wrong way round; dpo only."""
 
     margin: float = 0.5
-    """By how much the better answer should be ahead, in mean log-probability times beta; simpo only."""
+    """Target margin of the better answer, in mean log-probability times beta; simpo only."""
 
     good_weight: float = 1.0
-    """How much a good answer counts; kto only. Where few are good, raise it until good and bad ones count alike."""
+    """Weight of a good answer; kto only. If few answers are good, raise it until good and bad ones have equal total
+    weight.
+    """
 
     bad_weight: float = 1.0
-    """How much a bad answer counts; kto only."""
+    """Weight of a bad answer; kto only."""
 
     system_prompt: str | None = None
-    """System message put before every conversation that has none; `null` = what the chat template does by itself."""
+    """System message for conversations that have none; `null` = whatever the chat template does."""
 
     @property
     def needs_reference(self) -> bool:
@@ -243,7 +250,7 @@ class Preference(Task):
 
 @dataclass
 class Forecast(Task):
-    """What comes next in a series of values, with its uncertainty: meters, sales, levels, temperatures."""
+    """Forecasting of time series with uncertainty: meter readings, sales, levels, temperatures."""
 
     unit: ClassVar[str] = "windows"
     sample: ClassVar[str] = "window"
@@ -253,20 +260,20 @@ class Forecast(Task):
     """Steps to forecast."""
 
     context_steps: int = 336
-    """Steps that the model sees before them; what a series lacks at its beginning is filled and masked."""
+    """Steps that the model sees before them; a series that is too short is padded at its beginning and masked."""
 
     quantiles: list[float] = field(default_factory=lambda: [0.1, 0.5, 0.9])
-    """What is forecast of each step: below 0.1 of it the value falls in one of ten cases. 0.5 must be among them."""
+    """Quantiles to forecast: the value falls below the 0.1 quantile in one of ten cases. 0.5 must be among them."""
 
     season_steps: int | None = None
-    """Steps after which values are alike; `null` = a day for steps of hours or less, else a week, a year. The simple
-    forecast to compare with repeats the last season, and its error is the unit of the metric (MASE)."""
+    """Steps after which values repeat; `null` = a day for steps of an hour or less, else a week or a year. The baseline
+    forecast repeats the last season, and its error is the unit of the metric (MASE)."""
 
     window_stride: int = 1
-    """Steps between the beginnings of two training windows."""
+    """Steps between the starts of two training windows."""
 
     patch_steps: int = 16
-    """Steps that become one token; half of them overlap with the next one."""
+    """Steps per token; half of them overlap with the next token."""
 
     width: int = 128
     """Width of the transformer."""
@@ -275,7 +282,7 @@ class Forecast(Task):
     """Transformer blocks."""
 
     heads: int = 8
-    """Attention heads; they divide the width."""
+    """Attention heads; the width must be divisible by them."""
 
     dropout: float = 0.1
     """Dropout in the blocks."""
@@ -288,16 +295,16 @@ class Forecast(Task):
         if not 2 <= self.patch_steps <= max(self.context_steps, 2):
             yield f"task.patch_steps={self.patch_steps} must be from 2 to task.context_steps={self.context_steps}"
         if self.heads > 0 and self.width % self.heads:
-            yield f"task.width={self.width} does not divide over task.heads={self.heads}: write 8 heads, for instance"
+            yield f"task.width={self.width} is not divisible by task.heads={self.heads}: write 8 heads, for instance"
         if not 0 <= self.dropout < 1:
             yield f"task.dropout={self.dropout} must be at least 0 and below 1"
         if self.season_steps is not None and self.season_steps < 1:
             yield f"task.season_steps={self.season_steps} must be at least 1, or null"
         inside = all(0 < level < 1 for level in self.quantiles)
         if not inside or 0.5 not in self.quantiles or sorted(set(self.quantiles)) != list(self.quantiles):
-            yield f"task.quantiles={self.quantiles} must rise from above 0 to below 1, with 0.5 among them"
+            yield f"task.quantiles={self.quantiles} must increase, lie between 0 and 1, and include 0.5"
 
 
 @dataclass
 class CustomTask(UserClass, Task):
-    """A task of your own: a class in a file of yours that implements `aitrain.tasks.task.Task`."""
+    """Your own task: a class in your own file that implements `aitrain.tasks.task.Task`."""

@@ -1,4 +1,4 @@
-"""Keys of the group `trainer`: how long, how much at once, on what."""
+"""Keys of the group `trainer`: length, batch sizes and devices."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 AUTO = 0
-"""What `auto` becomes in keys that hold a number: chosen when the data is known."""
+"""The number that stands for `auto`: the value is chosen once the data is known."""
 
 
 class Precision(Enum):
-    """Arithmetic of the model; the optimizer's master weights are fp32 in both."""
+    """Number format of the model's computations; the optimizer's master weights are fp32 in both."""
 
     auto = "auto"
     fp32 = "fp32"
@@ -32,15 +32,19 @@ class Trainer:
     """Length, batch and devices of a run."""
 
     max_steps: int | None = None
-    """Most optimizer steps; `null` = no such limit. With `trainer.max_epochs`, what is reached first ends the run."""
+    """Maximum number of optimizer steps; `null` = no limit. If `trainer.max_epochs` is also given, the run ends at
+    whichever is reached first.
+    """
 
     max_epochs: float | None = field(default=None, metadata={"auto": AUTO})
-    """Most passes over the training data; the last global batch holds what is left, nothing is dropped or repeated.
-    `auto` = enough for about 100 optimizer steps, between 3 and 10."""
+    """Maximum number of passes over the training data; the last global batch holds the remaining samples, so none is
+    dropped or repeated. `auto` = enough for about 100 optimizer steps, between 3 and 10.
+    """
 
     global_batch_samples: int = field(default=32, metadata={"auto": AUTO})
-    """Samples per optimizer step, over all devices: losses do not depend on how it is split. `auto` = 4 to 32, smaller
-    for few samples."""
+    """Global batch: samples per optimizer step over all devices. Losses do not depend on how it is split. `auto` = 4 to
+    32, smaller for few samples.
+    """
 
     micro_batch_samples: int | None = None
     """Micro-batch: samples per device in one pass; `null` = chosen from available memory. Changes speed and memory, not
@@ -59,18 +63,20 @@ class Trainer:
     """Nodes; `null` = what torchrun or srun started, else 1."""
 
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time, much less memory."""
+    """Recompute activations in the backward pass: about a third slower, much less memory."""
 
     callbacks: list[str] = field(default_factory=list)
-    """Lightning callbacks of yours, each as `FILE.py:CLASS`; made without arguments, called on every rank."""
+    """Your own Lightning callbacks, each as `FILE.py:CLASS`; constructed without arguments, called on every rank."""
 
     profile_steps: list[int] = field(default_factory=list)
-    """First and last optimizer step that torch's profiler records, for instance `[10, 12]`; each rank writes a trace
-    into `profile/` of the run, to be opened in Perfetto or Chrome. Empty = none."""
+    """First and last optimizer step that torch's profiler records, for instance `[10, 12]`; each rank writes a
+    trace to `profile/` in the run directory, for Perfetto or Chrome. Empty = none."""
 
     hang_min: float | None = 20.0
-    """Minutes without progress on any rank after which a run under srun writes the stacks of all ranks and ends, to go
-    on from its newest checkpoint; `null` = never. Must be more than the longest step takes, compilation included."""
+    """Minutes without progress on any rank after which a run under srun writes the stack traces of all ranks and ends,
+    to be continued from its newest checkpoint; `null` = never. Must be longer than the slowest step, compilation
+    included.
+    """
 
     def faults(self) -> Iterator[str]:
         """Yield every broken rule of this group, one sentence each."""

@@ -1,4 +1,4 @@
-"""Keys with their types and defaults, and values brought to the type of their key or refused in one sentence."""
+"""Keys with their types and defaults; values are converted to the type of their key, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Key:
     """Type of its value."""
 
     default: Any
-    """Value when nobody gives one; `???` = the user must give it."""
+    """Default value; `???` = the user must give it."""
 
     owner: type
     """Dataclass that holds it."""
@@ -42,7 +42,7 @@ class Key:
     """Dotted name of the attribute; differs from `name` where that is a word of Python, as in `task.class`."""
 
     several: bool = False
-    """Whether a list of files may stand in place of one."""
+    """Whether a list of files may be given instead of one."""
 
     auto: Any = None
     """Value that the word `auto` stands for, where it may be given in place of a number."""
@@ -86,7 +86,7 @@ def keys(cls: type, choices: Mapping[str, type], prefix: str = "") -> dict[str, 
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate a misspelt word most likely means, or `None`.
+    """Return the candidate that a misspelt word most likely means, or `None`.
 
     Args:
         word: What the user typed.
@@ -168,7 +168,7 @@ def convert(key: Key, value: Any, given: str | None = None) -> Any:
             return None
         hint = next(part for part in get_args(hint) if part is not NoneType)
     elif value is None:
-        raise RecipeError(f"{key.name}=null: a value is needed here; {_advice(key, hint)}")
+        raise RecipeError(f"{key.name}=null: a value is required; {_advice(key, hint)}")
     if get_origin(hint) is dict:
         if isinstance(value, dict):
             as_text = get_args(hint)[1] is str
@@ -247,7 +247,7 @@ def fallback_value(key: Key) -> Any:
 
 @dataclass
 class Faults:
-    """Faults found so far, and the keys they speak of, so that a rule does not complain a second time."""
+    """Faults found so far and the keys they concern, so that a rule does not report a key twice."""
 
     lines: list[str] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
@@ -257,13 +257,13 @@ class Faults:
 
         Args:
             line: One sentence.
-            about: Keys it speaks of.
+            about: Keys that it concerns.
         """
         self.lines.append(line)
         self.keys.update(key for key in about if key)
 
     def mention(self, rule: str) -> bool:
-        """Return whether a sentence speaks of a key that has a fault already.
+        """Return whether a sentence concerns a key that already has a fault.
 
         Args:
             rule: A sentence about keys.

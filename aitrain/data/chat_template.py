@@ -145,7 +145,7 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as fault:
             raise DataError(
-                f"{where}: the model's chat template refuses this conversation: {fault}; "
+                f"{where}: the model's chat template rejects this conversation: {fault}; "
                 "change the record, or write model.chat_template=FILE"
             ) from None
         return text
@@ -197,8 +197,8 @@ class ChatTemplate:
         for number, message in enumerate(messages):
             if message.get("tool_calls") and number not in after_calls:
                 raise DataError(
-                    f"{where}: the model's chat template leaves out the call of a tool in message {number + 1}: write "
-                    "model.chat_template=FILE with a template that writes it, or write the call into 'content' as the "
+                    f"{where}: the model's chat template leaves out the tool call in message {number + 1}: write "
+                    "model.chat_template=FILE with a template that keeps it, or write the call into 'content' as the "
                     "model should say it"
                 )
         marked.turns = [
@@ -218,7 +218,7 @@ class ChatTemplate:
             )
         if "".join(pieces) != text:
             raise DataError(
-                f"{where}: the model's chat template rewrites the assistant's words, so what is to be learned cannot "
+                f"{where}: the model's chat template changes the assistant's words, so the tokens to train on cannot "
                 "be found: write model.chat_template=FILE with a template that keeps them, or with {% generation %}"
             )
         return marked
@@ -242,8 +242,8 @@ class ChatTemplate:
         closing = self._closing.search(tail) if self._closing and at >= 0 else None
         if closing is None or not text.startswith(tail, behind):
             raise DataError(
-                f"{where}: the end of message {number + 1}, which calls a tool, cannot be found in what the model's "
-                f"chat template writes: {_OWN_TEMPLATE}"
+                f"{where}: the end of message {number + 1}, which calls a tool, cannot be found in the output of the "
+                f"model's chat template: {_OWN_TEMPLATE}"
             )
         return Turn(number, begin, behind + closing.start())
 
@@ -269,7 +269,7 @@ class ChatTemplate:
                 if not isinstance(value, (str, bool)) and key != "tool_calls" and not self._reads(key)
             ]
             turn = next((turn for turn in marked.turns if turn.message == number), None)
-            written = not any("call of a tool" in what and what.endswith(place) for what in left_out)
+            written = not any("tool call" in what and what.endswith(place) for what in left_out)
             for call in message.get("tool_calls", ()) if turn and written else ():
                 assert turn is not None
                 unsaid = unsaid_arguments(call, text[turn.begin : turn.end])
@@ -288,8 +288,8 @@ class ChatTemplate:
             unprompted = prompt == self._write(messages[: turn.message], tools, where)
             if between.strip() and unprompted and self._has_header(messages[: turn.message], tools, prompt, where):
                 raise DataError(
-                    f"{where}: the model's chat template has no generation prompt, so {between!r} would be learned as "
-                    "if the assistant said it: write model.chat_template=FILE with a template that writes it where "
+                    f"{where}: the model's chat template has no generation prompt, so {between!r} would be trained as "
+                    "part of the answer: write model.chat_template=FILE with a template that writes one when "
                     "add_generation_prompt is true"
                 )
             return same
@@ -302,8 +302,8 @@ class ChatTemplate:
         found = text.rfind(tail, lowest, turn.begin) if before else -1
         if found < 0:
             raise DataError(
-                f"{where}: the generation prompt of the model's chat template does not lead to message "
-                f"{turn.message + 1}: it ends with {prompt[-40:]!r}, but what stands before the answer is "
+                f"{where}: the generation prompt of the model's chat template does not match the start of message "
+                f"{turn.message + 1}: it ends with {prompt[-40:]!r}, but the text before the answer is "
                 f"{text[max(lowest, turn.begin - 40) : turn.begin]!r}: "
                 "write model.chat_template=FILE with a template where it does, or with {% generation %}"
             )
@@ -334,7 +334,7 @@ class ChatTemplate:
             not begin <= turn.begin < turn.end <= end for (begin, end), turn in zip(spans, turns, strict=True)
         ):
             raise DataError(
-                f"{where}: the {{% generation %}} blocks of the model's chat template do not hold the assistant's "
+                f"{where}: the {{% generation %}} blocks of the model's chat template do not match the assistant's "
                 f"{len(turns)} answers: write model.chat_template=FILE with a corrected template"
             )
         return [begin for begin, _ in spans]
@@ -344,7 +344,7 @@ class ChatTemplate:
         if match is None:
             raise DataError(
                 f"{where}: the model's chat template ends message {turn.message + 1} with "
-                f"{text[turn.end : turn.end + 20]!r}, which begins with no special token of the tokenizer: the model "
+                f"{text[turn.end : turn.end + 20]!r}, which is not a special token of the tokenizer, so the model "
                 "would never learn to stop: write model.chat_template=FILE with a template that closes every answer "
                 "with one, for instance {{ eos_token }}"
             )

@@ -127,8 +127,8 @@ def _mark_of_record(record: Record, shape: RecordFormat, where: str) -> bool | N
     given = [name for name in (*MARKS, *UNREAD_MARKS) if is_given(record.get(name))]
     if given:
         raise DataError(
-            f"{where}: the training mark {given[0]!r} stands beside the conversation and does not say which turns it "
-            f"means: put it on the turns, or add data.ignore_fields=[{given[0]}]"
+            f"{where}: the training mark {given[0]!r} is outside the messages, so it is not clear which ones it "
+            f"applies to: put it on the messages, or add data.ignore_fields=[{given[0]}]"
         )
     return None
 
@@ -157,10 +157,10 @@ def _detect(record: Record, where: str) -> RecordFormat:
     if guess:
         told = " and ".join(f"{column!r} as the {name}" for name, column in guess.items())
         advice = f"To read {told}, add: {words(guess)}"
-        raise DataError(f"{where}: {_keys(record)}, which are not the names that are read here\n{advice}")
+        raise DataError(f"{where}: {_keys(record)}, which are not names that aitrain recognises\n{advice}")
     shapes = "\n".join(f"  data.format={shape.name}: {example}" for shape, example in SHAPES.items())
     name_them = "To read your own columns, add: data.columns.prompt=COLUMN data.columns.completion=COLUMN"
-    raise DataError(f"{where}: {_keys(record)}, which fit none of the four shapes:\n{shapes}\n{name_them}")
+    raise DataError(f"{where}: {_keys(record)}, which fit none of the four formats:\n{shapes}\n{name_them}")
 
 
 def _keys(record: Record) -> str:
@@ -236,7 +236,7 @@ def _system(record: Record, messages: list[Message], where: str) -> list[Message
     if not messages or messages[0]["role"] != "system":
         return [message]
     if messages[0]["content"] != message["content"]:
-        raise DataError(f"{where}: 'system' says something else than the conversation's own system message: keep one")
+        raise DataError(f"{where}: 'system' differs from the system message in the conversation: keep one of them")
     return []
 
 
@@ -266,7 +266,7 @@ def _list(value: Any, key: str, where: str) -> list[Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as fault:
-            raise DataError(f"{where}: {key!r} is text, but no JSON list of messages ({fault})") from None
+            raise DataError(f"{where}: {key!r} is text, but not a JSON list of messages ({fault})") from None
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: {key!r} must be a list with at least one message")
     return value
@@ -292,7 +292,7 @@ def _message_list(value: Any, key: str, where: str) -> list[Message]:
 
 
 def _whole_message(role: str, content: Any, others: dict[str, Any], place: str) -> Message:
-    """Return a message with everything beside its content; a call of a tool may stand in place of words."""
+    """Return a message with everything beside its content; a tool call may stand in place of words."""
     calls = read_calls(others.pop("tool_calls", None), place)
     if calls and role != "assistant":
         raise DataError(f"{place}: the {role}'s message has 'tool_calls', but only the assistant calls tools")
@@ -319,6 +319,6 @@ def _check_order(messages: list[Message], where: str) -> None:
             )
         if role == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
             raise DataError(
-                f"{where}: the assistant's message {number} is empty: write an answer or take the record out"
+                f"{where}: the assistant's message {number} is empty: write an answer, or remove the record"
             )
         before = role

@@ -183,4 +183,4 @@ def _wide_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | DataErro
                 yield number + 1, rest
         except UnicodeDecodeError as fault:
             where = f"{path.name}:{number + 1}"
-            raise DataError(f"{where}: not {encoding} ({fault.reason}): write the file again") from None
+            raise DataError(f"{where}: not {encoding} ({fault.reason}): save the file again") from None

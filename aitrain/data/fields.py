@@ -62,7 +62,8 @@ def training_mark(turn: dict[str, Any], role: str, place: str) -> bool | None:
             continue
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise DataError(
-                f"{place} has {name!r}: {value!r}, a training mark that is not understood: write true or false, or add "
+                f"{place} has {name!r}: {value!r}, a training mark that is neither true nor false: write one of them, "
+                f"or add "
                 f"data.ignore_fields=[{name}]"
             )
         said[name] = bool(value)
@@ -96,7 +97,7 @@ def unused_fields(record: dict[str, Any], used: Iterable[str], ignored: Iterable
         names = ", ".join(map(repr, foreign))
         raise DataError(
             f"{where}: {names} would not be used in records of this shape, but other tools train on "
-            f"{'fields of these names' if len(foreign) > 1 else 'a field of that name'}: move it into the "
+            f"{'fields with these names' if len(foreign) > 1 else 'a field with this name'}: move it into the "
             f"conversation, or add data.ignore_fields=[{','.join(foreign)}] to train without it"
         )
     return unused

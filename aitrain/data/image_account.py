@@ -81,7 +81,7 @@ class ImageAccount:
         more = f", ... {len(shown)} classes in all" if len(shown) > 12 else ""
         lines.append("  " + ", ".join(f"{name}: {count:,}" for name, count in shown[:12]) + more)
         if self.others:
-            lines.append(f"  no images, left aside: {len(self.others):,} files, first {self.others[0]}")
+            lines.append(f"  not images, skipped: {len(self.others):,} files, first {self.others[0]}")
         return lines
 
     def text(self) -> str:

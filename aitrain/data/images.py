@@ -73,7 +73,7 @@ def check_source(source: Source) -> None:
     if {name.lower() for name in folders} <= SPLITS:
         one, *more = [path / name for name in sorted(folders, key=lambda name: not name.lower().startswith("train"))]
         second = f" and data.validation_path={more[0]}" if more else ""
-        raise DataError(f"{path} holds {', '.join(folders)}, which are no classes: write data.path={one}{second}")
+        raise DataError(f"{path} holds {', '.join(folders)}, which are not classes: write data.path={one}{second}")
 
 
 def source_digest(source: Source, data: Images) -> str:
@@ -135,7 +135,7 @@ def read_images(source: Source, data: Images, several: bool, known: list[str] | 
         found.labels.append(labels)
         found.places.append(where)
     if not found.sources and not found.faults.count:
-        raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}): give some")
+        raise DataError(f"{path} contains no image ({', '.join(SUFFIXES)}): add some")
     return found
 
 
@@ -235,7 +235,7 @@ def unlabelled(source: Source, data: Images) -> Iterator[tuple[str, ImageSource]
     if path.is_dir():
         found = [file for file in _files(path) if file.suffix.lower() in SUFFIXES]
         if not found:
-            raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}): give some")
+            raise DataError(f"{path} contains no image ({', '.join(SUFFIXES)}): add some")
         yield from ((file.relative_to(path).as_posix(), file) for file in found)
         return
     for where, image, _ in _in_table(source, data):

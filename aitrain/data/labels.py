@@ -113,12 +113,12 @@ def class_faults(labels: Sequence[Sequence[str]], places: Sequence[str], file: s
     """
     counts = Counter(label for given in labels for label in given)
     if len(counts) < 2 and labels:
-        yield f"{file}: only one class ({_listed(list(counts))}): there is nothing to tell apart"
+        yield f"{file}: only one class ({_listed(list(counts))}): there is nothing to learn"
         return
     for label, count in sorted(counts.items()):
         if count == 1:
             at = next(place for place, given in zip(places, labels, strict=True) if label in given)
-            yield f"{at}: class {label!r} has one example: give at least two, one to learn from and one to measure with"
+            yield f"{at}: class {label!r} has one example: give at least two, one to train on and one to evaluate on"
 
 
 def _listed(labels: Sequence[str]) -> str:

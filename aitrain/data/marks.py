@@ -41,7 +41,7 @@ PARTS = {
     "answer": "the {role}'s answer",
     "lead": "the {role}'s words before the thought",
     "thought": "the {role}'s thought",
-    "call": "the {role}'s call of a tool",
+    "call": "the {role}'s tool call",
     "name": "the name of the {role}",
     **{key: f"the {{role}}'s {key}" for key in REASONING},
 }
@@ -93,7 +93,7 @@ class Marked:
         thought, closing, answer = content.rpartition("</think>")
         if closing and not answer.strip() and not message.get("tool_calls"):
             raise DataError(
-                f"{where}: an answer of the assistant holds only a thought: write the answer behind </think>"
+                f"{where}: an answer of the assistant contains only a thought: write the answer after </think>"
             )
         if closing and "</think>" not in thought and thought.count("<think>") <= 1:
             lead, opening, thought = thought.rpartition("<think>")

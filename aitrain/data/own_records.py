@@ -58,7 +58,7 @@ def own_records(data: UserClass, path: Path, text_field: str | None) -> Iterator
         raise
     except Exception as error:
         raise DataError(
-            f"{path.name}: data.class={data.class_} failed behind record {count}: {type(error).__name__}: {error}"
+            f"{path.name}: data.class={data.class_} failed after record {count}: {type(error).__name__}: {error}"
         ) from error
     if not count:
-        raise DataError(f"{path} holds no record for data.class={data.class_}: give a file with data")
+        raise DataError(f"{path} contains no record for data.class={data.class_}: give a file with data")

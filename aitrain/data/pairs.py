@@ -48,9 +48,7 @@ def read_pairs(source: Source, data: Pairs) -> PairedTexts:
             if not isinstance(negatives, list) or not all(isinstance(each, str) and each.strip() for each in negatives):
                 raise DataError(f"{where}: {data.negatives_field!r} must be a text or a list of texts")
             if positive in negatives:
-                raise DataError(
-                    f"{where}: the same text stands in {data.positive_field!r} and {data.negatives_field!r}"
-                )
+                raise DataError(f"{where}: the same text is in {data.positive_field!r} and {data.negatives_field!r}")
         except DataError as fault:
             faults.add(fault)
             continue
@@ -59,7 +57,7 @@ def read_pairs(source: Source, data: Pairs) -> PairedTexts:
         found.negatives.append(negatives)
         found.places.append(where)
     few = len(set(found.positives)) < 2 and not faults.count
-    faults.refuse(*([f"{source.name}: all records have the same text: there is nothing to tell apart"] if few else []))
+    faults.refuse(*([f"{source.name}: all records have the same text: there is nothing to learn"] if few else []))
     return found
 
 

@@ -173,7 +173,7 @@ def _cut(encoded: Encoded, tokens: int) -> Encoded:
 def _rendered(record: dict[str, Any], template: ChatTemplate, where: str, system_prompt: str | None) -> Sequence[Any]:
     _refuse_missing(record, ("prompt", *SIDES), where)
     if record["chosen"] == record["rejected"]:
-        raise DataError(f"{where}: 'chosen' and 'rejected' are the same: nothing can be learned from it, remove it")
+        raise DataError(f"{where}: 'chosen' and 'rejected' are the same: nothing can be learned from it, so remove it")
     return [_conversation(record, record[side], template, where, system_prompt) for side in SIDES]
 
 
@@ -197,5 +197,5 @@ def _usable(encoded: Encoded | DataError, where: str) -> Encoded:
     if isinstance(encoded, DataError):
         raise encoded
     if not any(encoded.trained):
-        raise DataError(f"{where}: the assistant says nothing in one of the two answers")
+        raise DataError(f"{where}: one of the two answers is empty")
     return encoded

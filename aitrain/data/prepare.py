@@ -110,8 +110,8 @@ def _with_overlap(prepared: Prepared, data: Sequences) -> Prepared:
     if overlap > data.max_overlap * size:
         held_out = prepared.report.sources[-1].file
         raise DataError(
-            f"{held_out}: {overlap:,} of {size:,} held-out samples are training samples too, so the held-out loss "
-            f"would not tell what the model has learned: take them out of one of the two, or write "
+            f"{held_out}: {overlap:,} of {size:,} held-out samples are also training samples, so the held-out loss "
+            f"would not measure what the model has learned: remove them from one of the two, or write "
             f"data.max_overlap={math.ceil(100 * overlap / size) / 100:g}"
         )
     return replace(prepared, report=replace(prepared.report, overlap=overlap))

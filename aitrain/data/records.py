@@ -169,7 +169,7 @@ def _read_jsonl(path: Path, name: str, encoding: str | None) -> Iterator[Placed]
                 yield (
                     where,
                     DataError(
-                        f"{where}:{fault.pos + 1}: broken JSON ({fault.msg}): every line must be one whole object"
+                        f"{where}:{fault.pos + 1}: broken JSON ({fault.msg}): every line must be one complete object"
                     ),
                 )
             except (ValueError, RecursionError) as fault:
@@ -219,7 +219,7 @@ def _checked(record: Any, where: str, halves: bool) -> Record | DataError:
             json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as fault:
         half = f"\\u{ord(fault.object[fault.start]):04x}"
-        return DataError(f"{where}: {half} is half of a character: write both halves or the character")
+        return DataError(f"{where}: {half} is half of a surrogate pair: write both halves, or the character itself")
     return record
 
 
@@ -250,7 +250,7 @@ def _parquet_row(batch: Any, row: int, where: str) -> Record | DataError:
     try:
         return {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
     except UnicodeDecodeError as fault:
-        return DataError(f"{where}: not UTF-8 ({fault.reason}): write the file again with text in UTF-8")
+        return DataError(f"{where}: not UTF-8 ({fault.reason}): save the file again with text in UTF-8")
     except (ValueError, OverflowError) as fault:
         return DataError(f"{where}: a value cannot be read ({fault})")
 

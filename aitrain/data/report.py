@@ -118,7 +118,7 @@ class SourceReport:
         if self.truncated.count:
             lines.append(f"  truncated: {self.truncated.count:,} ({self.truncated})")
         if self.left_out.count:
-            lines.append(f"  left out by the chat template: something in {self.left_out.count:,} ({self.left_out})")
+            lines.append(f"  partly left out by the chat template: {self.left_out.count:,} ({self.left_out})")
         lines += [f"  dropped: {places.count:,} {reason} ({places})" for reason, places in self.dropped.items()]
         lines += [
             f"  not used: {name} in {places.count:,} {'record' if places.count == 1 else 'records'}"

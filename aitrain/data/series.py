@@ -97,7 +97,7 @@ def read_series(source: Source, keys: Keys, grid: Grid | None = None) -> SeriesT
         except ValueError:
             raise DataError(f"{source.name}: every series has one row: there is nothing to learn from") from None
         if grid == Grid(0):
-            grid = Grid(1)  # every time stands twice, which is told below
+            grid = Grid(1)  # every time appears twice, which is reported below
     series = [_on_grid(name, rows, grid, found) for name, rows in found.rows.items()]
     found.faults.refuse()
     kept = [one for one in series if one is not None]
@@ -126,7 +126,7 @@ def _take(found: _Rows, record: Mapping[str, Any], where: str) -> None:
     for name in keys.known:
         value = _number(record[name], name, where)
         if value is None:
-            raise DataError(f"{where}: {name!r} has no value, but data.known says that it is known for every step")
+            raise DataError(f"{where}: {name!r} has no value, but data.known says that it is known at every step")
         known.append(value)
     for series, column in _columns(found, record, where):
         value = _number(record[column], column, where)
@@ -149,7 +149,7 @@ def _columns(found: _Rows, record: Mapping[str, Any], where: str) -> Iterator[tu
     if not found.columns:
         found.columns = [name for name in record if name not in (keys.time_field, *keys.known)]
         if not found.columns:
-            raise DataError(f"{where}: no column beside {keys.time_field!r} and data.known: there is no series")
+            raise DataError(f"{where}: no column besides {keys.time_field!r} and data.known: there is no series")
     yield from ((name, name) for name in found.columns if name in record)
 
 
@@ -182,10 +182,10 @@ def _on_grid(name: str, rows: list[Row], grid: Grid, found: _Rows) -> Series | N
         fault = None
         if number != int(number):
             begun = f"begins at {first:%Y-%m-%dT%H:%M}"
-            fault = f"{where}: {time:%Y-%m-%dT%H:%M:%S} is off the grid of one {grid.name} that {begun}"
+            fault = f"{where}: {time:%Y-%m-%dT%H:%M:%S} does not fit the steps of one {grid.name} that {begun}"
         elif before is not None and number == before:
             fault = (
-                f"{where}: {time:%Y-%m-%dT%H:%M} stands twice in series {name!r}: remove one (where clocks were put "
+                f"{where}: {time:%Y-%m-%dT%H:%M} appears twice in series {name!r}: remove one (where clocks were set "
                 "back, write times in UTC or with their offset)"
             )
         elif before is not None and number - before > (1 if refusing else FAR):

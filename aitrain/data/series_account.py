@@ -75,9 +75,9 @@ class SeriesAccount:
         if self.missing:
             lines.append(f"  without a value, masked: {self.missing:,} of {self.steps:,} steps")
         if self.empty:
-            lines.append(f"  without any value, left aside: {len(self.empty):,} series, first {self.empty[0]!r}")
+            lines.append(f"  without any value, skipped: {len(self.empty):,} series, first {self.empty[0]!r}")
         if self.later:
-            lines.append(f"  behind the last value, known columns only: {self.later:,} steps")
+            lines.append(f"  after the last value, known columns only: {self.later:,} steps")
         return lines
 
     def text(self) -> str:

@@ -58,7 +58,7 @@ def read_tagged(
         except DataError as fault:
             faults.add(fault)
     nothing = known is None and with_labels and not any(label != OUTSIDE for one in found for label in one.labels)
-    faults.refuse(*([f"{source.name}: no entity is marked in any text: there is nothing to learn"] if nothing else []))
+    faults.refuse(*([f"{source.name}: no text has a marked entity: there is nothing to learn"] if nothing else []))
     return found
 
 
@@ -93,10 +93,10 @@ def _read_words(record: dict[str, Any], data: Tagged, where: str, with_labels: b
     before = OUTSIDE
     for number, label in enumerate(map(str, labels)):
         if label != OUTSIDE and not re.fullmatch(r"[BI]-.+", label):
-            raise DataError(f"{where}: label {label!r} of word {number} is none of O, B-NAME, I-NAME")
+            raise DataError(f"{where}: label {label!r} of word {number} is not O, B-NAME or I-NAME")
         if label.startswith("I-") and before[2:] != label[2:]:
             raise DataError(
-                f"{where}: word {number} has {label!r} behind {before!r}: an entity begins with B-{label[2:]}"
+                f"{where}: word {number} has {label!r} after {before!r}: an entity begins with B-{label[2:]}"
             )
         before = label
     places, at = [], 0
@@ -113,8 +113,8 @@ def _spans_of(entities: list[Any], text: str, data: Tagged, where: str) -> list[
             start, end, label = int(entity["start"]), int(entity["end"]), str(entity["label"])
         except (TypeError, KeyError, ValueError):
             raise DataError(
-                f'{where}: {entity!r} in {data.entities_field!r} is no entity: write {{"start": 0, "end": 4, "label": '
-                '"PERSON"}}'.replace("}}", "}")
+                f"{where}: {entity!r} in {data.entities_field!r} is not an entity: write "
+                '{"start": 0, "end": 4, "label": "PERSON"}'
             ) from None
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             raise DataError(f"{where}: entity {start} to {end} is not inside the text of {len(text)} characters")

@@ -56,8 +56,8 @@ def overlap(train: Columns, validation: Columns, given: Sequence[str], data: Dat
     same = sum(_digest(validation, given, at) in seen for at in range(len(validation)))
     if same > data.max_overlap * len(validation):
         raise DataError(
-            f"{same:,} of {len(validation):,} held-out samples are training samples too, so what is measured on them "
-            "would not tell what the model has learned: take them out of one of the two, or write "
+            f"{same:,} of {len(validation):,} held-out samples are also training samples, so they would not "
+            "measure what the model has learned: remove them from one of the two, or write "
             f"data.max_overlap={math.ceil(100 * same / len(validation)) / 100:g}"
         )
     return same

@@ -22,13 +22,13 @@ def parsed(value: Any, pattern: str | None = None) -> datetime:
         pattern: How texts are written; None = ISO 8601.
 
     Raises:
-        ValueError: It is no time.
+        ValueError: It is not a time.
     """
     if isinstance(value, str):
         value = datetime.fromisoformat(value.strip()) if pattern is None else datetime.strptime(value.strip(), pattern)
     if not isinstance(value, datetime):
         if not hasattr(value, "year"):
-            raise ValueError(f"{value!r} is no time")
+            raise ValueError(f"{value!r} is not a time")
         value = datetime(value.year, value.month, value.day)
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 

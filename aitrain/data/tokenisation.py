@@ -91,7 +91,7 @@ class Tokenisation:
             reasons = ", ".join(f"{places.count} {reason}" for reason, places in report.dropped.items())
             why = f" ({reasons})" if reasons else ""
             raise DataError(
-                f"{self.source.name}: no trained token in {report.records} records{why}: there is nothing to learn "
+                f"{self.source.name}: no trained tokens in {report.records} records{why}: there is nothing to learn "
                 "from this file"
             )
         report.measure(tokens.lengths, tokens.trained_counts)
@@ -212,8 +212,8 @@ class Tokenisation:
         if self.unlearnable.count:
             cut = " after truncation" if data.too_long is OnTooLong.truncate else ""
             faults.append(
-                f"{self.unlearnable.count} of {report.records} samples have no trained token{cut}, because the "
-                f"assistant says nothing in them ({self.unlearnable}): fix them, or write data.no_trained_tokens=drop"
+                f"{self.unlearnable.count} of {report.records} samples have no trained tokens{cut}, because they hold "
+                f"no answer of the assistant ({self.unlearnable}): fix them, or write data.no_trained_tokens=drop"
             )
         self.faults.refuse(*faults, *self.broken)
 

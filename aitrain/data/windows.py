@@ -278,7 +278,7 @@ def last_windows(series: SeriesSet, shape: Shape, path: Path) -> WindowSamples:
         if len(ahead) < shape.horizon or not np.isfinite(ahead).all():
             there = int(np.isfinite(ahead).all(1).sum()) if len(ahead) else 0
             raise DataError(
-                f"{path.name}: series {series.name(at)!r} has the columns of data.known for {there} steps behind its "
+                f"{path.name}: series {series.name(at)!r} has the columns of data.known for {there} steps after its "
                 f"last value, and {shape.horizon} are forecast: add rows with these columns and an empty value"
             )
         rows.append((at, start))

@@ -55,7 +55,7 @@ class Group:
         shared = self.from_first(shared)
         if shared is not None:
             raise LaunchError(
-                f"{self.ranks.launcher} started {self.ranks.world} ranks, and several of them have the same GPU "
+                f"{self.ranks.launcher} started {self.ranks.world} ranks, and several of them share a GPU "
                 f"({shared}): start one rank per GPU, or give each its own (srun --gpus-per-task=1)"
             )
 

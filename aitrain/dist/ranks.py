@@ -71,7 +71,7 @@ class Ranks:
         if self.local_rank >= visible:
             raise LaunchError(
                 f"{self.launcher} started {self.local_world} ranks on this node, but rank {self.rank} sees {visible} "
-                "devices: show every rank all of them, or each rank its own (srun --gpus-per-task=1)"
+                "devices: make all of them visible to every rank, or one to each rank (srun --gpus-per-task=1)"
             )
         return self.local_rank
 
@@ -111,7 +111,7 @@ def first_host(nodelist: str) -> str:
     """
     first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", nodelist)  # up to the first comma outside brackets
     if first is None:
-        raise LaunchError(f"SLURM node list {nodelist!r} is not understood: set MASTER_ADDR to the first host by hand")
+        raise LaunchError(f"SLURM node list {nodelist!r} cannot be parsed: set MASTER_ADDR to the first host")
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group())
 
 

@@ -82,8 +82,8 @@ class Supervisor:
                 self._hub = Hub(ranks.port + 1, ranks.world, step)
             except OSError as error:
                 raise LaunchError(
-                    f"Port {ranks.port + 1} of {node_name(env)} is in use ({error.strerror}), but the ranks of this "
-                    "run report there: set MASTER_PORT to a port that is free together with the one behind it"
+                    f"Port {ranks.port + 1} of {node_name(env)} is in use ({error.strerror}), but this run needs "
+                    "it: set MASTER_PORT so that this port and the next one are free"
                 ) from error
         else:
             self._spoke = Spoke(ranks.address, ranks.port + 1, step)
@@ -156,7 +156,7 @@ class Supervisor:
         assert self._spoke is not None
         is_there = self._spoke.exchange(self.state(), self._answer)
         if self._told is None and not is_there:
-            reason = "rank 0 is lost: its node does not answer any more"
+            reason = "rank 0 is lost: its node no longer responds"
             return Verdict(EXIT_REQUEUE, reason, 0)
         return self._told
 
@@ -206,7 +206,7 @@ class Supervisor:
         elif verdict.rank == 0 and verdict.reason is not None and self._told is None:
             print(f"{self._node}: {verdict.reason}", file=sys.stderr)
         if verdict.rank not in (0, None) and self.child.withhold():
-            print("What rank 0 said about it is in logs/rank-0.log.", file=sys.stderr)
+            print("See logs/rank-0.log for the messages of rank 0.", file=sys.stderr)
         self.child.release()
         return verdict.code
 

@@ -142,7 +142,7 @@ def _guilt(state: RankState) -> tuple[int, float]:
 def _of_failure(state: RankState) -> Verdict:
     code, tail = state.code, tuple(state.tail)
     if code is None:
-        reason = f"{state.place} is lost: its node does not answer any more (last seen at: {state.doing})"
+        reason = f"{state.place} is lost: its node no longer responds (last seen at: {state.doing})"
         return Verdict(EXIT_REQUEUE, reason, state.rank, state.node, tail)
     if code in TOLD:
         return Verdict(code, None if state.rank == 0 else f"{state.place} ended the run", state.rank, None, tail)
@@ -150,7 +150,7 @@ def _of_failure(state: RankState) -> Verdict:
         return Verdict(128 - code if code < 0 else code)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
-        more = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
+        more = ", probably by the kernel, because memory ran out" if -code == signal.SIGKILL else ""
         reason = f"{state.place} was killed by signal {-code} ({name}{more}) at: {state.doing}"
         return Verdict(EXIT_REQUEUE, reason, state.rank, state.node, tail)
     if any(words in line for words in BROKEN_HARDWARE for line in tail):
@@ -204,7 +204,7 @@ def of_stuck(states: Sequence[RankState], why: str, stacks: Mapping[int, Sequenc
         one = alone[0]
         reason = f"no rank has made progress for {silence:.0f} s; all wait for {one.place}, at: {one.doing}"
         return Verdict(EXIT_REQUEUE, reason, one.rank, one.node, tuple(stacks.get(one.rank, ())))
-    reason = f"no rank has made progress for {silence:.0f} s, at: {last.doing}; their stacks are in logs/rank-*.log"
+    reason = f"no rank has made progress for {silence:.0f} s, at: {last.doing}; stack traces in logs/rank-*.log"
     return Verdict(EXIT_REQUEUE, reason, None, None, tuple(stacks.get(0, ())))
 
 

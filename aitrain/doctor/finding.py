@@ -40,7 +40,7 @@ def text_of(findings: Sequence[Finding]) -> str:
     width = max((len(finding.what) for finding in findings), default=0)
     lines = [f"{finding.grade.value:<5}  {finding.what:<{width}}  {finding.said}" for finding in findings]
     wrong = sum(finding.grade is Grade.wrong for finding in findings)
-    closing = "No problems found." if not wrong else f"{wrong} of {len(findings)} points are wrong."
+    closing = "No problems found." if not wrong else f"{wrong} of {len(findings)} checks failed."
     return "\n".join([*lines, closing])
 
 

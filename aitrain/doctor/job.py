@@ -31,7 +31,7 @@ def examine(cluster: Cluster | None) -> int:
         LaunchError: This is no allocation.
     """
     if "SLURM_JOB_ID" not in os.environ:
-        raise LaunchError("--job looks at the nodes of an allocation, and this is none: run it inside salloc or sbatch")
+        raise LaunchError("--job checks the nodes of an allocation: run it inside salloc or sbatch")
     ranks = detect()
     if ranks.launcher == "none" and "AITRAIN_DOCTOR" not in os.environ:
         return _start(cluster)

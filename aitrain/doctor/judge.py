@@ -40,22 +40,24 @@ def _devices(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Fin
     for each in slow:
         yield Finding(
             "device",
-            f"rank {each.rank} on {each.node} ({each.device}) multiplies at {each.tflops:.3g} TFLOP/s, "
-            f"{100 * each.tflops / best:.0f} % of the fastest: leave the node out (sbatch --exclude={each.node}) and "
-            "tell the site",
+            f"rank {each.rank} on {each.node} ({each.device}) reaches {each.tflops:.3g} TFLOP/s, "
+            f"{100 * each.tflops / best:.0f} % of the fastest: exclude the node (sbatch --exclude={each.node}) and "
+            f"report "
+            "it to the site",
             Grade.wrong,
         )
     for each in found:
         if each.memory_errors:
             yield Finding(
                 "device",
-                f"rank {each.rank} on {each.node} has had {each.memory_errors} uncorrectable memory errors: leave the "
-                f"node out (sbatch --exclude={each.node}) and tell the site",
+                f"rank {each.rank} on {each.node} has had {each.memory_errors} uncorrectable memory errors: exclude "
+                f"the "
+                f"node (sbatch --exclude={each.node}) and report it to the site",
                 Grade.wrong,
             )
     kinds = sorted({each.device for each in found})
     if len(kinds) > 1:
-        yield Finding("device", f"the ranks have different ones: {', '.join(kinds)}", Grade.note)
+        yield Finding("device", f"the ranks have different devices: {', '.join(kinds)}", Grade.note)
     if not slow:
         each_of = " each" if len(found) > 1 else ""
         rates = _span(min(each.tflops for each in found), best, "TFLOP/s")
@@ -63,7 +65,7 @@ def _devices(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Fin
     on_cpu = all(each.memory_gb is None for each in found)
     if cluster is not None and on_cpu and cluster.profile.device.runtime is not Runtime.cpu:
         advice = "does the job ask for GPUs, and is this torch built for them?"
-        yield Finding("device", f"no GPU is seen on any rank, but {cluster.name} has some: {advice}", Grade.wrong)
+        yield Finding("device", f"no rank sees a GPU, but {cluster.name} has some: {advice}", Grade.wrong)
 
 
 def _span(low: float, high: float, unit: str) -> str:
@@ -80,7 +82,7 @@ def _links(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Findi
         worst = min(within, key=lambda node: within[node])
         if within[worst] < 0.5 * max(within.values()):
             said = f"all-reduce within {worst}: {within[worst]:.3g} Gbit/s, others reach {max(within.values()):.3g}"
-            yield Finding("node", f"{said}: leave {worst} out and tell the site", Grade.wrong)
+            yield Finding("node", f"{said}: exclude {worst} and report it to the site", Grade.wrong)
         else:
             yield Finding("node", f"all-reduce within a node: {min(within.values()):.3g} Gbit/s or more")
     between = [each.between_gbps for each in found if each.between_gbps is not None]
@@ -96,7 +98,7 @@ def _links(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Findi
         advice = "the fast network is not used: check NCCL_SOCKET_IFNAME, NCCL_NET and the plugin in the container"
         yield Finding("fabric", f"{text}: {advice}", Grade.wrong)
     elif promised is not None and on_gpu and rate < POOR_FABRIC * promised:
-        yield Finding("fabric", f"{text}: less than {100 * POOR_FABRIC:.0f} % of it is reached", Grade.wrong)
+        yield Finding("fabric", f"{text}: less than {100 * POOR_FABRIC:.0f} % of that is reached", Grade.wrong)
     else:
         yield Finding("fabric", text)
 
@@ -108,7 +110,7 @@ def _files(found: Sequence[Measured]) -> Iterator[Finding]:
     span = _span(min(rates.values()), max(rates.values()), "GB/s")
     text = f"each node writes {span}, all at the same time" if len(rates) > 1 else f"the node writes {span}"
     if slow:
-        yield Finding("files", f"{text}; slow: {', '.join(slow)}: try again, then tell the site", Grade.note)
+        yield Finding("files", f"{text}; slow: {', '.join(slow)}: try again, then report it to the site", Grade.note)
     else:
         yield Finding("files", text)
 
@@ -120,7 +122,7 @@ def _clocks(found: Sequence[Measured]) -> Iterator[Finding]:
     off = {each.node: each.time_s - middle for each in found if abs(each.time_s - middle) > LARGEST_SKEW_S}
     if off:
         nodes = ", ".join(f"{node} by {skew:+.1f} s" for node, skew in off.items())
-        yield Finding("clock", f"off on {nodes}: tell the site; times in logs mislead", Grade.wrong)
+        yield Finding("clock", f"off on {nodes}: report it to the site; times in logs will be misleading", Grade.wrong)
     else:
         spread = max(each.time_s for each in found) - min(each.time_s for each in found)
         yield Finding("clock", f"the nodes agree within {spread:.1g} s")

@@ -91,7 +91,7 @@ def _devices(environment: Mapping[str, str], root: Path) -> Iterator[Finding]:
             else "no GPU here: `aitrain doctor --job` looks at those of a job"
         )
         sees = here.torch_sees_gpus or not here.gpus
-        advice = "" if sees else ", but this torch is a build for CPUs: install one for GPUs"
+        advice = "" if sees else ", but this torch is a CPU build: install one for GPUs"
         yield Finding("torch", f"{version}, {there}{advice}", Grade.ok if sees else Grade.wrong)
         return
     oldest = DRIVERS.get(int(found.group(1)))
@@ -113,10 +113,10 @@ def _disks(cluster: Cluster | None, environment: Mapping[str, str]) -> Iterator[
     """Yield room, number of files, purge and clock of the folders that runs use."""
     cache = user_path(environment.get("AITRAIN_CACHE") or "~/.cache/aitrain")
     for what, folder in (("this folder", Path.cwd()), ("home", Path.home()), ("cache", cache)):
-        stands = folder.absolute()
-        while not stands.exists():
-            stands = stands.parent
-        yield _disk(what, folder, stands, cluster, environment)
+        parent = folder.absolute()
+        while not parent.exists():
+            parent = parent.parent
+        yield _disk(what, folder, parent, cluster, environment)
     quota = _quota(Path.cwd())
     if quota is not None:
         yield quota
@@ -124,15 +124,15 @@ def _disks(cluster: Cluster | None, environment: Mapping[str, str]) -> Iterator[
         with tempfile.NamedTemporaryFile(dir=Path.cwd(), prefix=".aitrain-doctor-") as file:
             skew = os.fstat(file.fileno()).st_mtime - time.time()
     except OSError as error:
-        yield Finding("this folder", f"cannot be written ({error.strerror}): go to a folder of yours", Grade.wrong)
+        yield Finding("this folder", f"cannot be written ({error.strerror}): change to a folder you own", Grade.wrong)
         return
     if abs(skew) > LARGEST_SKEW_S:
-        said_ = f"the file system is {skew:+.0f} s apart from this machine: tell the site; times of files mislead"
+        said_ = f"its clock is {skew:+.0f} s off from this machine's: report it to the site; file times will mislead"
         yield Finding("clock", said_, Grade.wrong)
 
 
-def _disk(what: str, folder: Path, stands: Path, cluster: Cluster | None, environment: Mapping[str, str]) -> Finding:
-    room = os.statvfs(stands)
+def _disk(what: str, folder: Path, parent: Path, cluster: Cluster | None, environment: Mapping[str, str]) -> Finding:
+    room = os.statvfs(parent)
     free_gb, free_files = room.f_bavail * room.f_frsize / 1e9, room.f_favail
     text, grade = f"{folder}: {free_gb:,.0f} GB free", Grade.ok
     if free_gb < SMALLEST_FREE_GB:
@@ -158,7 +158,8 @@ def _quota(folder: Path) -> Finding | None:
     text = (
         f"{int(used.rstrip('*')) / 1e6:,.0f} GB used of {'no limit' if limit == '0' else f'{int(limit) / 1e6:,.0f} GB'}"
     )
-    return Finding("quota", f"{text}: above it; remove files" if over else text, Grade.wrong if over else Grade.ok)
+    said_ = f"{text}: over the limit; remove files" if over else text
+    return Finding("quota", said_, Grade.wrong if over else Grade.ok)
 
 
 def _network(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -200,7 +201,7 @@ def _slurm(cluster: Cluster | None, environment: Mapping[str, str]) -> Iterator[
     partitions = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     partition = cluster.profile.partition if cluster is not None else None
     if partition is not None and partition not in partitions:
-        advice = f"there are {', '.join(partitions)}: set partition in your own profile"
+        advice = f"choose from {', '.join(partitions)}: set partition in your own profile"
         yield Finding("Slurm", f"there is no partition {partition} here: {advice}", Grade.wrong)
     else:
         yield Finding("Slurm", f"answers; partitions {', '.join(partitions)}")
@@ -232,13 +233,13 @@ def _account(cluster: Cluster, slurm: Slurm, environment: Mapping[str, str]) -> 
         return
     rows = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
     if done.returncode or not rows:
-        yield Finding("account", "Slurm keeps no accounts here, or shows none to you", Grade.note)
+        yield Finding("account", "Slurm has no accounting here, or does not show it to you", Grade.note)
         return
     accounts = sorted({row[0] for row in rows})
     if account is not None and account not in accounts:
-        yield Finding("account", f"{account} is not yours: there are {', '.join(accounts)}", Grade.wrong)
+        yield Finding("account", f"{account} is not available to you: choose from {', '.join(accounts)}", Grade.wrong)
         return
     yield Finding("account", f"{account or 'yours'}: you may use {', '.join(accounts)}")
     qos = sorted({word for row in rows if account in (None, row[0]) for word in row[1].split(",") if word})
     if cluster.profile.qos is not None and cluster.profile.qos not in qos:
-        yield Finding("QoS", f"{cluster.profile.qos} is not yours: there are {', '.join(qos)}", Grade.wrong)
+        yield Finding("QoS", f"{cluster.profile.qos} is not yours: choose from {', '.join(qos)}", Grade.wrong)

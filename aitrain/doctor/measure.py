@@ -80,7 +80,7 @@ def measure(ranks: Ranks, folder: Path) -> list[Measured]:
     log = Path(tempfile.gettempdir()) / f"aitrain-nccl-{os.getpid()}.log"
     if accelerator == "cuda":  # NCCL says in its log which network it uses
         os.environ |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET", "NCCL_DEBUG_FILE": str(log)}
-    heartbeat.beat("meeting the other ranks")
+    heartbeat.beat("connecting to the other ranks")
     group = Group(ranks, accelerator)
     device = torch.device("cuda", torch.cuda.current_device()) if accelerator == "cuda" else torch.device("cpu")
     try:

@@ -32,7 +32,7 @@ def load_class(file: str, name: str, key: str) -> type:
     found = getattr(module, name, None)
     if not isinstance(found, type):
         own = [word for word, value in vars(module).items() if isinstance(value, type) and _is_of(value, module)]
-        raise RecipeError(f"{key}.class={name} is no class in {file}: it has {', '.join(own) or 'none'}")
+        raise RecipeError(f"{key}.class={name} is not a class in {file}: it has {', '.join(own) or 'none'}")
     return found
 
 

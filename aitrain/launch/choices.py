@@ -14,7 +14,7 @@ class Confidence(Enum):
     unverified = "sources disagree, or only one outside report"
     derived = "computed from other values of the profile"
     chosen = "aitrain's own choice"
-    yours = "set in a file of yours"
+    yours = "set in a file of your own"
 
 
 class Kind(Enum):
@@ -53,7 +53,7 @@ class Network(Enum):
 
     open = "yes"
     closed = "no"
-    unknown = "not known: treated as closed"
+    unknown = "unknown: treated as closed"
 
 
 class DeviceFlag(Enum):

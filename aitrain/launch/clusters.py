@@ -120,7 +120,7 @@ def _find(cluster: str, environment: Mapping[str, str] | None) -> Path:
     raise RecipeError(
         f"cluster {cluster} is not known: "
         + (f"did you mean {guess}? " if guess else "")
-        + f"There are {', '.join(known)}; for another, write {own_folder(environment)}/{cluster}.yaml"
+        + f"Choose from {', '.join(known)}; for another, write {own_folder(environment)}/{cluster}.yaml"
     )
 
 
@@ -223,7 +223,7 @@ class _Reader:
             if not any(_covers(key, name) for name in there):
                 guess = nearest(key, {name for each in there for name in (each, each.split(".")[0])})
                 hint = f"did you mean {guess}?" if guess else "remove it, or set the value"
-                self._note(("evidence",), f"evidence speaks of {key}, which this file does not set: {hint}")
+                self._note(("evidence",), f"evidence is given for {key}, which this file does not set: {hint}")
 
     def _entries(self, kind: Any, content: dict[Any, Any], above: Keys, owner: type) -> dict[Keys, Any]:
         """Return the values of a table whose words the user chooses; null removes what the base has."""
@@ -254,7 +254,7 @@ class _Reader:
         elsewhere = [key for key in _every_key(Profile, "") if key.rsplit(".", 1)[-1] == word]
         guess = elsewhere[0] if elsewhere else nearest(word, known)
         inside = f" of {'.'.join(above)}" if above else ""
-        hint = f"did you mean {guess}?" if guess else f"there are {', '.join(known)}"
+        hint = f"did you mean {guess}?" if guess else f"choose from {', '.join(known)}"
         self._note(keys, f"{'.'.join(keys)} is not a key{inside or ' of a cluster profile'}: {hint}")
 
     def _note(self, keys: Keys, fault: str) -> None:

@@ -83,7 +83,7 @@ class Job:
             f"  sbatch {self.usage_flags}{self.ask.name}.sbatch sft_lora model.path=MODEL_FOLDER data.path=chats.jsonl",
             "",
             "Options before the script's name go to Slurm and override the lines below, for instance --nodes=2",
-            "or --time=12:00:00. Behind it come a recipe and its keys, as for `aitrain train`.",
+            "or --time=12:00:00. After it come a recipe and its keys, as for `aitrain train`.",
             *self.notes,
         ]
 

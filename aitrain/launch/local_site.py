@@ -130,4 +130,4 @@ def _devices(site: Site) -> str:
     except OSError:
         if all(Path(f"/dev/tty{number}").is_char_device() for number in range(site.gpus)):
             return f"/dev/tty[0-{site.gpus - 1}]"
-    raise LaunchError("This user may not make device files that stand for GPUs: write --gpus 0")
+    raise LaunchError("This user may not create the device files that simulate GPUs: write --gpus 0")

@@ -73,7 +73,7 @@ def start(nodes: int, gpus: int, folder: Path, one_host: bool) -> tuple[Site, li
         _stop(site, processes)
         raise
     kind = "each with its own network, processes and /tmp" if why_not is None else f"all on this host ({why_not})"
-    told = [f"{nodes} nodes x {gpus} pretended GPUs are up, {kind}."]
+    told = [f"{nodes} nodes x {gpus} simulated GPUs are up, {kind}."]
     if shared:
         told.append(f"Below /tmp, the nodes share only these folders: {', '.join(shared)}")
     return site, told
@@ -232,7 +232,7 @@ def start_node(folder: Path, name: str) -> None:
 def _of_node(folder: Path, name: str) -> tuple[Site, dict[str, Process]]:
     site, processes = _running(folder)
     if name not in site.names:
-        raise LaunchError(f"{name} is not a node of this cluster: there are {', '.join(site.names)}")
+        raise LaunchError(f"{name} is not a node of this cluster: choose from {', '.join(site.names)}")
     return site, processes
 
 
@@ -268,7 +268,7 @@ def act(action: str, node: str | None, nodes: int, gpus: int, folder: Path | Non
         action: `start`, `stop`, `status`, `kill-node` or `start-node`.
         node: Name of a node, for the last two.
         nodes: With `start`: nodes.
-        gpus: With `start`: pretended GPUs per node.
+        gpus: With `start`: simulated GPUs per node.
         folder: Folder of the cluster; the default one when absent.
         one_host: With `start`: all nodes on this host.
 

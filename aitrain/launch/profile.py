@@ -367,9 +367,9 @@ class Profile:
                 f"{max(1, self.node.cores // max(1, self.device.per_node))} or less"
             )
         if self.partitions and self.partition not in (None, *self.partitions):
-            yield f"partition={self.partition} is not in partitions: there are {', '.join(self.partitions)}"
+            yield f"partition={self.partition} is not in partitions: choose from {', '.join(self.partitions)}"
         if self.qos_limits and self.qos not in (None, *self.qos_limits):
-            yield f"qos={self.qos} is not in qos_limits: there are {', '.join(self.qos_limits)}"
+            yield f"qos={self.qos} is not in qos_limits: choose from {', '.join(self.qos_limits)}"
         masks = (self.request.cpu_bind_full_node or "").partition("mask_cpu:")[2]
         if masks and len(masks.split(",")) != self.device.per_node:
             yield (

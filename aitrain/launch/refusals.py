@@ -96,7 +96,7 @@ def _word_faults(cluster: Cluster, ask: Ask, run_dir: Path) -> Iterator[str]:
     ):
         if word is not None and known and word not in known:
             guess = nearest(word, known)
-            hint = f"did you mean {guess}?" if guess else f"there are {', '.join(known)}"
+            hint = f"did you mean {guess}?" if guess else f"choose from {', '.join(known)}"
             yield f"cluster.{key}={word} does not exist on {cluster.name}: {hint}"
 
 
@@ -180,8 +180,9 @@ def _device_faults(config: RunConfig, cluster: Cluster, ask: Ask) -> Iterator[st
         )
     elif ask.devices < there and ask.nodes > 1 and not profile.request.partial_multinode:
         yield (
-            f"trainer.devices={ask.devices} on {ask.nodes} nodes: {cluster.name} takes parts of a node for jobs on one "
-            f"node only: write --nodes=1, or leave trainer.devices out"
+            f"trainer.devices={ask.devices} on {ask.nodes} nodes: {cluster.name} allocates parts of a node to "
+            f"single-node "
+            f"jobs only: write --nodes=1, or leave trainer.devices out"
         )
     on_cpu = config.trainer.accelerator is Accelerator.cpu
     if on_cpu and profile.device.runtime is not Runtime.cpu:
@@ -316,7 +317,7 @@ def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, desk: Plac
         if any(_inside(place, root) for root in local) and not any(_inside(place, folder) for folder in shared):
             better = "the parallel file system" if site is None else "another folder, or start `local-slurm` from there"
             yield (
-                f"{key}={path} is on a node's own storage, which other nodes and a requeued job do not see: move it to "
+                f"{key}={path} is on node-local storage, which other nodes and a requeued job cannot see: move it to "
                 f"{better}"
             )
 

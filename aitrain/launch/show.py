@@ -67,7 +67,7 @@ def listing() -> str:
     known = names()
     width = max(map(len, known))
     rows = [f"  {name:<{width}}  {_line(name)}" for name in known]
-    return "\n".join(["clusters, for --cluster NAME (`aitrain show cluster NAME` tells more)", *rows])
+    return "\n".join(["clusters, for --cluster NAME (`aitrain show cluster NAME` shows more)", *rows])
 
 
 def _line(name: str) -> str:

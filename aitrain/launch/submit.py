@@ -97,7 +97,7 @@ def submit_sweep(recipe: str, overrides: Sequence[str], flags: Flags, dry_run: b
     wanted = [_wanted(recipe, words, flags) for words in sweep(overrides)]
     places = {each.config.run.dir for each in wanted}
     if len(places) > 1:
-        raise RecipeError("run.dir differs between the runs of the sweep: give the folder of the whole sweep, or none")
+        raise RecipeError("run.dir differs between the runs of the sweep: give one folder for the sweep, or none")
     name = re.sub(r"[^\w.+-]+", "-", wanted[0].config.run.name or "aitrain")
     folder = user_path(places.pop() or f"runs/{name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     for number, each in enumerate(wanted):
@@ -171,7 +171,7 @@ def _configuration(recipe: str, overrides: Sequence[str], flags: Flags) -> tuple
     keys.qos = flags.qos or keys.qos
     keys.time_min = keys.time_min if flags.time is None else minutes(flags.time)
     if keys.name is None:
-        raise RecipeError(f"--cluster is missing: add --cluster NAME; there are {', '.join(names())}")
+        raise RecipeError(f"--cluster is missing: add --cluster NAME; choose from {', '.join(names())}")
     if "/" in keys.name or keys.name.endswith((".yaml", ".yml")):
         keys.name = _absolute(keys.name)
     return config, load(str(keys.name))

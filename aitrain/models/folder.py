@@ -145,7 +145,7 @@ def _inspect(model: Model, wanted: ModelKind) -> ModelFacts:
     facts = ModelFacts(given, Kind.hub)
     if not model.allow_network:
         facts.faults.append(
-            f"model.path={given} is no folder here; as a name on a hub it must be fetched first: run `aitrain fetch "
+            f"model.path={given} is not a folder here. If it is a model on a hub, fetch it first: run `aitrain fetch "
             f"RECIPE model.path={given}` where there is a network, or add model.allow_network=true"
         )
     return facts
@@ -163,8 +163,8 @@ def exported(path: Path) -> Path:
 
 def _file_fault(path: Path) -> str:
     if any(path.match(pattern) for pattern in PICKLES):
-        return f"model.path={path} is a pickle file, which can run any code: {SAFE}"
-    return f"model.path={path} is a file: name the folder it stands in (with config.json), or a .gguf file"
+        return f"model.path={path} is a pickle file, which can run arbitrary code: {SAFE}"
+    return f"model.path={path} is a file: name the folder that contains it (with config.json), or a .gguf file"
 
 
 def _inspect_gguf(path: Path, kind: Kind, model: Model | None = None) -> ModelFacts:
@@ -194,10 +194,10 @@ def _inspect_gguf(path: Path, kind: Kind, model: Model | None = None) -> ModelFa
     facts.licence = str(header.fields["general.license"]).lower() if "general.license" in header.fields else None
     facts.tied = "output.weight" not in header.shapes
     if not header.shapes:
-        facts.faults.append(f"model.path={path} holds no weights")
+        facts.faults.append(f"model.path={path} contains no weights")
     if facts.vocab_size is None:
         facts.faults.append(
-            f"model.path={path} holds no tokenizer: convert the model to a Hugging Face folder with one"
+            f"model.path={path} contains no tokenizer: convert the model to a Hugging Face folder with one"
         )
     if model is not None and model.vetted_code_sha256 is not None:
         facts.faults.append(_no_code_fault(model.vetted_code_sha256))
@@ -213,7 +213,7 @@ def _inspect_folder(path: Path, kind: Kind, model: Model, wanted: ModelKind) -> 
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except ValueError as error:
         facts.faults.append(f"model.path: {config_file} is not valid JSON ({error}): copy the model again")
         return facts
@@ -370,7 +370,7 @@ def _code_faults(path: Path, config: dict, model: Model, facts: ModelFacts) -> I
         return
     if "--" in json.dumps([where["auto_map"] for where in asked]):
         yield (
-            f"model.path={path} takes code from another repository (auto_map in its config), which cannot be "
+            f"model.path={path} loads code from another repository (auto_map in its config), which cannot be "
             "vetted: copy the code into the folder"
         )
         return
@@ -384,7 +384,8 @@ def _code_faults(path: Path, config: dict, model: Model, facts: ModelFacts) -> I
         )
     elif not _is_native(config.get("model_type")):
         yield (
-            f"model.path={path} needs its own Python code, which does not run unread: read it, then write "
+            f"model.path={path} needs its own Python code, which does not run before you have reviewed it: read it, "
+            f"then write "
             f"model.vetted_code_sha256={facts.code_sha256}"
         )
 

@@ -168,7 +168,7 @@ def _replacement(module: nn.Module, kind: str, left: dict[str, str]) -> tuple[st
         return name, plain
     if kind.endswith(("RMSNorm", "MLP", "LayerNorm")):
         known_shape = kind.endswith("Norm") or hasattr(module, "gate_proj")
-        left[kind] = "the class is not known here" if known_shape else "it has no gate"
+        left[kind] = "the class is unknown" if known_shape else "it has no gate"
         return None
     summed = summed_forward(module)
     if summed is not None:

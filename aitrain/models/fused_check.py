@@ -94,8 +94,8 @@ def compared(
         switch.on = False
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
             _log.warning(
-                "fused ops: what the model computes from a tiny batch differs by %.1e from the unfused one, more than "
-                "%.1e: they are turned off for this run; please report the model; model.fused_ops=off silences this",
+                "fused ops: on a tiny batch the result differs by %.1e from the unfused model (limit %.1e), so "
+                "they are turned off for this run. Please report the model; model.fused_ops=off silences this",
                 check.difference,
                 check.allowed,
             )

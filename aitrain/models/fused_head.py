@@ -56,7 +56,7 @@ class FusedLoss:
             return f"the head is a {type(head).__name__}, not a plain linear layer"
         decoder = model.get_decoder()
         if decoder is None or decoder is model:
-            return "the model does not tell its decoder from its head"
+            return "the model does not separate its decoder from its head"
         config = model.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         terms = LossTerms(

@@ -36,7 +36,7 @@ def rotated_forward(module: nn.Module) -> Callable[..., Any] | str | None:
     if forward is not type(module).forward:
         return "its forward is decorated"
     if theirs is None or not _rotates_halves(theirs):
-        return f"its {FUNCTION} computes something else than rope_qk"
+        return f"its {FUNCTION} computes something other than rope_qk"
     own = dict(forward.__globals__)
     own[FUNCTION] = _rotate
     made = FunctionType(forward.__code__, own, forward.__name__, forward.__defaults__, forward.__closure__)

@@ -98,9 +98,7 @@ def write_folder(gguf_file: Path, folder: Path) -> None:
     model, loading = loaded
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
-        raise ModelError(
-            f"{gguf_file} has {len(missing)} weights missing, the first is {missing[0]}: download it again"
-        )
+        raise ModelError(f"{len(missing)} of the model's weights are missing from {gguf_file}: download it again")
     _check_tokenizer(gguf_file, header, tokenizer)
     _describe_tokenizer(header, tokenizer)
     rebuilt = _without_quantisation(model, storage_dtype(header))

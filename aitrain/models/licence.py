@@ -59,17 +59,17 @@ def licence_faults(path: str, licence: str | None, purpose: Purpose | None) -> l
     stated = f"run.purpose={purpose.name}"
     if licence is None or licence == "other":
         return [
-            f"model.path={path} does not tell its licence, so {stated} cannot be checked: read its terms, then write "
+            f"model.path={path} states no licence, so {stated} cannot be checked: read its terms, then write "
             "`license: NAME` between two lines `---` at the top of its README.md, or write run.purpose=null"
         ]
     if purpose is Purpose.commercial and NOT_COMMERCIAL.search(licence):
         return [
-            f"model.path={path} has the licence {licence}, which forbids commercial use ({stated}): take another "
+            f"model.path={path} has the licence {licence}, which forbids commercial use ({stated}): choose another "
             "model, or ask its owner for other terms"
         ]
     if NOT_CHANGED.search(licence):
         return [
-            f"model.path={path} has the licence {licence}, which forbids passing on what is made from it "
-            f"({stated}): take another model, or ask its owner for other terms"
+            f"model.path={path} has the licence {licence}, which forbids distributing derived models "
+            f"({stated}): choose another model, or ask its owner for other terms"
         ]
     return []

@@ -220,7 +220,7 @@ def build_model(
         "trust_remote_code": model.vetted_code_sha256 is not None,
     }
     if model.init is ModelInit.random and adapter_is_quantised:
-        raise ModelError("model.init=random makes no sense with adapter=qlora: there is nothing learned to keep")
+        raise ModelError("model.init=random cannot be combined with adapter=qlora, which needs pretrained weights")
     try:
         with quiet():
             built = (
@@ -299,9 +299,8 @@ def _from_files(model: Model, folder: Path, options: dict[str, Any]) -> PreTrain
     missing, extra = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
     if missing:
         raise ModelError(
-            f"model.path={model.path} has {len(missing)} weights missing, the first is {missing[0]}: the copy "
-            f"may be incomplete, copy it again "
-            "(they would start from random numbers)"
+            f"{len(missing)} of the model's weights are missing from model.path={model.path} (first: {missing[0]}). "
+            "The download may be incomplete: copy the model again"
         )
     if extra:
         _log.warning("model.path=%s has %d weights that are not used, first %s", model.path, len(extra), extra[0])
@@ -310,7 +309,7 @@ def _from_files(model: Model, folder: Path, options: dict[str, Any]) -> PreTrain
 
 def _four_bit() -> dict[str, Any]:
     if not torch.cuda.is_available():
-        raise ModelError("adapter=qlora needs a GPU (4-bit kernels), and this process has none: write adapter=lora")
+        raise ModelError("adapter=qlora needs a GPU (4-bit kernels), and this process sees none: write adapter=lora")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:

@@ -44,7 +44,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     """
     fault = next(unserved(model), None)
     if fault is not None:
-        raise ModelError(f"{type(model).__name__} cannot take packed rows: {fault}: {KEEP}")
+        raise ModelError(f"{type(model).__name__} does not support packed rows: {fault}: {KEEP}")
     register()
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
@@ -61,7 +61,7 @@ def unserved(model: PreTrainedModel) -> Iterator[str]:
         One reason.
     """
     if not model._can_set_attn_implementation():
-        yield "its attention is not exchangeable"
+        yield "its attention cannot be replaced"
     if model.config.sub_configs:
         yield f"it consists of several models ({', '.join(sorted(model.config.sub_configs))})"
     if getattr(model, "_is_stateful", False):
@@ -182,8 +182,8 @@ def _parts(function: Callable[..., Any]) -> Iterator[tuple[str, int]]:
         yield from _parts(bound["mask_function"])
     elif maker != "packed_sequence_mask_function":  # that one says what the position ids say
         raise ModelError(
-            f"the model lays a pattern of its own over its attention ({function.__qualname__}), which {NAME} does not "
-            f"know: {KEEP}"
+            f"the model applies its own attention pattern ({function.__qualname__}), which {NAME} does not "
+            f"support: {KEEP}"
         )
 
 
@@ -232,7 +232,7 @@ def attention(
     """
     for name, meaning in _UNSERVED.items():
         if (asked := options.get(name)) is not None and asked is not False:
-            raise ModelError(f"{type(module).__name__} asks for {meaning}, which {NAME} does not give: {KEEP}")
+            raise ModelError(f"{type(module).__name__} needs {meaning}, which {NAME} does not support: {KEEP}")
     if isinstance(attention_mask, torch.Tensor):
         _refuse_leak(attention_mask, position_ids)
         out = attend_masked(query, key, value, attention_mask, Pattern(False, None, scaling, softcap, dropout))
@@ -242,7 +242,7 @@ def attention(
         attention_mask = Seen(causal, sliding_window, None)
     rows, _, length, _ = query.shape
     if key.shape[2] != length:
-        raise ShapeError(f"{length} queries and {key.shape[2]} keys, but no mask that says who sees whom: {KEEP}")
+        raise ShapeError(f"{length} queries and {key.shape[2]} keys, but no attention mask: {KEEP}")
     pattern = Pattern(attention_mask.causal, attention_mask.window, scaling, softcap, dropout)
     documents = _documents(attention_mask, rows, length, position_ids, cu_seq_lens_q, max_length_q)
     flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
@@ -260,7 +260,7 @@ def _documents(
     if bounds is not None:
         return seen.documents(bounds, lambda: Documents(bounds, rows * length, longest))
     if position_ids is None:
-        raise ModelError(f"the model does not hand its position ids to its attention, which {NAME} needs: {KEEP}")
+        raise ModelError(f"the model does not pass its position ids to its attention, which {NAME} needs: {KEEP}")
     return seen.documents(
         position_ids, lambda: documents_of(position_ids.expand(rows, -1) if rows > 1 else position_ids, seen.real)
     )
@@ -274,7 +274,7 @@ def _refuse_leak(dense: torch.Tensor, position_ids: torch.Tensor | None) -> None
     """A cache does not know documents: the last query of a row may see no more keys than its position allows."""
     if dense.dim() != 4 or dense.dtype != torch.bool:
         raise ShapeError(
-            f"a mask of shape {tuple(dense.shape)} in {dense.dtype} was handed to the model: hand it the padding, of "
+            f"a mask of shape {tuple(dense.shape)} in {dense.dtype} was passed to the model: pass the padding, of "
             "shape (rows, tokens), and position ids that restart with each document"
         )
     if position_ids is None or position_ids.dim() != 2 or dense in _CHECKED:
@@ -282,7 +282,7 @@ def _refuse_leak(dense: torch.Tensor, position_ids: torch.Tensor | None) -> None
     visible = dense[:, 0, -1].sum(-1)
     if bool((visible > position_ids[:, -1].to(visible.device) + 1).any()):
         raise ShapeError(
-            "the last token of a row sees more cached tokens than lie before its position: packed rows cannot be "
+            "the last token of a row attends to more cached tokens than precede its position: packed rows cannot be "
             "continued from a cache; give each document a row of its own, padded on the left"
         )
     _CHECKED[dense] = True

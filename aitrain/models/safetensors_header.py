@@ -42,7 +42,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            raise ModelError(f"{path} ({size} bytes) has no whole safetensors header: download or copy it again")
+            raise ModelError(f"{path} ({size} bytes) has no complete safetensors header: download or copy it again")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)

@@ -164,7 +164,8 @@ def verify(folder: Path) -> None:
     if missing or changed:
         what = [*(f"{name} is missing" for name in missing), *(f"{name} was changed" for name in changed)]
         raise ModelError(
-            f"{folder} is not what was fetched from {facts['source']}: {', '.join(what)}. Remove the folder and run "
+            f"{folder} differs from what was fetched from {facts['source']}: {', '.join(what)}. Remove the folder and "
+            f"run "
             "`aitrain fetch` again"
         )
 

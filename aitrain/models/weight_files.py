@@ -45,10 +45,10 @@ def weight_faults(path: Path, tensors: dict[str, Tensor]) -> Iterator[str]:
     elif index.is_file():
         wanted = read_json(index).get("weight_map") or {}
         if not wanted:
-            yield f"model.path: {index} names no weights: copy the model again"
+            yield f"model.path: {index} lists no weights: copy the model again"
         files = [path / name for name in sorted(set(wanted.values()))]
     elif any(next(path.glob(pattern), None) for pattern in PICKLES):
-        yield f"model.path={path} has only pickle weights, which can run any code: {SAFE}"
+        yield f"model.path={path} has only pickle weights, which can run arbitrary code: {SAFE}"
         return
     else:
         yield (
@@ -58,7 +58,7 @@ def weight_faults(path: Path, tensors: dict[str, Tensor]) -> Iterator[str]:
         return
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        yield f"model.path={path} lacks {', '.join(missing)}, named in {index.name}: copy the missing shard"
+        yield f"model.path={path} is missing {', '.join(missing)}, which {index.name} lists: copy the missing shard"
     damaged = False
     for file in files:
         if file.is_file():
@@ -70,6 +70,6 @@ def weight_faults(path: Path, tensors: dict[str, Tensor]) -> Iterator[str]:
     absent = sorted(set(wanted) - set(tensors))
     if absent and not missing and not damaged:
         yield (
-            f"model.path={path}: {len(absent)} tensors named in {index.name} are in no shard, first "
+            f"model.path={path}: {len(absent)} tensors listed in {index.name} are in no shard, first "
             f"{absent[0]}: copy the model again"
         )

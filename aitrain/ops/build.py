@@ -68,7 +68,7 @@ def library(name: str, sources: Sequence[Path], archs: Sequence[str] | None = No
     """
     nvcc = find_nvcc()
     if nvcc is None:
-        raise BuildError("there is no nvcc (neither in CUDA_HOME nor on the search path)")
+        raise BuildError("nvcc was not found (neither in CUDA_HOME nor on the search path)")
     wanted = tuple(archs) if archs is not None else architectures()
     key = hashlib.sha256(repr((torch.__version__, wanted, FLAGS, _version(nvcc))).encode())
     for source in sources:

@@ -110,7 +110,7 @@ def own_optimizer(config: CustomOptim) -> tuple[type, dict[str, Any]]:
     """
     found = load_class(config.file, config.class_, "optim")
     if not issubclass(found, torch.optim.Optimizer):
-        raise RecipeError(f"optim.class={config.class_} is no optimizer: let it inherit from torch.optim.Optimizer")
+        raise RecipeError(f"optim.class={config.class_} is not an optimizer: inherit from torch.optim.Optimizer")
     options = typed_options(found, config.options, "optim.options.")
     return found, {} if options is None else vars(options)
 

@@ -237,7 +237,7 @@ class FusedAdamW(torch.optim.Optimizer):
             if param.grad is None or "exp_avg" in self.state[param]:
                 continue
             if param.grad.is_sparse:
-                raise ShapeError("FusedAdamW takes no sparse gradients: build the embedding with sparse=False")
+                raise ShapeError("FusedAdamW does not support sparse gradients: build the embedding with sparse=False")
             if param.device not in counters:
                 counters[param.device] = torch.zeros((), dtype=torch.float32, device=param.device)
             self.state[param].update(step=counters[param.device], **self._moments(param))

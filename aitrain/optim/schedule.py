@@ -47,7 +47,7 @@ def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> flo
     decay = _decay_steps(schedule, total_steps, warmup)
     if warmup + decay > total_steps:
         raise RecipeError(
-            f"schedule.warmup_steps={warmup} and the fall over {decay} steps are longer than the run "
+            f"schedule.warmup_steps={warmup} and the decay over {decay} steps are longer than the run "
             f"of {total_steps} steps: "
             "write smaller numbers, or null for shares of the run"
         )

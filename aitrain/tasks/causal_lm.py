@@ -98,7 +98,8 @@ class CausalLM(Task):
         sharded = isinstance(self.config.strategy, DeepspeedZero3) and isinstance(self.config.adapter, Lora)
         if sharded and template_tokens(self.located).trained:
             raise RecipeError(
-                f"model.chat_template={self.config.model.chat_template} needs tokens that are trained beside the "
+                f"model.chat_template={self.config.model.chat_template} needs tokens that are trained together with "
+                f"the "
                 "adapter, which peft cannot do under strategy=deepspeed_zero3: write strategy=deepspeed_zero2, or "
                 "model.chat_template=zephyr, which adds none"
             )
@@ -119,7 +120,7 @@ class CausalLM(Task):
         known = [str(self.tokenizer.convert_ids_to_tokens(token)) for token in found.trained]
         others = ", ".join(token for token in known if token not in found.added)
         if others and isinstance(self.config.adapter, Lora):
-            words.append(f"trained beside the adapter, because the base model has not learned them: {others}")
+            words.append(f"trained together with the adapter, because the base model has not learned them: {others}")
         return [f"chat template {self.config.model.chat_template}: {'; '.join(words)}"] if words else []
 
     def dry_build(self) -> None:

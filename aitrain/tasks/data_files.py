@@ -89,14 +89,14 @@ def _inside(folder: Path, is_text: bool, key: str) -> tuple[list[Path], list[str
             if not name.startswith(_HIDDEN):
                 (found if name.lower().endswith(kinds) else others).append(Path(root, name))  # type: ignore[arg-type]
     if not found:
-        raise DataError(f"{key}={folder}: no file in this folder can be read: there must be {', '.join(wanted)}")
+        raise DataError(f"{key}={folder}: no file in this folder is supported: it must contain {', '.join(wanted)}")
     parts = {path.relative_to(folder).parts[0].split(".")[0].lower(): path for path in found}
     splits = [part for part in SPLITS if part in parts]
     if len(splits) > 1 and {*splits} & {"train", "training"}:
         at = [folder / parts[part].relative_to(folder).parts[0] for part in splits]
         raise DataError(
             f"{key}={folder} holds {', '.join(path.name for path in at)}: training on all of it would leave nothing to "
-            f"measure with: write data.path={at[0]} data.validation_path={at[-1]}"
+            f"evaluate on: write data.path={at[0]} data.validation_path={at[-1]}"
         )
     return found, [str(Path(name).name) for name in others]
 
@@ -144,7 +144,7 @@ def _idle_keys(data: Data, files: Sequence[Path]) -> Iterator[str]:
         if is_given and not any(name.endswith(ends) for name in names):
             yield f"data.{key}={getattr(data, key)} has no effect: it is for {kind}, and there are none; remove it"
     if data.encoding is not None and all(name.endswith(no_letters) for name in names):
-        yield f"data.encoding={data.encoding} has no effect: these files say their encoding themselves; remove it"
+        yield f"data.encoding={data.encoding} has no effect: these file formats define their own encoding; remove it"
 
 
 def _file_fault(path: Path, data: Data) -> str | None:

@@ -109,7 +109,7 @@ class Embeddings(TextEncoder, GatheringTask):
         self._examples: list[list[npt.NDArray[Any]]] = []
         width = self.located.facts.hidden_size
         if width is not None and any(length > width for length in self.keys.matryoshka):
-            raise RecipeError(f"task.matryoshka={self.keys.matryoshka}: the model's vectors have {width} numbers only")
+            raise RecipeError(f"task.matryoshka={self.keys.matryoshka}: the model's vectors have {width} dimensions")
 
     def build(self) -> nn.Module:
         """Load the model; a pooling layer of its own, which is not used, is not trained."""

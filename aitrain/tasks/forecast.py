@@ -254,7 +254,7 @@ class ForecastTask(Task):
         found = {"the last season again": scaled[..., None].expand(-1, -1, count)}
         boosted = gradient_boosting(train, held, self.keys.quantiles, self.config.seed)
         if boosted is None:
-            _log.warning("gradient boosting is not compared with: pip install 'aitrain[forecast]' (scikit-learn)")
+            _log.warning("gradient boosting is not included: pip install 'aitrain[forecast]' (scikit-learn)")
         else:
             found["gradient boosting"] = torch.from_numpy(boosted)
         measured = {}
@@ -328,7 +328,7 @@ class ForecastTask(Task):
         """
         grid = self.grid
         if grid is None:
-            raise DataError("the checkpoint does not say how long a step is: it is of another task")
+            raise DataError("the checkpoint does not record the length of a step: it belongs to another task")
         columns = Columns.open(self._prepare(source_of(path, self.data), grid))
         series = SeriesSet.of(columns, np.zeros(len(columns), np.int64), self.shape.season, self.known)
         windows = last_windows(series, self.shape, path)

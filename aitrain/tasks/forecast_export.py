@@ -69,7 +69,7 @@ def write_forecaster(
         AitrainError: The folder cannot be written; nothing is left of it then.
     """
     if job.flat and not job.merge:
-        raise ModelError("--adapter-only: this run trained no adapter, so there is only the whole model to export")
+        raise ModelError("--adapter-only: this run trained no adapter, so only the full model can be exported")
     job.go_on()
     centre, scale = (torch.tensor(settings["known"][key], dtype=torch.float32) for key in ("centre", "scale"))
     whole = Forecaster(model, centre, scale).eval()

@@ -158,7 +158,7 @@ class KtoTask(GatheringTask, PreferenceTask):
 
         ahead = self.keys.beta * (found.rows[:, 0] - reference_point(found.rows[:, 1]))
         right = torch.where(found.rows[:, 2] > 0.5, ahead, -ahead).tolist()
-        title = f"{sum(value > 0 for value in right)} of {len(right)} held-out answers on the side of their judgement"
+        title = f"{sum(value > 0 for value in right)} of {len(right)} held-out answers scored as they were judged"
         histogram(right, title, "how far", file)
         return True
 

@@ -52,7 +52,7 @@ def confusion_matrix(guesses: torch.Tensor, labels: torch.Tensor, classes: Seque
     bottom, below = top + CELL * len(kept), 50 + 0.7 * LETTER * max(map(len, names))
     more = f", the commonest {len(kept)} of {len(classes)} classes" if len(kept) < len(classes) else ""
     title = f"{int((guesses == labels).sum())} of {len(labels)} held-out samples right{more}"
-    parts = [text(left, 20, title), text(left, bottom + below - 6, "said by the model")]
+    parts = [text(left, 20, title), text(left, bottom + below - 6, "predicted class")]
     parts.append(text(14, (top + bottom) / 2, "right", "middle", turn=-90))
     for row, name in enumerate(names):
         y = top + CELL * row

@@ -197,7 +197,7 @@ def prompt_ids(prompt: str, tokenizer: Any, config: RunConfig) -> list[int]:
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise RecipeError(f"evaluate.prompts: the model's chat template refuses {prompt[:40]!r}: {error}") from None
+            raise RecipeError(f"evaluate.prompts: the model's chat template rejects {prompt[:40]!r}: {error}") from None
     ids: list[int] = tokenizer(text, add_special_tokens=not isinstance(config.task, (Sft, Preference))).input_ids
     if not ids:
         raise RecipeError(f"evaluate.prompts: {prompt!r} has no token: write a prompt with words")

@@ -56,11 +56,11 @@ def class_of(config: RunConfig) -> type[Task]:
         return cast(type[Task], getattr(importlib.import_module(module), name))
     found = load_class(config.task.file, config.task.class_, "task")
     if not issubclass(found, Task):
-        raise RecipeError(f"task.class={config.task.class_} is no task: let it inherit from aitrain.tasks.task.Task")
+        raise RecipeError(f"task.class={config.task.class_} is not a task: inherit from aitrain.tasks.task.Task")
     lacks = sorted(getattr(found, "__abstractmethods__", ()))
     if lacks:
         raise RecipeError(
-            f"task.class={config.task.class_} lacks {', '.join(lacks)}: write them, see aitrain.tasks.task"
+            f"task.class={config.task.class_} is missing {', '.join(lacks)}: write them, see aitrain.tasks.task"
         )
     return found
 

@@ -209,7 +209,7 @@ class Reranker(TextEncoder):
         return Measured(sums, scores)
 
     def metrics(self, found: Measured) -> dict[str, float]:
-        """Return the loss, and where the right text stands among the candidates.
+        """Return the loss, and rank of the right text among the candidates.
 
         Args:
             found: Sums, and the scores of all candidates.
@@ -273,7 +273,7 @@ class Reranker(TextEncoder):
         ranks = ranks_of(found.rows, torch.zeros(len(found.rows), dtype=torch.int64))
         places = range(1, 2 + self.negatives)
         shares = [float((ranks.ceil() == place).double().mean()) for place in places]
-        title = f"where the right text stands among {len(shares)}, share of {len(ranks)} held-out questions"
+        title = f"rank of the right text among {len(shares)}, share of {len(ranks)} held-out questions"
         bars([f"place {place}" for place in places], shares, title, file)
         return True
 

@@ -263,7 +263,7 @@ class TagTokens(TextEncoder):
         counts = found.sums[2:].cpu().numpy().reshape(len(self.kinds), 3)
         values = [_of_counts(row[None])["span_f1"] for row in counts]
         names = [f"{kind} ({int(row[0] + row[2])})" for kind, row in zip(self.kinds, counts, strict=True)]
-        bars(names, values, "F1 of whole entities; how many there are", file)
+        bars(names, values, "F1 per kind of entity (number of entities)", file)
         return True
 
     def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:

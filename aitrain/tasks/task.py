@@ -341,7 +341,7 @@ class Task(ABC):
 
     @abstractmethod
     def export(self, weights: Mapping[str, torch.Tensor], job: ExportJob) -> None:
-        """Write the model as others can use it.
+        """Write the model in the formats of other tools.
 
         Args:
             weights: Trained tensors of a checkpoint.

@@ -61,7 +61,7 @@ def prepared_tokens(config: RunConfig, tokenizer: Any, group: Group, watch: Watc
     def find() -> list[tuple[str, str, int]]:
         nonlocal found
         for path in remove_leftovers(cache_folder(), exclusive=False):
-            print(f"removed what an interrupted preparation had left: {path}", file=sys.stderr)
+            print(f"removed leftovers of an interrupted preparation: {path}", file=sys.stderr)
         found = prepare(data, config.task, tokenizer, cache_folder(), config.seed, data_files(config), show)
         return _account(found)
 

@@ -17,7 +17,7 @@ from aitrain.tasks.registry import class_of
 
 
 def faults(config: RunConfig) -> list[str]:
-    """Return what is wrong with Python files of the user's, one sentence each; they are run to find out.
+    """Return what is wrong with the user's Python files, one sentence each; they are run to find out.
 
     Args:
         config: A checked configuration.
@@ -41,9 +41,9 @@ def _own_optimizer(config: RunConfig) -> None:
         made, _ = own_optimizer(config.optim)
         if not isinstance(config.strategy, Ddp) and not getattr(made, "elementwise", False):
             raise RecipeError(
-                f"optim.class={config.optim.class_} gets slices of the weights from strategy="
-                f"{OPTION_OF[type(config.strategy)]}: write strategy=ddp, or `elementwise = True` into the class when "
-                "each element is updated from its own gradient alone"
+                f"optim.class={config.optim.class_} would get sharded weights from strategy="
+                f"{OPTION_OF[type(config.strategy)]}: write strategy=ddp, or `elementwise = True` in the class if "
+                "it updates each element from its own gradient alone"
             )
 
 

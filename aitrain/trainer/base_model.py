@@ -59,7 +59,7 @@ def _print(config: RunConfig) -> None:
     task = task_of(config, accelerator)
     splits = task.samples(Group(Ranks(), "cpu"))
     if splits.validation is None:
-        raise RecipeError("the recipe holds no data out: give some with --data FILE")
+        raise RecipeError("the recipe has no held-out data: give a file with --data FILE")
     torch.manual_seed(config.seed)
     on_gpu = accelerator == "cuda" and config.trainer.accelerator is not Accelerator.cpu
     model = torch.nn.Module.to(task.build(), "cuda" if on_gpu else "cpu").eval()
@@ -68,5 +68,5 @@ def _print(config: RunConfig) -> None:
     print(f"{config.model.path}, not trained here")
     print(f"{task.sentence(measured)}, over {weight:,} {task.weight_unit}")
     for entry in told:
-        right = f"\n  right   {entry['expected']}" if "expected" in entry else ""
+        right = f"\n  target  {entry['expected']}" if "expected" in entry else ""
         print(f"prompt  {entry['prompt']}{right}\n  answer  {entry['answer']}")

@@ -30,7 +30,7 @@ def user_callbacks(words: list[str]) -> list[pl.Callback]:
         found = load_class(file, name, "trainer.callbacks")
         if not issubclass(found, pl.Callback):
             raise RecipeError(
-                f"trainer.callbacks: {word} is no callback: let it inherit from lightning.pytorch.Callback"
+                f"trainer.callbacks: {word} is not a callback: make it inherit from lightning.pytorch.Callback"
             )
         try:
             made.append(found())

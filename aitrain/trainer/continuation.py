@@ -38,7 +38,7 @@ def tidy(directory: RunDirectory, config: RunConfig) -> None:
     ]
     if removed:
         names = ", ".join(path.name for path in removed)
-        print(f"removed what an interrupted write had left in {directory.path}: {names}", file=sys.stderr)
+        print(f"removed leftovers of an interrupted write in {directory.path}: {names}", file=sys.stderr)
 
 
 def starting_point(
@@ -79,7 +79,7 @@ def set_aside_later(directory: RunDirectory, config: RunConfig, chosen: Checkpoi
     """
     why = "damaged" if options.checkpoint == "newest" else "superseded"
     for path in store.set_aside(directory.checkpoints(config), chosen.step, why):
-        print(f"going on from step {chosen.step}; a later checkpoint is now {path.name}", file=sys.stderr)
+        print(f"continuing from step {chosen.step}; a later checkpoint was renamed to {path.name}", file=sys.stderr)
 
 
 def refuse_changed_rate(config: RunConfig, progress: Progress, steps: int, options: ResumeOptions) -> None:
@@ -107,7 +107,7 @@ def refuse_changed_rate(config: RunConfig, progress: Progress, steps: int, optio
     raise RecipeError(
         f"with {steps} steps instead of {before_steps} (trainer.max_steps, trainer.max_epochs), "
         f"schedule={OPTION_OF[type(config.schedule)]} gives step {progress.step + 1} the learning rate {after:.3g} "
-        f"instead of {before:.3g}: to go on with it, use `aitrain resume` with --changed-rate; or keep the length"
+        f"instead of {before:.3g}: to accept it, add --changed-rate to `aitrain resume`; otherwise keep the length"
     )
 
 

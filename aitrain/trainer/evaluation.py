@@ -179,12 +179,12 @@ def evaluate_run(
     if data is None:
         refuse_difference(then, {"data": splits.fingerprint}, config, directory.path)
     if splits.validation is None:
-        raise RecipeError("the run's recipe names no held-out data: give some with --data FILE")
+        raise RecipeError("the run's recipe has no held-out data: give a file with --data FILE")
     measured, told = measure(task, model, splits.validation)
     weight = int(splits.validation.weights.sum())
     print(f"{task.sentence(measured)}, over {weight:,} {task.weight_unit}")
     for entry in told:
-        right = f"\n  right   {entry['expected']}" if "expected" in entry else ""
+        right = f"\n  target  {entry['expected']}" if "expected" in entry else ""
         print(f"prompt  {entry['prompt']}{right}\n  answer  {entry['answer']}")
     directory.event("evaluated", step=chosen.step, data=data or config.data.validation_path, **logged(measured))
 

@@ -32,7 +32,7 @@ class Wanted:
     """Take the place of a folder that is there already; it goes when the new one is whole."""
 
     changed_inputs: bool = False
-    """Export although the base model is not the one that the run began with."""
+    """Export although the base model has changed since the run started."""
 
 
 def export_gguf(run: Path, to: Path, kind: str, wanted: Wanted) -> None:

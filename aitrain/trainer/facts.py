@@ -41,14 +41,14 @@ def first_difference(then: Facts, now: Facts, config: RunConfig) -> str | None:
         for name in sorted({*then["model"], *now["model"]}):
             old, new = then["model"].get(name), now["model"].get(name)
             if old != new:
-                what = "is gone" if new is None else "was not there" if old is None else "is another file now"
-                return f"{place}: {name} {what}, compared with when the run began"
+                what = "is gone" if new is None else "was not there" if old is None else "has changed"
+                return f"{place}: {name} {what} when the run started"
     for name in sorted({*then.get("code", {}), *now.get("code", {})} if "code" in then and "code" in now else ()):
         if then["code"].get(name) != now["code"].get(name):
-            return f"{name}: your code is not what it was when the run began"
+            return f"{name}: your code has changed since the run started"
     for key in [key for key in then if key not in ("model", "data", "code")]:
         if key in now and then[key] != now[key]:
-            return f"{place}: the {key.replace('_', ' ')} is not the one that the run began with"
+            return f"{place}: the {key.replace('_', ' ')} has changed since the run started"
     return _data_difference(then.get("data", {}), now.get("data", {}), config.task.unit)
 
 
@@ -62,12 +62,12 @@ def _data_difference(then: Facts, now: Facts, unit: str) -> str | None:
         if old is None or new is None:
             continue
         if old["samples"] != new["samples"]:
-            return f"{new['file']}: {new['samples']:,} samples now, {old['samples']:,} when the run began"
+            return f"{new['file']}: {new['samples']:,} samples now, {old['samples']:,} when the run started"
         if old["sha256"] != new["sha256"]:
-            return f"{new['file']} is not the file that the run began with, though it has as many samples"
+            return f"{new['file']} has changed since the run started, although it still has as many samples"
         if _units(old) == _units(new):
             continue
-        return f"{new['file']}: {_units(new):,} {unit} now, {_units(old):,} when the run began"
+        return f"{new['file']}: {_units(new):,} {unit} now, {_units(old):,} when the run started"
     return None
 
 
@@ -86,6 +86,6 @@ def refuse_difference(then: Facts, now: Facts, config: RunConfig, run: Path) -> 
     difference = first_difference(then, now, config)
     if difference is not None:
         raise RecipeError(
-            f"{difference}: put back what {run} began with, start a new run, or add --changed-inputs to go on with "
+            f"{difference}: restore what {run} started with, start a new run, or add --changed-inputs to continue with "
             "what is there now"
         )

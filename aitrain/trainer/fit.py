@@ -157,7 +157,7 @@ def leave_if_asked(directory: RunDirectory, stopper: Stopper) -> None:
     """
     if stopper.agreed():
         raise Interrupted(
-            f"Interrupted by {stopper.reason} before training went on. Resume with: aitrain resume {directory.path}"
+            f"Interrupted by {stopper.reason} before training continued. Resume with: aitrain resume {directory.path}"
         )
 
 
@@ -309,8 +309,8 @@ def out_of_memory(session: Session, accumulation: int) -> str:
         ways.append("strategy=deepspeed_zero3")
     ways += session.task.smaller()
     return (
-        f"out of memory on rank {session.group.ranks.rank} at step {session.progress.step + 1} with {rows} "
-        f"{session.task.sample}{'' if rows == 1 else 's'} at once: write " + ", or ".join(ways)
+        f"out of memory on rank {session.group.ranks.rank} at step {session.progress.step + 1} with "
+        f"micro-batch {rows}: write " + ", or ".join(ways)
     )
 
 

@@ -38,7 +38,7 @@ def audit(config: RunConfig, show: int) -> bool:
     task.dry_build()
     if task.located is not None:
         licence = told_licence(config.model.path, task.located.facts.licence)
-        print(f"licence of the base model: {licence or 'not told in its folder, see where it is from'}")
+        print(f"licence of the base model: {licence or 'not stated in its folder, see its source'}")
     for remark in task.remarks():
         print(remark)
     count = usable_devices(config)

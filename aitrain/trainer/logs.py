@@ -49,7 +49,7 @@ def rank_log(directory: RunDirectory, ranks: Ranks) -> Iterator[None]:
     """
     os.environ["WANDB_SILENT"] = "true"
     path = directory.logs / f"rank-{ranks.rank}.log"
-    with writing(str(path), f"free space there, then go on with `aitrain resume {directory.path}`"):
+    with writing(str(path), f"free space there, then continue with `aitrain resume {directory.path}`"):
         directory.logs.mkdir(exist_ok=True)
         file = _RankFile(path, encoding="utf-8")
     file.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(OURS))

@@ -25,7 +25,7 @@ def predict(run: Path, file: Path, to: Path | None, checkpoint: str, changed_inp
         file: Records as in training; what is to be predicted may be absent.
         to: File to write, `.jsonl`; None = standard output.
         checkpoint: `newest`, `best` or a step.
-        changed_inputs: Predict although the base model is not the one that the run began with.
+        changed_inputs: Predict although the base model has changed since the run started.
 
     Raises:
         DataError: The file is not there, or a record cannot be used.

@@ -82,10 +82,9 @@ def micro_batch(task: Task, ranks: Ranks, accelerator: str, group: Group) -> int
     if fitting < 1:
         ways = [*task.smaller(), "trainer.activation_checkpointing=true", "adapter=lora"]
         raise RecipeError(
-            f"trainer.micro_batch_samples=null: not one {task.sample} is estimated to fit into "
-            f"{free / 1e9:.1f} GB beside the model under strategy={OPTION_OF[type(config.strategy)]}: write "
-            f"{', '.join(ways)} or strategy=deepspeed_zero3 on more devices; or trainer.micro_batch_samples=1 to try "
-            "all the same"
+            f"trainer.micro_batch_samples=null: the estimated memory exceeds the {free / 1e9:.1f} GB of a device even "
+            f"with micro-batch 1 under strategy={OPTION_OF[type(config.strategy)]}: write {', '.join(ways)} or "
+            "strategy=deepspeed_zero3 on more devices; or trainer.micro_batch_samples=1 to try it anyway"
         )
     most = min(fitting, per_rank, task.most_on_cpu if accelerator == "cpu" else per_rank)
     return next(rows for rows in range(most, 0, -1) if per_rank % rows == 0)

@@ -98,7 +98,7 @@ def note_launch(directory: RunDirectory, environment: Mapping[str, str], most: i
         last = failures[-1] if failures else {}
         why = last.get("reason") or last.get("error")
         raise GuardError(
-            f"{directory.path} was restarted {most} times without a new checkpoint, so it is given up"
+            f"{directory.path} was restarted {most} times without a new checkpoint, so no further restart is tried"
             + (f". The last failure: {why}" if why else "")
             + f". When the cause is fixed, continue with: sbatch {directory.path}/job.sbatch"
         )

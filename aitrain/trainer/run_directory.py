@@ -18,7 +18,7 @@ from aitrain.io import append_line, write_text, writing
 from aitrain.models.store import pinned
 from aitrain.recipe import freeze, load, load_facts
 
-_FREE = "free space on that disk, then go on with `aitrain resume {}`"
+_FREE = "free space on that disk, then continue with `aitrain resume {}`"
 
 
 def default_directory(config: RunConfig) -> str:
@@ -95,7 +95,7 @@ class RunDirectory:
             ) from None
         except OSError as error:
             raise RecipeError(
-                f"run.dir={path} cannot be made ({error.strerror}): give a folder you may write to"
+                f"run.dir={path} cannot be created ({error.strerror}): give a folder you may write to"
             ) from None
         directory = cls(path)
         try:

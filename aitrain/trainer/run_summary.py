@@ -93,7 +93,7 @@ def _export_at_end(directory: RunDirectory, config: RunConfig, step: int, stoppe
         return EXIT_REQUEUE
     except AitrainError as error:
         again = f"aitrain export {directory.path} --to DIR"
-        raise AitrainError(f"{error}\nThe training is done and its checkpoint is whole: {again}") from error
+        raise AitrainError(f"{error}\nTraining is complete and its checkpoint is intact: {again}") from error
     directory.event("exported", step=step, path=str(directory.export))
     return EXIT_DONE
 
@@ -117,7 +117,7 @@ def finish_interrupted(directory: RunDirectory, group: Group, steps: int, stoppe
     if group.ranks.is_first:
         config = directory.config()
         display = Display(True, steps)
-        display.say(f"all {steps} steps are done; finishing the interrupted end of {directory.path}")
+        display.say(f"all {steps} steps are done; completing the interrupted last phase of {directory.path}")
         try:
             measure_late(directory, steps, lambda: stopper.reason is not None)
         except Interrupted:
@@ -184,11 +184,11 @@ def _best_line(progress: Progress, metric: Metric, baselines: Mapping[str, Mappi
 
 
 SIDE_BY_SIDE = 5
-"""Answers to held-out conversations that are shown; with more of them, the right ones are counted."""
+"""Answers to held-out conversations that are shown; with more of them, exact matches are counted."""
 
 
 def _answer_lines(before: Sequence[Mapping[str, str]], after: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return what the model answered before and after, beside the right answer where it is known."""
+    """Return what the model answered before and after, and the target answer where it is known."""
     lines, known = [], 0
     for old, new in zip(before, after, strict=False):
         known += "expected" in old
@@ -196,7 +196,7 @@ def _answer_lines(before: Sequence[Mapping[str, str]], after: Sequence[Mapping[s
             continue
         lines.append(f"prompt  {_short(old['prompt'])}")
         if "expected" in old:
-            lines.append(f"  right   {_short(old['expected'])}")
+            lines.append(f"  target  {_short(old['expected'])}")
         lines += [f"  before  {_short(old['answer'])}", f"  after   {_short(new['answer'])}"]
     if known > SIDE_BY_SIDE:
         counts = [sum(entry["answer"] == entry.get("expected") for entry in told) for told in (before, after)]
@@ -204,7 +204,7 @@ def _answer_lines(before: Sequence[Mapping[str, str]], after: Sequence[Mapping[s
             f"{when} {count} of {known} ({100 * count / known:.0f} %)"
             for when, count in zip(("before", "after"), counts, strict=True)
         )
-        lines.append(f"answers that are exactly right: {shares}")
+        lines.append(f"exact matches: {shares}")
     return lines
 
 

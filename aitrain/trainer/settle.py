@@ -99,7 +99,7 @@ def few_steps(config: RunConfig, size: int) -> str | None:
         return None
     found = (
         f"Warning: {steps} optimizer {'step' if steps == 1 else 'steps'} ({samples:,} samples in batches of "
-        f"{keys.global_batch_samples}) teach little; {WANTED_STEPS} are a good start"
+        f"{keys.global_batch_samples}) are few to learn from; aim for at least {WANTED_STEPS}"
     )
     if keys.max_steps is not None and keys.max_steps <= steps:
         return f"{found}: write trainer.max_steps={WANTED_STEPS}"

@@ -33,8 +33,8 @@ def supervise(words: Sequence[str]) -> int:
         words: The command and its words, as after `aitrain`.
 
     Returns:
-        The exit code, the same on every rank: that of the command, or 75 when a rank died or hung and the run can go
-        on from its newest checkpoint.
+        The exit code, the same on every rank: that of the command, or 75 if a rank died or hung and the run can go on
+        from its newest checkpoint.
 
     Raises:
         LaunchError: The ranks contradict each other, or have no port to meet at.
@@ -64,7 +64,7 @@ def note_end(verdict: Verdict, run: Path | None) -> None:
     goes_on = verdict.code == EXIT_REQUEUE
     job = job_number(os.environ)
     if verdict.reason is not None:
-        more = "; the run can go on from its newest checkpoint" if goes_on else ""
+        more = "; the run can continue from its newest checkpoint" if goes_on else ""
         print(f"All ranks were ended{more}.", file=sys.stderr)
     if run is None:
         return

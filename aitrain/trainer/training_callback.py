@@ -297,7 +297,7 @@ class TrainingCallback(pl.Callback):
             value = record[key]
             if value is not None and not math.isfinite(value):
                 raise GuardError(
-                    f"{key}={value} at step {record['step']}: the run stopped itself and kept no checkpoint "
+                    f"{key}={value} at step {record['step']}: the run was stopped without a checkpoint "
                     f"of this step; start a new run with a lower optim.lr (now {self.session.config.optim.lr:g})"
                 )
 

@@ -126,10 +126,10 @@ def test_best_is_the_newest_when_nothing_was_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("which", "said"),
     [
-        ("15", r"no checkpoint of step 15: there are \[10\]"),
+        ("15", r"no checkpoint of step 15: choose from \[10\]"),
         ("latest", r"'latest' is not known: write newest, best or one of the steps \[10\]"),
         ("-1", "'-1' is not known"),
-        ("best", r"no checkpoint of step 5: there are \[10\]"),
+        ("best", r"no checkpoint of step 5: choose from \[10\]"),
     ],
 )
 def test_choose_refuses(tmp_path: Path, which: str, said: str) -> None:
@@ -141,7 +141,7 @@ def test_choose_refuses(tmp_path: Path, which: str, said: str) -> None:
 @pytest.mark.parametrize("folder", ["empty", "not there"])
 def test_choose_without_any_checkpoint(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint"):
+    with pytest.raises(CheckpointError, match=f"{folder} has no checkpoint"):
         choose(tmp_path / folder, "newest")
 
 
@@ -158,7 +158,7 @@ def truncate(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (flip_a_bit, "does not have the checksum of its manifest"),
+        (flip_a_bit, "does not match the checksum in its manifest"),
         (truncate, r"has \d+ bytes, but its manifest says \d+"),
         (Path.unlink, "is missing"),
     ],
@@ -173,7 +173,7 @@ def test_damage_is_named(tmp_path: Path, damage: Any, said: str, shard: str) -> 
     assert chosen.step == 10, "the one before is used"
     assert_whole(chosen)
     [sentence] = told
-    assert re.search(rf"step-00000020/{shard}\.safetensors {said}.*: passed over", sentence)
+    assert re.search(rf"step-00000020/{shard}\.safetensors {said}.*: skipped", sentence)
     with pytest.raises(CheckpointError, match=rf"{shard}\.safetensors {said}.*: choose one of \[10\]"):
         choose(tmp_path, "20")
 
@@ -292,7 +292,7 @@ def test_full_disk_keeps_the_checkpoint_before_and_leaves_nothing(tmp_path: Path
     done = run(saving(before=FULL), tmp_path)
     assert done.returncode == 2, done.stderr
     assert f"the checkpoint {tmp_path}/step-00000020 could not be written" in done.stdout
-    assert "free space there; only a new run can have checkpoint.path elsewhere" in done.stdout
+    assert "free space there (only a new run can use another checkpoint.path)" in done.stdout
     assert names(tmp_path) == ["step-00000010"]
     assert_whole(choose(tmp_path, "newest"))
 

@@ -66,7 +66,7 @@ def test_a_prompt_that_opens_a_thought(small_tokenizer: Make) -> None:
 @pytest.mark.parametrize(
     ("family", "template", "messages", "message"),
     [
-        ("gemma", None, talk("a", "b", system="s"), "refuses this conversation: System role not supported"),
+        ("gemma", None, talk("a", "b", system="s"), "rejects this conversation: System role not supported"),
         ("chatml", PARTS.replace("BODY", "{{ m['content'] + '\n' }}"), talk("a", "b"), "never learn to stop"),
         ("chatml", PARTS.replace("BODY", "{{ m['content'] + '[END]' }}"), talk("a", "b"), "never learn to stop"),
         ("chatml", PARTS.replace("BODY", "{{ m['content'] + ' !<|im_end|>' }}"), talk("a", "b"), "ends message 2 with"),
@@ -76,16 +76,16 @@ def test_a_prompt_that_opens_a_thought(small_tokenizer: Make) -> None:
         ("chatml", PARTS.replace("BODY", "{{ m['content'] | upper + '<|im_end|>' }}"), talk("a", "b"),
          "does not write each of the 1 answers once"),
         ("chatml", PARTS.replace("BODY", "{{ m['content'] | replace('b', 'c') + '<|im_end|>' }}"), talk("a", "b"),
-         "rewrites the assistant's words"),
+         "changes the assistant's words"),
         ("chatml", PARTS.replace("{% if add_generation_prompt %}", "{% if false %}")
          .replace("BODY", "{{ m['content'] + '<|im_end|>' }}"), talk("a", "b"), "has no generation prompt"),
         ("chatml", PARTS.replace("assistant\n' }}{% endif", "bot\n' }}{% endif")
-         .replace("BODY", "{{ m['content'] + '<|im_end|>' }}"), talk("a", "b"), "does not lead to message 2"),
+         .replace("BODY", "{{ m['content'] + '<|im_end|>' }}"), talk("a", "b"), "match the start of message 2"),
         ("chatml", PARTS.replace("BODY", "{% generation %}{% endgeneration %}{{ m['content'] + '<|im_end|>' }}"),
-         talk("a", "b"), "do not hold the assistant's 1 answers"),
-        ("chatml", "{{ missing.key.key }}", talk("a", "b"), "refuses this conversation: 'missing' is undefined"),
-        ("chatml", "{% if %}", talk("a", "b"), "refuses this conversation"),
-        ("qwen3", None, talk("a", "<think>\nb\n</think>"), "holds only a thought"),
+         talk("a", "b"), "do not match the assistant's 1 answers"),
+        ("chatml", "{{ missing.key.key }}", talk("a", "b"), "rejects this conversation: 'missing' is undefined"),
+        ("chatml", "{% if %}", talk("a", "b"), "rejects this conversation"),
+        ("qwen3", None, talk("a", "<think>\nb\n</think>"), "contains only a thought"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_told_apart_is_refused(

@@ -77,7 +77,7 @@ def test_a_system_turn_beside_the_conversation(record: dict[str, Any]) -> None:
 def test_two_system_turns_that_contradict_each_other() -> None:
     record = {"messages": [SYSTEM, USER, ASSISTANT], "system": "Be brief."}
     assert to_messages(record, AUTO, "a", None) == [SYSTEM, USER, ASSISTANT]
-    with pytest.raises(DataError, match="'system' says something else than the conversation's own system message"):
+    with pytest.raises(DataError, match="'system' differs from the system message in the conversation"):
         to_messages({**record, "system": "Be long."}, AUTO, "a", None)
 
 
@@ -116,8 +116,8 @@ def test_a_conversation_that_ends_with_the_user_is_kept() -> None:
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({}, "the record has no keys, which fit none of the four shapes"),
-        ({"body": "a", "note": "b"}, "keys here are 'body', 'note', which fit none of the four shapes"),
+        ({}, "the record has no keys, which fit none of the four formats"),
+        ({"body": "a", "note": "b"}, "keys here are 'body', 'note', which fit none of the four formats"),
         (
             {"Vraag": "a", "réponse (1)": "b"},
             "add: data.columns.prompt=Vraag 'data.columns.completion=\"réponse (1)\"'",
@@ -127,7 +127,7 @@ def test_a_conversation_that_ends_with_the_user_is_kept() -> None:
         ({"messages": [USER], "prompt": "a", "completion": "b"}, "fit messages and prompt_completion"),
         ({"messages": []}, "'messages' must be a list with at least one message"),
         ({"messages": {"role": "user"}}, "'messages' must be a list"),
-        ({"messages": "no json"}, "'messages' is text, but no JSON list"),
+        ({"messages": "no json"}, "'messages' is text, but not a JSON list"),
         ({"messages": ["a"]}, "messages[0] has no 'role' and 'content'"),
         ({"messages": turns(("human", "a"))}, "rename the key to 'conversations'"),
         ({"conversations": [USER]}, "rename the key 'conversations' to 'messages'"),
@@ -136,7 +136,7 @@ def test_a_conversation_that_ends_with_the_user_is_kept() -> None:
         ({"messages": [{"role": "user", "content": 3}]}, "user's message is int, not text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "is list, not text"),
         ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "messages[1]: tool_calls[0] has no name"),
-        ({"messages": [USER, {**ASSISTANT, "train": "no"}]}, "write true or false"),
+        ({"messages": [USER, {**ASSISTANT, "train": "no"}]}, "neither true nor false"),
         ({"messages": [USER, ASSISTANT], "tools": [{}]}, "tools[0] is not the JSON schema of a function with a name"),
         ({"messages": [ASSISTANT]}, "begins with one of the assistant (message 1); it must be system or user"),
         ({"messages": [USER, USER]}, "has after the user's message one of the user (message 2); it must be assistant"),

@@ -55,8 +55,8 @@ def test_a_mark_inside_a_prompt_wins_over_the_rule_of_prompts() -> None:
 @pytest.mark.parametrize(
     ("mark", "message"),
     [
-        ({"train": "yes"}, "'train': 'yes', a training mark that is not understood"),
-        ({"weight": 0.5}, "'weight': 0.5, a training mark that is not understood"),
+        ({"train": "yes"}, "'train': 'yes', a training mark that is neither true nor false"),
+        ({"weight": 0.5}, "'weight': 0.5, a training mark that is neither true nor false"),
         ({"train": True, "weight": 0}, "contradict each other"),
         ({"train_detail": [{"begin_offset": 0}]}, "'train_detail', a training mark that is not supported"),
         ({"loss_scale": 2}, "'loss_scale', a training mark that is not supported"),
@@ -71,7 +71,7 @@ def test_marks_that_are_not_understood_are_refused(shape: str, mark: dict[str, A
 def test_a_mark_that_asks_for_the_users_words_or_for_no_turn_is_refused() -> None:
     with pytest.raises(DataError, match="marks the user's message as trained"):
         trained({"messages": [{**USER, "train": True}, ANSWER]})
-    with pytest.raises(DataError, match=r"stands beside the conversation.*data\.ignore_fields=\[weight\]"):
+    with pytest.raises(DataError, match=r"is outside the messages.*data\.ignore_fields=\[weight\]"):
         trained({"messages": [USER, ANSWER], "weight": 0})
 
 

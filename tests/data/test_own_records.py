@@ -62,9 +62,9 @@ def test_text_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("Lines", "data.class=Lines failed behind record 0: ValueError"),
+        ("Lines", "data.class=Lines failed after record 0: ValueError"),
         ("Bare", "yields {'text': 'no place'}, not a place and a record"),
-        ("Empty", "holds no record for data.class=Empty"),
+        ("Empty", "contains no record for data.class=Empty"),
     ],
 )
 def test_what_goes_wrong_is_one_line(tmp_path: Path, name: str, says: str) -> None:

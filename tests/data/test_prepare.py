@@ -249,7 +249,7 @@ def test_both_faults_are_told_at_once(run: Callable[..., Prepared], tmp_path: Pa
 def test_truncation_that_leaves_no_answer(run: Callable[..., Prepared], tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [record("a", "b"), record("word " * 100, "c")])
     message = refused(run, path, Records(sequence_tokens=20, too_long=OnTooLong.truncate))
-    assert "1 of 2 samples have no trained token after truncation" in message
+    assert "1 of 2 samples have no trained tokens after truncation" in message
     accepted = Records(sequence_tokens=20, too_long=OnTooLong.truncate, no_trained_tokens=OnFault.drop)
     prepared = run(path, accepted)
     assert prepared.report.sources[0].dropped["without a trained token in the first 20"].first == ["a.jsonl:2"]
@@ -259,7 +259,7 @@ def test_truncation_that_leaves_no_answer(run: Callable[..., Prepared], tmp_path
 def test_no_trained_token_at_all_is_always_refused(run: Callable[..., Prepared], tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [record("a", None), record("b", None)])
     message = refused(run, path, Records(no_trained_tokens=OnFault.drop))
-    assert "no trained token in 2 records (2 without a trained token)" in message
+    assert "no trained tokens in 2 records (2 without a trained token)" in message
 
 
 def test_held_out_samples(run: Callable[..., Prepared], talks: Path, small_tokenizer: Make) -> None:
@@ -328,7 +328,7 @@ def test_a_last_block_of_one_token_is_told(run: Callable[..., Prepared], tmp_pat
 
 def test_text_without_anything_in_it(run: Callable[..., Prepared], tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": ""}, {"text": ""}])
-    assert "no trained token in 2 records (2 empty documents)" in refused(run, path, Text(), Pretrain(), "zephyr")
+    assert "no trained tokens in 2 records (2 empty documents)" in refused(run, path, Text(), Pretrain(), "zephyr")
 
 
 def test_text_needs_an_end_of_text_token(run: Callable[..., Prepared], tmp_path: Path, small_tokenizer: Make) -> None:

@@ -88,7 +88,7 @@ def test_text_documents_are_separated_by_blank_lines(tmp_path: Path) -> None:
         ("a.jsonl", '{"a": 1}\n{"a": 1', "a.jsonl:2:8: broken JSON"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "a.jsonl:2: a list, not an object"),
         ("a.jsonl", '"text"\n', "a.jsonl:1: a string, not an object"),
-        ("a.jsonl", '{"a": "\\ud83d"}\n', "a.jsonl:1: \\ud83d is half of a character"),
+        ("a.jsonl", '{"a": "\\ud83d"}\n', "a.jsonl:1: \\ud83d is half of a surrogate pair"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "a.jsonl:2: not UTF-8 (byte 0xe9 at 8"),
         ("a.json", '[{"a": 1},\n {"a": }]', "a.json:2:8: broken JSON"),
         ("a.json", '{"a": 1}\n{"a": 2}', "name the file .jsonl"),

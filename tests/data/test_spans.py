@@ -75,10 +75,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "x.jsonl:2: entities overlap: 'Jan de' (P) and 'de Wit' (Q): keep one of them",
     ),
     "outside": ({"text": "Jan", "entities": [entity(0, 9)]}, "x.jsonl:2: entity 0 to 9 is not inside the text of 3"),
-    "no entity": ({"text": "Jan", "entities": [{"start": 0}]}, "is no entity: write {"),
+    "no entity": ({"text": "Jan", "entities": [{"start": 0}]}, "is not an entity: write {"),
     "too few labels": ({"tokens": ["a", "b"], "labels": ["O"]}, "x.jsonl:2: 'labels' has 1 entries for 2 words"),
-    "no scheme": ({"tokens": ["a"], "labels": ["PERSON"]}, "x.jsonl:2: label 'PERSON' of word 0 is none of O, B-NAME"),
-    "inside first": ({"tokens": ["a"], "labels": ["I-P"]}, "word 0 has 'I-P' behind 'O': an entity begins with B-P"),
+    "no scheme": ({"tokens": ["a"], "labels": ["PERSON"]}, "x.jsonl:2: label 'PERSON' of word 0 is not O, B-NAME"),
+    "inside first": ({"tokens": ["a"], "labels": ["I-P"]}, "word 0 has 'I-P' after 'O': an entity begins with B-P"),
 }
 
 
@@ -93,5 +93,5 @@ def test_wrong_records_name_file_and_line(tmp_path: Path, kind: str) -> None:
 def test_labels_that_training_lacks_and_texts_without_any(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x.jsonl:1: label 'P' is not among those of the training data \('Q'\)"):
         read_tagged(write(tmp_path, GOOD), DATA, known=["Q"])
-    with pytest.raises(DataError, match="no entity is marked in any text"):
+    with pytest.raises(DataError, match="no text has a marked entity"):
         read_tagged(write(tmp_path, {"text": "a", "entities": []}), DATA)

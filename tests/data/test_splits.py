@@ -42,7 +42,9 @@ def test_equal_samples_on_both_sides_are_counted_and_refused(tmp_path: Path) -> 
     data = Labelled(path="x", validation_path="y")
     *_, same = split(train, held, ["ids"], data, 0)
     assert same == 1
-    with pytest.raises(DataError, match=r"1 of 10 held-out samples are training samples too, .* data.max_overlap=0.1$"):
+    with pytest.raises(
+        DataError, match=r"1 of 10 held-out samples are also training samples, .* data.max_overlap=0.1$"
+    ):
         split(train, held, ["ids"], Labelled(path="x", validation_path="y", max_overlap=0.05), 0)
     *_, same = split(train, held, ["ids", "marks"], data, 0)
     assert same == 1, "both fields are the same: number 0 of each"

@@ -81,7 +81,7 @@ def test_what_the_template_leaves_out_is_refused_or_accepted_and_counted(
     assert line.startswith("a.jsonl:2: the model's chat template leaves out the system's message in message 1")
     assert "data.template_omissions=accept" in line
     report = run(path, family="mistral_v03", template_omissions=OnOmission.accept).report
-    assert "left out by the chat template: something in 1 (a.jsonl:2)" in report.text()
+    assert "partly left out by the chat template: 1 (a.jsonl:2)" in report.text()
 
 
 def test_fields_that_are_not_used_are_listed_with_their_count(run: Callable[..., Prepared], tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_held_out_samples_that_are_trained_on(
         assert report.overlap == overlap and "1 is a training sample too" in report.text()
     else:
         [line] = refused(run, train, held_out=held_out)
-        assert line.startswith("held.jsonl: 2 of 10 held-out samples are training samples too")
+        assert line.startswith("held.jsonl: 2 of 10 held-out samples are also training samples")
         assert line.endswith("data.max_overlap=0.2")
         assert run(train, held_out=held_out, max_overlap=0.2).report.overlap == 2
 
@@ -117,7 +117,7 @@ def test_duplicates_inside_one_file_reach_the_held_out_part(run: Callable[..., P
 def test_documents_of_plain_text_are_compared_and_not_blocks(tmp_path: Path, small_tokenizer: Make) -> None:
     train = write(tmp_path / "train.jsonl", [{"text": f"a text of some length {n}"} for n in range(9)])
     held_out = write(tmp_path / "held.jsonl", [{"text": "an other one"}, {"text": "a text of some length 3"}])
-    with pytest.raises(DataError, match="held.jsonl: 1 of 2 held-out samples are training samples too"):
+    with pytest.raises(DataError, match="held.jsonl: 1 of 2 held-out samples are also training samples"):
         prepare(
             Text(sequence_tokens=16),
             Pretrain(),

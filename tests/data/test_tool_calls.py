@@ -113,7 +113,7 @@ def test_a_template_that_wants_arguments_as_text_gets_text(small_tokenizer: Make
 
 
 def test_a_template_without_calls_is_told_apart(small_tokenizer: Make) -> None:
-    with pytest.raises(DataError, match="a:1: .*leaves out the call of a tool in message 2"):
+    with pytest.raises(DataError, match="a:1: .*leaves out the tool call in message 2"):
         rendered(small_tokenizer("chatml"), messages=called())
     drops = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{{ m['content'] }}"

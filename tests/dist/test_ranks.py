@@ -102,7 +102,7 @@ def test_torchrun_contradictions(change: dict[str, str | None], said: str) -> No
         ({"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS=x"),
         ({"SLURM_STEP_NUM_NODES": "0"}, "8 ranks on 0 nodes"),
         ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"}, "3 ranks on 2 nodes"),
-        ({"SLURM_STEP_NODELIST": ",gcn1"}, "',gcn1' is not understood"),
+        ({"SLURM_STEP_NODELIST": ",gcn1"}, "',gcn1' cannot be parsed"),
         ({"MASTER_PORT": "x"}, "MASTER_PORT=x"),
     ],
 )

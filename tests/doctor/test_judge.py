@@ -41,7 +41,7 @@ def test_good_nodes_are_left_in_peace() -> None:
 @pytest.mark.parametrize(
     ("rank", "change", "says"),
     [
-        (3, {"tflops": 300.0}, "rank 3 on gcn1 (NVIDIA H100) multiplies at 300 TFLOP/s, 50 % of the fastest"),
+        (3, {"tflops": 300.0}, "rank 3 on gcn1 (NVIDIA H100) reaches 300 TFLOP/s, 50 % of the fastest"),
         (1, {"memory_errors": 2}, "rank 1 on gcn0 has had 2 uncorrectable memory errors"),
         (4, {"within_gbps": 300.0}, "all-reduce within gcn2: 300 Gbit/s, others reach 2e+03"),
         (0, {"network": "NCCL over Socket"}, "the fast network is not used"),
@@ -65,7 +65,7 @@ def test_a_gpu_cluster_without_gpus() -> None:
     found = [replace(each, memory_gb=None, device="8 CPU cores") for each in GOOD]
     assert wrong(found) == []
     (said,) = wrong(found, "snellius_h100")
-    assert "no GPU is seen on any rank, but snellius_h100 has some" in said
+    assert "no rank sees a GPU, but snellius_h100 has some" in said
 
 
 def test_one_node_is_compared_with_nothing() -> None:
@@ -75,5 +75,5 @@ def test_one_node_is_compared_with_nothing() -> None:
 
 def test_the_text_and_the_code() -> None:
     findings = [Finding("clock", "fine"), Finding("device", "slow", Grade.wrong)]
-    assert text_of(findings).splitlines() == ["ok     clock   fine", "WRONG  device  slow", "1 of 2 points are wrong."]
+    assert text_of(findings).splitlines() == ["ok     clock   fine", "WRONG  device  slow", "1 of 2 checks failed."]
     assert (exit_code(findings, True), exit_code(findings, False), exit_code(findings[:1], True)) == (4, 2, 0)

@@ -53,7 +53,7 @@ def test_an_environment_for_other_machines(no_slurm: Path, capsys: pytest.Captur
         ("2.13.0+cu130", "580.65.06", Grade.ok, "driver 580, 1 GPU here"),
         ("2.13.0+cu130", "550.54.15", Grade.wrong, "with driver 550: it needs 580 or newer"),
         ("2.13.0+cu126", "550.54.15", Grade.ok, "driver 550"),
-        ("2.13.0+cpu", "580.65.06", Grade.wrong, "this torch is a build for CPUs"),
+        ("2.13.0+cpu", "580.65.06", Grade.wrong, "this torch is a CPU build"),
     ],
 )
 def test_torch_and_driver(
@@ -86,9 +86,9 @@ SACCTMGR = "echo 'project_1|normal,ehpc'; echo 'project_2|normal'"
     ("account", "qos", "sinfo", "says"),
     [
         ("project_1", "ehpc", "echo 'acc up'", None),
-        ("project_9", None, "echo 'acc up'", "project_9 is not yours: there are project_1, project_2"),
-        ("project_2", "ehpc", "echo 'acc up'", "ehpc is not yours: there are normal"),
-        ("project_1", "ehpc", "echo 'gpp up'", "there is no partition acc here: there are gpp"),
+        ("project_9", None, "echo 'acc up'", "project_9 is not available to you: choose from project_1, project_2"),
+        ("project_2", "ehpc", "echo 'acc up'", "ehpc is not yours: choose from normal"),
+        ("project_1", "ehpc", "echo 'gpp up'", "there is no partition acc here: choose from gpp"),
         (
             "project_1",
             "ehpc",
@@ -123,4 +123,4 @@ def test_a_quota_of_lustre(no_slurm: Path, monkeypatch: pytest.MonkeyPatch) -> N
     program(no_slurm, "lfs", "echo '/scratch 60000000* 0 50000000 - 12 0 0 -'")
     monkeypatch.setenv("PATH", f"{no_slurm}/bin:/usr/bin:/bin")
     (found,) = of(login.look(None, {}), "quota")
-    assert found.said == "60 GB used of 50 GB: above it; remove files" and found.grade is Grade.wrong
+    assert found.said == "60 GB used of 50 GB: over the limit; remove files" and found.grade is Grade.wrong

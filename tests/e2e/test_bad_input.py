@@ -97,9 +97,12 @@ def everything(folder: Path) -> set[str]:
         ("trainer.max_steps=2.5", "trainer.max_steps=2.5"),
         ("data.shuffle=perhaps", "data.shuffle=perhaps is neither true nor false"),
         ("trainer.precision=fp64", "trainer.precision=fp64 is not one of auto, fp32, bf16"),
-        ("trainer.global_batch_samples=5", "trainer.global_batch_samples=5 does not divide over 1 devices x 2"),
-        ("trainer.devices=3", "trainer.global_batch_samples=4 does not divide over 3 devices x 2 per device"),
-        ("model.path=org/name", "model.path=org/name is no folder here; as a name on a hub it must be fetched first"),
+        ("trainer.global_batch_samples=5", "trainer.global_batch_samples=5 is not a multiple of 1 devices x 2"),
+        ("trainer.devices=3", "trainer.global_batch_samples=4 is not a multiple of 3 devices x 2 per device"),
+        (
+            "model.path=org/name",
+            "model.path=org/name is not a folder here; as a name on a hub it must be fetched first",
+        ),
         ("model.path=./absent", "model.path=./absent does not exist"),
         (f"data.sequence_tokens={CONTEXT_TOKENS + 1}", f"write data.sequence_tokens={CONTEXT_TOKENS} or less"),
     ],
@@ -123,7 +126,7 @@ def test_devices_that_are_not_there(words: list[str], refused: Refused, how: str
     if how == "cuda" and torch.cuda.is_available():
         how = "devices"  # where there is a GPU, only their number can be wrong
     if how == "cuda":
-        says = "trainer.accelerator=cuda, but this machine shows no GPU: write trainer.accelerator=cpu"
+        says = "trainer.accelerator=cuda, but this machine has no visible GPU: write trainer.accelerator=cpu"
         refused([*words, "trainer.accelerator=cuda"], 2, says)
         return
     many = 4096
@@ -216,7 +219,7 @@ def no_template(folder: Path) -> None:
         (no_tokenizer, "has no tokenizer: copy tokenizer.json"),
         (lose_a_shard, "lacks model-00001-of-"),
         (cut_a_shard, "model-00001-of-"),
-        (pickle_weights, "has only pickle weights, which can run any code"),
+        (pickle_weights, "has only pickle weights, which can run arbitrary code"),
         (no_template, "has no chat template (it is a base model): choose one with model.chat_template=NAME (chatml, "),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
@@ -268,7 +271,7 @@ def test_an_export_below_a_file(finished: Path, refused: Refused) -> None:
 def test_an_export_of_a_run_without_a_checkpoint(finished: Path, refused: Refused) -> None:
     Path("run").mkdir()
     shutil.copy(finished / "run.yaml", "run")
-    refused(["export", "run", "--to", "model"], 2, "run/checkpoints holds no checkpoint")
+    refused(["export", "run", "--to", "model"], 2, "run/checkpoints has no checkpoint")
 
 
 def limited(words: Sequence[str], limit: Callable[[], object]) -> subprocess.CompletedProcess[str]:

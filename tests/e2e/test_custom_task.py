@@ -125,7 +125,7 @@ REFUSED = {
     "task.options.hiden=3": "task.options.hiden is not a key of PredictColumn: did you mean task.options.hidden?",
     "task.options.hidden=wide": "task.options.hidden=wide is not a whole number",
     "task.class=Nobody": "task.class=Nobody is no class in my_task.py: it has Rows, Account, PredictColumn",
-    "task.class=Rows": "task.class=Rows is no task: let it inherit from aitrain.tasks.task.Task",
+    "task.class=Rows": "task.class=Rows is not a task: make it inherit from aitrain.tasks.task.Task",
     "task.file=none.py": "task.file=none.py does not exist",
     "task.file=broken.py": "broken.py:3: SyntaxError",
     "task.file=heat.yaml": "task.file=heat.yaml is not a Python file",
@@ -175,7 +175,7 @@ def test_changed_code_is_not_continued_in_silence(heat: tuple[Path, str]) -> Non
     (place / "my_task.py").write_text(text + "# changed\n")
     try:
         said = say("aitrain resume runs/changed trainer.max_steps=3", place, code=2)
-        assert "my_task.py: your code is not what it was when the run began" in said and "--changed-inputs" in said
+        assert "my_task.py: your code has changed since the run started" in said and "--changed-inputs" in said
         say("aitrain resume runs/changed trainer.max_steps=3 --changed-inputs", place)
     finally:
         (place / "my_task.py").write_text(text)

@@ -63,7 +63,7 @@ def test_fetched_once_then_trained_without_a_network(place: Path, tiny_model: Pa
 
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     said = aitrain("train", *words, "run.dir=other", code=2)
-    assert "is not what was fetched from company/tiny: config.json was changed" in said
+    assert "differs from what was fetched from company/tiny: config.json was changed" in said
     (folder / "generation_config.json").unlink()
     assert "generation_config.json is missing" in aitrain("train", *words, "run.dir=other", code=2)
     shutil.rmtree(folder)

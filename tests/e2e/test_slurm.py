@@ -228,7 +228,7 @@ def refuse_what_nodes_do_not_see(place: Place) -> None:
     """A run directory in /tmp, which each node has for itself."""
     words = ["submit", *place.recipe(SHORT), "--cluster", "local_slurm", "run.dir=/tmp/aitrain-nowhere/run"]
     if HAS_NAMESPACES:
-        assert "run.dir=/tmp/aitrain-nowhere/run is on a node's own storage" in aitrain(*words, code=2)
+        assert "run.dir=/tmp/aitrain-nowhere/run is on node-local storage" in aitrain(*words, code=2)
     assert not Path("/tmp/aitrain-nowhere").exists()
 
 
@@ -287,7 +287,7 @@ def watch_and_stop(place: Place) -> None:
     words = [*place.recipe(LIMITED), "trainer.devices=1"]
     number = submit(words, run, "--nodes", "1", "--partition", "low", variables=place.slow)
     wait_for("it waits", lambda: "waiting in the queue (PartitionDown)" in aitrain("status", str(run)), 20)
-    assert f"job         {number}, number 1 of 1 that wait in partition low" in aitrain("status", str(run))
+    assert f"job         {number}, number 1 of 1 waiting in partition low" in aitrain("status", str(run))
     slurm("scontrol", "update", "PartitionName=low", "State=UP")
     next_life(run, 1, 3)
     status = aitrain("status", str(run))

@@ -195,7 +195,7 @@ def test_a_run_killed_between_its_last_step_and_its_end_is_finished(runs: Runs, 
     before = losses(runs["cut"])
     code, err = runs.end(["train", "--or-resume", str(runs["cut"] / "run.yaml")])
     assert code == 0, err
-    assert "finishing the interrupted end of" in err and (runs["cut"] / "export/model/config.json").is_file()
+    assert "completing the interrupted last phase of" in err and (runs["cut"] / "export/model/config.json").is_file()
     assert losses(runs["cut"]) == before == one_rank and events(runs["cut"])[-1] == "finished"
 
 
@@ -324,7 +324,7 @@ def test_what_a_killed_save_left_goes_with_a_word(whole: Path, capfd: pytest.Cap
         ("seed=1", "seed cannot change"),
         ("adapter=none", "adapter cannot change"),
         ("trainer.max_stps=40", "trainer.max_stps is not a key: did you mean trainer.max_steps?"),
-        ("trainer.devices=3", "trainer.global_batch_samples=4 does not divide over 3 devices"),
+        ("trainer.devices=3", "trainer.global_batch_samples=4 is not a multiple of 3 devices"),
     ],
 )
 def test_what_losses_depend_on_may_not_change(

@@ -134,7 +134,7 @@ def test_a_users_file_may_bring_its_own_sources(home: dict[str, str]) -> None:
             "partitions.x.max_hour is not a key of partitions.x: did you mean max_h",
         ),
         (LUMI + "device: {per_node: many}\n", "mine.yaml:2: device.per_node=many is not a whole number"),
-        (LUMI + "device: {per_node: null}\n", "device.per_node=null: a value is needed here"),
+        (LUMI + "device: {per_node: null}\n", "device.per_node=null: a value is required"),
         (LUMI + "account: 4711\n", "account=4711 must be text, but it reads as a number: put it in quotes"),
         (LUMI + "account_required: maybe\n", "account_required=maybe is neither true nor false"),
         (
@@ -152,7 +152,7 @@ def test_a_users_file_may_bring_its_own_sources(home: dict[str, str]) -> None:
             LUMI + "node: {cores_per_device: 8}\n",
             "x device.per_node=8 is more than node.cores=56",
         ),
-        (LUMI + "partition: huge\n", "partition=huge is not in partitions: there are standard-g, small-g, dev-g"),
+        (LUMI + "partition: huge\n", "partition=huge is not in partitions: choose from standard-g, small-g, dev-g"),
         (LUMI + "device: {per_node: 4}\n", "request.cpu_bind_full_node has 8 masks, but device.per_node=4"),
         ("a: [b\n", "mine.yaml:2: broken YAML"),
         ("", "mine.yaml is not a cluster profile, because it holds no keys with values: begin with `base: NAME`"),
@@ -161,7 +161,7 @@ def test_a_users_file_may_bring_its_own_sources(home: dict[str, str]) -> None:
         (LUMI + "evidence: [our wiki]\n", "mine.yaml:2: evidence must be a list of sources"),
         (
             LUMI + "account: a\nevidence: [{keys: [acount], source: x}]\n",
-            "mine.yaml:3: evidence speaks of acount, which this file does not set: did you mean account?",
+            "mine.yaml:3: evidence is given for acount, which this file does not set: did you mean account?",
         ),
         (LUMI + "account: a\nevidence: [{keys: [zzz], source: x}]\n", "remove it, or set the value"),
         (LUMI + "evidence:\n  - {keys: [account], confidence: sure}\n", "evidence.confidence=sure is not one of"),
@@ -186,7 +186,7 @@ def test_two_profiles_that_rest_on_each_other_are_refused(home: dict[str, str]) 
     [
         ("lumi", "cluster lumi is not known: did you mean lumi_g?"),
         ("marenostrum", "did you mean marenostrum5?"),
-        ("qqq", "There are clariden, deucalion,"),
+        ("qqq", "Choose from clariden, deucalion,"),
         ("./none.yaml", "cluster ./none.yaml does not exist: name a YAML file, or one of clariden"),
         ("/tmp/", "cluster /tmp/ is a folder"),
     ],

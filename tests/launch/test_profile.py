@@ -45,7 +45,7 @@ def test_shipped_profiles_keep_the_rules(name: str) -> None:
         (Profile(title="x", node=Node(cores=16)), "is more than node.cores=16: write node.cores_per_device=4 or less"),
         (
             Profile(title="x", partition="a", partitions={"b": Limits()}),
-            "partition=a is not in partitions: there",
+            "partition=a is not in partitions: choose from",
         ),
         (Profile(title="x", qos="a", qos_limits={"b": Limits()}), "qos=a is not in qos_limits"),
         (Profile(title="x", request=Request(cpu_bind_full_node="mask_cpu:0x1,0x2")), "has 2 masks"),

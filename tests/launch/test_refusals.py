@@ -110,7 +110,7 @@ def test_a_job_that_is_right_is_not_refused(desk: Desk) -> None:
             "standard-g gives whole nodes of 8 GCDs and bills all of them: write trainer.devices=8 or leave it out, or "
             "cluster.partition=small-g",
         ),
-        ("snellius_h100", ["trainer.devices=2"], 2, "takes parts of a node for jobs on one node only: write --nodes=1"),
+        ("snellius_h100", ["trainer.devices=2"], 2, "parts of a node to single-node jobs only: write --nodes=1"),
         (
             "snellius_h100",
             ["cluster.partition=gpu_h10"],
@@ -219,15 +219,15 @@ def test_each_refusal_is_one_line(desk: Desk, cluster: str, words: list[str], no
             "snellius_h100",
             "/dev/shm/x",
             [],
-            "is on a node's own storage, which other nodes and a requeued job do not see",
+            "is on node-local storage, which other nodes and a requeued job cannot see",
         ),
         ("snellius_h100", "/tmp/x", [], "move it to the parallel file system"),
-        ("discoverer_plus", "/raid/x", ["cluster.qos=q"], "is on a node's own storage"),
+        ("discoverer_plus", "/raid/x", ["cluster.qos=q"], "is on node-local storage"),
         (
             "snellius_h100",
             "/shared/x",
             ["checkpoint.path=/tmp/c"],
-            "checkpoint.path=/tmp/c is on a node's own storage",
+            "checkpoint.path=/tmp/c is on node-local storage",
         ),
     ],
 )
@@ -249,29 +249,29 @@ def test_a_run_directory_that_would_be_lost_is_refused(
 )
 def test_a_file_that_the_nodes_cannot_see_is_refused(desk: Desk, word: str) -> None:
     (fault,) = desk.faults("snellius_h100", word)
-    assert fault.startswith(f"{word} is on a node's own storage") and "parallel file system" in fault
+    assert fault.startswith(f"{word} is on node-local storage") and "parallel file system" in fault
 
 
 def test_a_relative_path_counts_from_here(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert desk.faults("snellius_h100", "data.path=here.jsonl") == []
     monkeypatch.chdir(tmp_path)
     (fault,) = desk.faults("snellius_h100", "data.path=here.jsonl")
-    assert fault.startswith("data.path=here.jsonl is on a node's own storage")
+    assert fault.startswith("data.path=here.jsonl is on node-local storage")
 
 
 def test_prepared_data_that_the_nodes_cannot_see_is_refused(desk: Desk) -> None:
     there = Desk(desk.folder, Place(desk.place.python, desk.place.packages, {"AITRAIN_CACHE": "/tmp/cache"}))
     (fault,) = there.faults("snellius_h100")
-    assert fault.startswith("AITRAIN_CACHE=/tmp/cache is on a node's own storage")
+    assert fault.startswith("AITRAIN_CACHE=/tmp/cache is on node-local storage")
 
 
 def test_an_environment_that_the_nodes_cannot_see_is_refused(desk: Desk, tmp_path: Path) -> None:
     venv = environment(tmp_path / "venv")
     (fault,) = desk.faults("snellius_h100", f"cluster.venv={venv}")
-    assert fault.startswith(f"cluster.venv={venv} is on a node's own storage")
+    assert fault.startswith(f"cluster.venv={venv} is on node-local storage")
     there = Desk(desk.folder, Place(venv / "bin/python", venv / "lib/python3.12/site-packages", {}))
     (fault,) = there.faults("snellius_h100")
-    assert fault.startswith(f"the Python of this environment={venv}/bin/python is on a node's own storage")
+    assert fault.startswith(f"the Python of this environment={venv}/bin/python is on node-local storage")
 
 
 def test_a_purge_after_the_end_of_the_job_is_no_fault(desk: Desk) -> None:

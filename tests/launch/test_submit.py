@@ -176,7 +176,7 @@ def test_without_sbatch_nothing_is_written(
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        ([], 2, "--cluster is missing: add --cluster NAME; there are clariden"),
+        ([], 2, "--cluster is missing: add --cluster NAME; choose from clariden"),
         (["--cluster", "snelius_h100"], 2, "cluster snelius_h100 is not known: did you mean snellius_h100?"),
         (["--cluster", "snellius_h100", "cluster.name=lumi_g"], 2, "--cluster and cluster.name=... set the same thing"),
         (["--cluster", "snellius_h100", "--time", "4h"], 2, "--time=4h is not a time limit"),
@@ -190,10 +190,10 @@ def test_without_sbatch_nothing_is_written(
         (
             ["--cluster", "snellius_h100", "--nodes", "3", "trainer.global_batch_samples=32"],
             2,
-            "does not divide over 12 devices x 1 per device: write 24 or 36",
+            "is not a multiple of 12 devices x 1 per device: write 24 or 36",
         ),
         (["--cluster", "marenostrum5"], 2, "cluster.account is missing: marenostrum5 bills every job to an account"),
-        (["--cluster", "snellius_h100", "model.path=org/m"], 2, "model.path=org/m is no folder here"),
+        (["--cluster", "snellius_h100", "model.path=org/m"], 2, "model.path=org/m is not a folder here"),
         (
             ["--cluster", "snellius_h100", "model.path=asset:smollm2-135m-instruct"],
             2,

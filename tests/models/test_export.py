@@ -136,7 +136,7 @@ def test_weights_of_another_model_are_refused(
 
 def test_an_adapter_on_random_weights_is_refused(run_config: Make, tmp_path: Path) -> None:
     random = Model(path="asset:tiny-llama", init=ModelInit.random)
-    with pytest.raises(ModelError, match="stand in no file"):
+    with pytest.raises(ModelError, match="not saved anywhere"):
         exported(run_config(random, Lora()), {}, tmp_path / "out", merge=True)
 
 

@@ -41,7 +41,7 @@ def test_partial_rotation_is_ours_too() -> None:
 def test_pairs_of_neighbours_are_left_with_the_reason() -> None:
     module = attention("cohere")
     assert isinstance(module, CohereAttention)
-    assert rotated_forward(module) == "its apply_rotary_pos_emb computes something else than rope_qk"
+    assert rotated_forward(module) == "its apply_rotary_pos_emb computes something other than rope_qk"
 
 
 def test_a_module_that_rotates_nothing() -> None:

@@ -304,14 +304,14 @@ def test_patterns_of_transformers_are_read() -> None:
         theirs.or_masks(theirs.causal_mask_function, theirs.blockwise_overlay(ids)),
         lambda b, h, q, k: q >= k,
     ):
-        with pytest.raises(ModelError, match="a pattern of its own.*keep model.attention=sdpa"):
+        with pytest.raises(ModelError, match="its own attention pattern.*keep model.attention=sdpa"):
             packed_attention.mask(1, 4, 4, mask_function=function)
 
 
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        (transformers.BloomConfig(n_layer=1, hidden_size=16, n_head=2, vocab_size=20), "not exchangeable"),
+        (transformers.BloomConfig(n_layer=1, hidden_size=16, n_head=2, vocab_size=20), "cannot be replaced"),
         (
             transformers.MambaConfig(num_hidden_layers=1, hidden_size=16, vocab_size=20, state_size=4),
             "carry a state from token to token",
@@ -320,7 +320,7 @@ def test_patterns_of_transformers_are_read() -> None:
 )
 def test_models_that_cannot(config: Any, told: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ModelError, match=f"cannot take packed rows: .*{told}.*keep model.attention=sdpa"):
+    with pytest.raises(ModelError, match=f"does not support packed rows: .*{told}.*keep model.attention=sdpa"):
         use_packed_attention(model)
 
 
@@ -336,10 +336,10 @@ def test_requests_that_are_not_served() -> None:
     q, positions = torch.randn(1, 2, 3, 4), torch.arange(3)[None]
     run = packed_attention.attention
     for name in packed_attention._UNSERVED:
-        with pytest.raises(ModelError, match="which aitrain_packed does not give"):
+        with pytest.raises(ModelError, match="which aitrain_packed does not support"):
             run(module, q, q, q, None, position_ids=positions, **{name: torch.ones(1)})
     run(module, q, q, q, None, position_ids=positions, output_attentions=False, s_aux=None)
-    with pytest.raises(ModelError, match="does not hand its position ids"):
+    with pytest.raises(ModelError, match="does not pass its position ids"):
         run(module, q, q, q, None)
     with pytest.raises(ShapeError, match="1 queries and 3 keys"):
         run(module, q[:, :, :1], q, q, None, position_ids=positions)

@@ -85,9 +85,9 @@ def test_a_warm_up_as_long_as_the_run_is_allowed(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     ("schedule", "numbers"),
     [
-        (Constant(warmup_steps=5), "warmup_steps=5 and the fall over 0 steps are longer than the run of 4 steps"),
-        (Cosine(warmup_steps=5), "warmup_steps=5 and the fall over 0 steps"),
-        (Wsd(warmup_steps=2, decay_steps=3), "warmup_steps=2 and the fall over 3 steps"),
+        (Constant(warmup_steps=5), "warmup_steps=5 and the decay over 0 steps are longer than the run of 4 steps"),
+        (Cosine(warmup_steps=5), "warmup_steps=5 and the decay over 0 steps"),
+        (Wsd(warmup_steps=2, decay_steps=3), "warmup_steps=2 and the decay over 3 steps"),
     ],
 )
 def test_longer_than_the_run_is_refused(schedule: Schedule, numbers: str) -> None:

@@ -296,7 +296,7 @@ def test_wrong_tables_name_the_line(vit: Path, shapes: Path) -> None:
 def test_folders_that_are_no_classes(vit: Path, tmp_path: Path) -> None:
     make_folder(tmp_path / "all" / "train", each=2)
     make_folder(tmp_path / "all" / "val", each=2)
-    with pytest.raises(DataError, match=r"holds train, val, which are no classes: write data.path=.*/all/train and"):
+    with pytest.raises(DataError, match=r"holds train, val, which are not classes: write data.path=.*/all/train and"):
         made(config(vit, tmp_path / "all"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no subfolders: put the images of each class into a folder"):
@@ -312,7 +312,7 @@ def test_a_class_that_training_lacks(vit: Path, shapes: Path, tmp_path: Path) ->
 
 def test_held_out_images_that_are_trained_on(vit: Path, shapes: Path, tmp_path: Path) -> None:
     other = make_folder(tmp_path / "other", each=2)
-    with pytest.raises(DataError, match=r"6 of 6 held-out samples are training samples too, .* data.max_overlap=1"):
+    with pytest.raises(DataError, match=r"6 of 6 held-out samples are also training samples, .* data.max_overlap=1"):
         made(config(vit, shapes, f"data.validation_path={other}"))
     _, splits = made(config(vit, shapes, f"data.validation_path={other}", "data.max_overlap=1"))
     assert "6 held out, 6 of them also in the training data" in splits.report.text()
@@ -324,7 +324,7 @@ def test_the_account_says_what_was_left_aside(vit: Path, tmp_path: Path) -> None
     (folder / ".DS_Store").write_text("x")
     _, splits = made(config(vit, folder))
     said = splits.report.text()
-    assert "6 images, kept as 16 x 16 pixels" in said and "no images, left aside: 1 files, first bar/notes.txt" in said
+    assert "6 images, kept as 16 x 16 pixels" in said and "not images, skipped: 1 files, first bar/notes.txt" in said
 
 
 def test_a_model_without_its_processor(vit: Path, shapes: Path, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no text": ({"query": "a"}, "train.jsonl:9: no column or key 'positive'"),
     "empty": ({"query": "a", "positive": ""}, "train.jsonl:9: 'positive' is '', not a text"),
-    "both": ({"query": "a", "positive": "b", "negatives": ["b"]}, "train.jsonl:9: the same text stands in 'positive'"),
+    "both": ({"query": "a", "positive": "b", "negatives": ["b"]}, "train.jsonl:9: the same text is in 'positive'"),
     "no list": ({"query": "a", "positive": "b", "negatives": 3}, "train.jsonl:9: 'negatives' must be a text or a list"),
 }
 

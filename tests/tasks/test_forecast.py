@@ -206,7 +206,7 @@ def test_what_is_in_front_of_a_series_is_masked(tmp_path: Path) -> None:
         (["x,1,2,3"], "w.csv:2: 'time' is 'x', not a time like 2025-03-31T14:00"),
         (['2024-01-01,1,"2,5",3'], "w.csv:2: 'north' is '2,5', not a number: write 2.5, with a point"),
         (["2024-01-01,1,inf,3"], "w.csv:2: 'north' is infinite"),
-        (["2024-01-01,,2,3"], "w.csv:2: 'price' has no value, but data.known says that it is known for every step"),
+        (["2024-01-01,,2,3"], "w.csv:2: 'price' has no value, but data.known says that it is known at every step"),
         (
             ["2024-01-01,1,2,3", "2024-01-02,1,,3", "2024-01-03,1,2,3"],
             "w.csv:3: series 'north' has no value at 2024-01-02",
@@ -332,7 +332,7 @@ def test_export_and_predictions_are_the_models_own(tmp_path: Path) -> None:
     found = [[step[level] for level in ("0.1", "0.5", "0.9")] for step in said[:12]]
     np.testing.assert_allclose(found, same[0].numpy(), rtol=2e-3)
     (tmp_path / "new.csv").write_text("\n".join([*lines[:301], *ahead[:5]]) + "\n")
-    with pytest.raises(DataError, match="has the columns of data.known for 5 steps behind its last value, and 12 are"):
+    with pytest.raises(DataError, match="has the columns of data.known for 5 steps after its last value, and 12 are"):
         list(other.predictions(model, tmp_path / "new.csv", torch.device("cpu")))
 
 
@@ -387,5 +387,5 @@ def test_a_series_without_any_value_is_told(tmp_path: Path) -> None:
     head, *rows = path.read_text().splitlines()
     path.write_text("\n".join([f"{head},spare", *(f"{row}," for row in rows)]) + "\n")
     _, splits = made(config(path))
-    assert "without any value, left aside: 1 series, first 'spare'" in splits.report.text()
+    assert "without any value, skipped: 1 series, first 'spare'" in splits.report.text()
     assert set(splits.train.index[:, 0]) == {0, 1}

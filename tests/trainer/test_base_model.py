@@ -24,6 +24,6 @@ def test_a_model_alone(verses: Path, capsys: pytest.CaptureFixture[str]) -> None
     words = ["data.sequence_tokens=256", "trainer.accelerator=cpu", "evaluate.answered_samples=1"]
     evaluate_model("asset:tiny-llama", held_out, "sft_full", [*words, "evaluate.max_new_tokens=4"])
     out = capsys.readouterr().out
-    assert "perplexity" in out and "  right   " in out and "  answer  " in out
+    assert "perplexity" in out and "  target  " in out and "  answer  " in out
     with pytest.raises(AitrainError, match="does not exist"):
         evaluate_model("asset:tiny-llama", "none.csv", "sft_full", words)

@@ -48,14 +48,14 @@ def change(folder: Path, what: str) -> str:
     if what == "samples":
         lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
         (folder / "train.jsonl").write_text("".join(lines[:10]))
-        return "train.jsonl: 10 samples now, 12 when the run began"
+        return "train.jsonl: 10 samples now, 12 when the run started"
     if what == "content":
         text = (folder / "train.jsonl").read_text()
         (folder / "train.jsonl").write_text(text.replace("the", "teh", 1))
         return "train.jsonl is not the file that the run began with"
     if what == "held out":
         (folder / "validation.jsonl").write_text("".join((folder / "validation.jsonl").open().readlines()[:3]))
-        return "validation.jsonl: 3 samples now, 5 when the run began"
+        return "validation.jsonl: 3 samples now, 5 when the run started"
     if what == "model":
         file = folder / "model/model.safetensors"
         content = bytearray(file.read_bytes())
@@ -65,13 +65,13 @@ def change(folder: Path, what: str) -> str:
     if what == "template":
         file = folder / "model/chat_template.jinja"
         file.write_text(file.read_text() + " ")
-        return "the chat template is not the one that the run began with"
+        return "the chat template has changed since the run started"
     assert what == "tokenizer"
     file = folder / "model/tokenizer.json"
     content = json.loads(file.read_text())
     content["added_tokens"][0]["lstrip"] = True
     file.write_text(json.dumps(content))
-    return "the tokenizer is not the one that the run began with"
+    return "the tokenizer has changed since the run started"
 
 
 @pytest.mark.parametrize("what", ["samples", "content", "held out", "model", "template", "tokenizer"])
@@ -132,7 +132,7 @@ def test_every_difference_has_its_sentence(small: Compose) -> None:
         (("model", "b.safetensors"), "9", "b.safetensors was not there"),
         (("tokenizer",), "9", "the tokenizer is not"),
         (("chat_template",), "9", "the chat template is not"),
-        (("data", "train", "units"), 9, "a.jsonl: 9 tokens now, 6 when the run began"),
+        (("data", "train", "units"), 9, "a.jsonl: 9 tokens now, 6 when the run started"),
     ):
         now = copy.deepcopy(then)
         inner = now

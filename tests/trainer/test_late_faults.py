@@ -23,7 +23,7 @@ NONE: Any = None
     [
         (
             "schedule.warmup_steps=9",
-            "schedule.warmup_steps=9 and the fall over 0 steps are longer than the run of 4 steps",
+            "schedule.warmup_steps=9 and the decay over 0 steps are longer than the run of 4 steps",
         ),
         ('evaluate.prompts=["light"] evaluate.max_new_tokens=600', "but the model's context has 512"),
         (f'evaluate.prompts=["{"light " * 600}"]', "but the model's context has 512: shorten one of them"),

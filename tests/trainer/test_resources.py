@@ -113,7 +113,7 @@ def test_nothing_fits(small: Compose, free) -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused(small: Compose) -> None:
-    with pytest.raises(RecipeError, match="global_batch_samples=5 does not divide over 2 devices"):
+    with pytest.raises(RecipeError, match="global_batch_samples=5 is not a multiple of 2 devices"):
         found(small, "trainer.global_batch_samples=5", ranks=PAIR)
 
 

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     except OutOfTime:
         found.remarks.append(f"stopped after {args.minutes:g} minutes in the middle of a case")
     if found.waiting:
-        found.remarks.append(f"not measured for want of time: {'; '.join(found.waiting)}")
+        found.remarks.append(f"not measured, because the time was up: {'; '.join(found.waiting)}")
     for line in found.remarks:
         print(line)
     _write(found, files)
@@ -83,10 +83,10 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aitrain bench ops", description=__doc__, allow_abbrev=False)
     parser.add_argument("parts", metavar="PART", nargs="*", help=f"ceilings, {', '.join(PARTS)}; default: all")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="write a CSV and a Markdown table there")
-    parser.add_argument("--minutes", metavar="N", type=float, default=9.0, help="ends within them (default 9)")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="folder for a CSV file and a Markdown table")
+    parser.add_argument("--minutes", metavar="N", type=float, default=9.0, help="time limit in minutes (default 9)")
     parser.add_argument("--seconds", metavar="N", type=float, default=3.0, help="timing per case and mode (default 3)")
-    parser.add_argument("--providers", metavar="NAMES", help="only these, with commas; ours always runs")
+    parser.add_argument("--providers", metavar="NAMES", help="only these, separated by commas; ours always runs")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     return parser
 
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parts(words: Sequence[str]) -> list[str]:
     for word in words:
         if word not in ("ceilings", *PARTS):
-            raise AitrainError(f"{word} is no part of the benchmark: write ceilings, {', '.join(PARTS)}, or nothing")
+            raise AitrainError(f"{word} is not part of the benchmark: write ceilings, {', '.join(PARTS)}, or nothing")
     return [part for part in PARTS if not words or part in words]
 
 
@@ -115,7 +115,7 @@ def _wanted(words: str | None, device: torch.device) -> Callable[[Provider], str
         if device.type == "cpu" and provider.package is not None:
             return "runs on GPUs only"
         if device.type == "cpu" and provider.compiles:
-            return "compiles for long: ask for it with --providers"
+            return "takes long to compile: request it with --providers"
         return None
 
     return why_not

@@ -224,7 +224,7 @@ def _chosen(request: Request, wanted: str) -> Choice:
             return choice
         passed_over.append((backend.name, fault))
     why = "; ".join(f"{name}: {fault}" for name, fault in passed_over)
-    raise RecipeError(f"{SWITCH}={wanted} cannot attend here ({why}): remove {SWITCH}, or write {SWITCH}=sdpa")
+    raise RecipeError(f"{SWITCH}={wanted} cannot be used here ({why}): remove {SWITCH}, or write {SWITCH}=sdpa")
 
 
 @cache  # once for each different sentence, not for each shape

@@ -76,11 +76,11 @@ def _check(
     if reduction not in REDUCTIONS:
         raise ShapeError(f"reduction={reduction} is unknown: write sum, mean or none")
     if num_items is not None and reduction != "sum":
-        raise ShapeError(f"num_items goes with reduction=sum, not {reduction}")
+        raise ShapeError(f"num_items needs reduction=sum, not {reduction}")
     if isinstance(num_items, torch.Tensor) and num_items.numel() != 1:
         raise ShapeError(f"num_items must be one number, not a tensor {tuple(num_items.shape)}")
     if inplace and reduction == "none":
-        raise ShapeError("inplace=True goes with a summed loss, not with reduction=none")
+        raise ShapeError("inplace=True needs a summed loss, not reduction=none")
     if not logits.dim() or not logits.shape[-1]:
         raise ShapeError(f"logits {tuple(logits.shape)} have no classes")
     if targets.shape != logits.shape[:-1] or targets.dtype != torch.int64 or not logits.is_floating_point():

@@ -66,7 +66,8 @@ def _glu(gate: torch.Tensor, up: torch.Tensor | None, activation: str) -> torch.
         raise ShapeError(f"packed gate and up {tuple(gate.shape)}: the last dimension must be even")
     if up is not None and (up.shape != gate.shape or up.dtype != gate.dtype):
         raise ShapeError(
-            f"up {tuple(up.shape)} {up.dtype} for gate {tuple(gate.shape)} {gate.dtype}: they must be alike"
+            f"up {tuple(up.shape)} {up.dtype} for gate {tuple(gate.shape)} {gate.dtype}: they must have the same "
+            f"shape and dtype"
         )
     if torch.compiler.is_compiling() or type(gate) is not torch.Tensor:
         return _REGISTERED(gate, up, activation)

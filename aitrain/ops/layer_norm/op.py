@@ -49,7 +49,8 @@ def layer_norm(
             raise ShapeError(f"{name} {tuple(vector.shape)} for x {tuple(x.shape)}: it must be ({x.shape[-1]},)")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise ShapeError(
-            f"residual {tuple(residual.shape)} {residual.dtype} for x {tuple(x.shape)} {x.dtype}: they must be alike"
+            f"residual {tuple(residual.shape)} {residual.dtype} for x {tuple(x.shape)} {x.dtype}: they must have the "
+            f"same shape and dtype"
         )
     if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
         y, total, *_ = _REGISTERED(x, weight, bias, residual, float(eps))

@@ -74,7 +74,7 @@ def linear_cross_entropy(
     if reduction not in REDUCTIONS:
         raise ShapeError(f"reduction={reduction} is unknown: write sum, mean or none")
     if num_items is not None and reduction != "sum":
-        raise ShapeError(f"num_items goes with reduction=sum, not {reduction}")
+        raise ShapeError(f"num_items needs reduction=sum, not {reduction}")
     terms = terms or LossTerms()
     rows, labels, options = checked(hidden, weight, targets, bias, terms, ignore_index, chunk_bytes, valid_rows)
     if reduction == "none":
@@ -206,7 +206,7 @@ def checked(
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
         raise ShapeError(
             f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be (..., H) and (V, H); an empty "
-            "weight is one that a sharding strategy has put away: call this inside the head's own forward"
+            "weight means that a sharding strategy holds it elsewhere: call this inside the head's own forward"
         )
     if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
         raise ShapeError(

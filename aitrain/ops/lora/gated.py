@@ -69,7 +69,8 @@ def gated_lora_linear(
         raise ShapeError(f"activation={activation!r} is unknown: write {', '.join(GATES)}")
     if up is not None and (up.shape != gate.shape or up.dtype != gate.dtype):
         raise ShapeError(
-            f"up {tuple(up.shape)} {up.dtype} for gate {tuple(gate.shape)} {gate.dtype}: they must be alike"
+            f"up {tuple(up.shape)} {up.dtype} for gate {tuple(gate.shape)} {gate.dtype}: they must have the same "
+            f"shape and dtype"
         )
     width = gate.shape[-1]
     if up is None and width % 2:

@@ -50,7 +50,8 @@ def rms_norm(
         raise ShapeError(f"weight {tuple(weight.shape)} for x {tuple(x.shape)}: it must be ({x.shape[-1]},)")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise ShapeError(
-            f"residual {tuple(residual.shape)} {residual.dtype} for x {tuple(x.shape)} {x.dtype}: they must be alike"
+            f"residual {tuple(residual.shape)} {residual.dtype} for x {tuple(x.shape)} {x.dtype}: they must have the "
+            f"same shape and dtype"
         )
     if cast not in ("llama", "gemma"):
         raise ShapeError(f"cast={cast!r} is unknown: write 'llama' or 'gemma'")

@@ -83,7 +83,7 @@ def _check(
     if cos.shape != sin.shape or cos.dtype != sin.dtype or cos.shape[-1] % 2 or cos.shape[-1] > width:
         raise ShapeError(
             f"cos {tuple(cos.shape)} {cos.dtype} and sin {tuple(sin.shape)} {sin.dtype}: "
-            f"they must be alike, and their width even and at most {width}"
+            f"they must have the same shape and dtype, and their width even and at most {width}"
         )
     if positions is not None:
         fits = cos.dim() == 2 and positions.shape[0] in (1, batch) and positions.shape[1:] == (length,)
@@ -95,7 +95,7 @@ def _check(
         spots = None if positions is None else tuple(positions.shape)
         raise ShapeError(f"cos {tuple(cos.shape)}, positions {spots} for q {tuple(q.shape)}: give {wanted}")
     if cos.requires_grad or sin.requires_grad:
-        raise ShapeError("cos and sin require gradients, which this op does not give: detach them")
+        raise ShapeError("cos and sin require gradients, which this op does not compute: detach them")
 
 
 def _check_inplace(q: torch.Tensor, k: torch.Tensor) -> None:
