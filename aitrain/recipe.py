@@ -153,7 +153,7 @@ def freeze(config: RunConfig, path: Path, facts: dict[str, Any] | None = None) -
     Args:
         config: A checked configuration.
         path: File to write; its folder must exist.
-        facts: What the run found out at its start, to keep with it.
+        facts: Facts recorded at the start of the run, to keep with it.
     """
     content = to_plain(config) | ({FACTS: facts} if facts else {})
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)

@@ -204,7 +204,7 @@ def show_log(path: Path, rank: int | None, follow: bool) -> None:
     Args:
         path: Run directory.
         rank: Which rank; `None` = what the job printed, or rank 0.
-        follow: Go on with what is added, from the last lines, until the run is over.
+        follow: Print the last lines, then new ones until the run is over.
 
     Raises:
         AitrainError: There is none yet.

@@ -1,1 +1,1 @@
-"""Side-by-side measurements: aitrain and its rivals on the same work, in the same run."""
+"""Benchmarks of aitrain and its rivals on the same work, in the same run."""

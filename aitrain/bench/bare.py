@@ -1,4 +1,4 @@
-"""The yardstick: a training loop in plain PyTorch and transformers, as short as one can write it.
+"""The reference: a training loop in plain PyTorch and transformers, as short as possible.
 
 Nothing of aitrain runs in the step. Run as `python -m aitrain.bench.bare JOB ACCOUNT all|trained`.
 """

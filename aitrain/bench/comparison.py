@@ -1,4 +1,4 @@
-"""From the accounts of all providers to a verdict: first whether they did the same work, then how fast. No torch."""
+"""Compares the measurements of all providers: first whether they did the same work, then how fast. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ YARDSTICK = "bare"
 """The provider that every ratio is taken to, and whose losses are the reference."""
 
 TOLERANCE = {"fp32": (1e-4, 1e-3), "bf16": (1e-2, 1e-1)}
-"""Largest relative difference from the yardstick's losses, and from its gradient norms.
+"""Largest relative difference from the reference's losses, and from its gradient norms.
 
 fp32: sums in another order differ by about 1e-6 per step and grow with the steps; a mean of means over micro-batches of
 unequal length differs by 1e-2 and more. bf16: 8 bits of mantissa, 4e-3 per rounding.
@@ -36,20 +36,20 @@ class Row:
     """Largest of all rounds."""
 
     to_bare: float | None
-    """Median, over steps and rounds, of its step time divided by the yardstick's on the same batch; None where the
+    """Median, over steps and rounds, of its step time divided by the reference's on the same batch; None where the
     losses differ."""
 
     to_bare_rounds: list[float]
-    """The same median within each round: how far they lie apart is how much the ratio can be trusted."""
+    """The same median within each round: their spread shows how reliable the ratio is."""
 
     to_trl: float | None
     """As `to_bare`, to TRL; None where TRL did not run or did other work."""
 
     loss_difference: float
-    """Largest relative difference from the yardstick's losses, over all steps and rounds."""
+    """Largest relative difference from the reference's losses, over all steps and rounds."""
 
     norm_difference: float
-    """Largest relative difference from the yardstick's gradient norms."""
+    """Largest relative difference from the reference's gradient norms."""
 
     right: bool
     """Whether both differences are within the tolerance."""
@@ -70,10 +70,10 @@ def step_seconds(account: Account, warm_up: int) -> list[float]:
 
 
 def judge(rounds: Rounds, tokens: list[int], warm_up: int, precision: str) -> list[Row]:
-    """Compare all providers with the yardstick and with TRL.
+    """Compare all providers with the reference and with TRL.
 
     Args:
-        rounds: What was measured; every round holds the same providers, the yardstick among them.
+        rounds: What was measured; every round holds the same providers, the reference among them.
         tokens: Tokens of each step.
         warm_up: Steps left out of the times; losses of all steps count.
         precision: `fp32` or `bf16`, decides the tolerance.
@@ -107,7 +107,7 @@ def judge(rounds: Rounds, tokens: list[int], warm_up: int, precision: str) -> li
 
 
 def table(rows: list[Row]) -> str:
-    """Return the verdict for people.
+    """Return the verdict as text.
 
     Args:
         rows: From `judge`.

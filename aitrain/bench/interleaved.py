@@ -1,4 +1,4 @@
-"""Lets processes train in turn, step by step, so that whatever else the machine does meets all of them alike."""
+"""Lets processes train in turn, step by step, so that other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 from aitrain.errors import AitrainError
 
 TURN = "AITRAIN_BENCH_TURN"
-"""Environment variable: file descriptors to read permission from and to tell the end of a step on, with a comma."""
+"""Environment variable: file descriptors for permission to step and for the end of a step, comma-separated."""
 
 
 class StepClock:
@@ -34,7 +34,7 @@ class StepClock:
 
 
 class Player:
-    """A process that trains, seen from the one that calls the turns.
+    """A training process, as seen by the one that schedules the steps.
 
     Args:
         name: What it is called.
@@ -67,7 +67,7 @@ class Player:
             raise AitrainError(self._account_of_the_end())
 
     def step(self) -> None:
-        """Let it take one step, and wait for its end.
+        """Run one step, and wait for its end.
 
         Raises:
             AitrainError: The process has ended instead.
@@ -79,7 +79,7 @@ class Player:
         self.wait_for_step()
 
     def finish(self) -> None:
-        """Let it run to its end.
+        """Run it to its end.
 
         Raises:
             AitrainError: It did not end well.
@@ -104,7 +104,7 @@ class Player:
 
 
 def play(players: Sequence[Player], steps: int) -> None:
-    """Let players that have ended their first step take the others in turn; each step begins with another one.
+    """Run the remaining steps of processes that have ended their first, in turn; each round starts with another one.
 
     Args:
         players: Who trains.

@@ -1,4 +1,4 @@
-"""What every provider of a benchmark is given, and what it hands back: two JSON files, so that no code is shared."""
+"""Input and output of every provider of a benchmark: two JSON files, so that no code is shared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Job:
 
     samples: str
     """JSON file of `{"input_ids": ..., "labels": ...}` in the order of training: the same conversations, tokenised and
-    masked by aitrain's data room, for the others."""
+    masked by aitrain, for the others."""
 
     sequence_tokens: int
     """Longest sample allowed, in tokens."""
@@ -31,7 +31,7 @@ class Job:
     """Optimizer steps, those of the warm-up included."""
 
     micro_batch: int
-    """Sequences at once."""
+    """Sequences per micro-batch."""
 
     accumulation: int
     """Micro-batches per optimizer step."""
@@ -89,7 +89,7 @@ class Account:
     """Clock at the beginning of each optimizer step, in seconds: the end of the one before, or when its turn came."""
 
     ends_s: list[float]
-    """Clock at the end of each step, in seconds; everything lies between, the loading of the batch included."""
+    """Clock at the end of each step, in seconds; this includes everything, also loading the batch."""
 
     losses: list[float]
     """Mean loss over the trained tokens of each step's global batch."""

@@ -1,4 +1,4 @@
-"""Peak memory of this process, measured alike for every provider."""
+"""Peak memory of this process, measured in the same way for every provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""aitrain in the benchmark: the recipe `sft_full` through the door every user takes.
+"""aitrain in the benchmark: the recipe `sft_full` through the public command.
 
 Run as `python -m aitrain.bench.ours JOB ACCOUNT`.
 """
@@ -57,7 +57,7 @@ def overrides(job: Job, run: Path) -> list[str]:
 
 
 def measure(job: Job) -> Account:
-    """Train, and note when each step's record is written: between two of them lies all that a step costs.
+    """Train, and note when each step's record is written: the time between two of them is the full cost of a step.
 
     `step_time_s` in `metrics.jsonl` would leave out what happens after it is measured, like writing the record itself.
 

@@ -28,13 +28,13 @@ COMMANDS: dict[str, list[str]] = {
     "aitrain": ["aitrain.bench.ours", "{job}", "{account}"],
     "trl": ["aitrain.bench.sft_trainer", "{job}", "{account}"],
 }
-"""Provider -> module to run in a process of its own, and its words. The first is the yardstick."""
+"""Provider -> module to run in a process of its own, and its words. The first is the reference."""
 
 ALWAYS = ("bare", "aitrain")
 """Providers without which there is nothing to compare."""
 
 RIVALS = {"bare": ["bare, all logits"], "trl": ["trl"]}
-"""Word of `--rivals` -> providers beside the yardstick and aitrain, which always run."""
+"""Word of `--rivals` -> providers beside the reference and aitrain, which always run."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -121,7 +121,7 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 def _providers(words: str) -> tuple[list[str], list[str]]:
-    """Return who runs, in the order of the table, and a line about each who cannot."""
+    """Return the providers that run, in the order of the table, and a line for each that cannot."""
     chosen, missing = [*ALWAYS], []
     for word in filter(None, words.split(",")):
         if word not in RIVALS:
@@ -136,7 +136,7 @@ def _providers(words: str) -> tuple[list[str], list[str]]:
 def _measure(providers: list[str], folder: Path, args: argparse.Namespace) -> tuple[Rounds, list[float], list[str]]:
     """Run all providers, round by round.
 
-    A rival that cannot run here is left out of the rest, and told; the yardstick and aitrain must run.
+    A rival that cannot run here is reported and left out of the rest; the reference and aitrain must run.
     """
     found: Rounds = []
     loads: list[float] = []

@@ -1,4 +1,4 @@
-"""The work every provider gets: starting weights, real verses as conversations, and the same samples tokenised."""
+"""The workload of every provider: starting weights, real verses as conversations, and the same samples tokenised."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RANDOM_MODELS: dict[str, dict[str, int]] = {
         "vocab_size": 32768,
     },
 }
-"""Llamas with random weights, made on the spot, with the tokenizer of `asset:tiny-llama`."""
+"""Llama models with random weights, created on demand, with the tokenizer of `asset:tiny-llama`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Request:
     """Verses are joined to conversations of nearly so many tokens; None = one verse per sample."""
 
     micro_batch: int
-    """Sequences at once."""
+    """Sequences per micro-batch."""
 
     accumulation: int
     """Micro-batches per optimizer step."""
@@ -140,7 +140,7 @@ def _random_model(request: Request, folder: Path) -> Path:
 
 
 def _conversations(sequence_tokens: int | None, tokenizer: Any) -> Iterator[list[dict[str, str]]]:
-    """Yield conversations without end: each verse, or as many verses in a row as fit."""
+    """Yield an endless stream of conversations: each verse, or as many verses in a row as fit."""
     lines = assets.resolve(VERSES).read_text(encoding="utf-8").splitlines()
     verses: list[list[dict[str, str]]] = [json.loads(line)["messages"] for line in lines]
     if sequence_tokens is None:

@@ -1,4 +1,4 @@
-"""`aitrain chat`: talk to a run's model or to any chat model in the terminal, beside its base model if wanted."""
+"""`aitrain chat`: talk to a run's model or to any chat model in the terminal, optionally next to its base model."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ HELP = """/reset        forget the conversation
 /quit         leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 SIDE_BY_SIDE = 100
-"""Columns of a terminal from which two answers stand side by side; below, one follows the other."""
+"""Terminal width from which two answers are shown side by side; otherwise one below the other."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is asked."""
+    """Generation settings of a chat."""
 
     system: str | None = None
     max_new_tokens: int = 512
@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass
 class Speaker:
-    """A model that answers."""
+    """A model to chat with."""
 
     name: str
     model: Any
@@ -63,12 +63,12 @@ class Speaker:
         return found if isinstance(found, int) else None
 
     def answer(self, messages: list[dict[str, str]], settings: Settings, say: Callable[[str], None]) -> str:
-        """Answer the last message, and say the answer while it is written.
+        """Answer the last message, streaming the answer.
 
         Args:
             messages: The conversation, a question last.
             settings: How the model is asked.
-            say: Takes each piece of the answer.
+            say: Called with each piece of the answer.
 
         Raises:
             AitrainError: The chat template refuses the conversation, or it is longer than the context.
@@ -101,7 +101,7 @@ class Speaker:
 
 
 class _Pieces(TextStreamer):
-    """Hands on the pieces of an answer as they come; Ctrl-C ends the answer, not the conversation."""
+    """Streams the pieces of an answer; Ctrl-C ends the answer, not the conversation."""
 
     def __init__(self, tokenizer: Any, say: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -127,8 +127,8 @@ class Chat:
 
     Args:
         tuned: The model that answers.
-        base: Makes the base model that it is compared with; called once, when it is wanted.
-        settings: How they are asked.
+        base: Loads the base model to compare with; called once, when it is needed.
+        settings: Generation settings.
     """
 
     tuned: Speaker
@@ -146,7 +146,7 @@ class Chat:
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def take(self, line: str) -> bool:
-        """Answer a line, or do what it asks for; return whether to go on.
+        """Answer a line or run its command; return whether to continue.
 
         Args:
             line: What the user wrote.
@@ -221,7 +221,7 @@ def _say(text: str) -> None:
 
 
 def chat(talk: Chat) -> None:
-    """Take what the user writes until there is no more.
+    """Read and answer lines until the input ends.
 
     Args:
         talk: The conversation.
@@ -232,7 +232,7 @@ def chat(talk: Chat) -> None:
 
 
 def _lines(name: str) -> Iterator[str]:
-    """Yield what the user writes: with a prompt in a terminal, as it is from a pipe."""
+    """Yield the lines of the user: with a prompt in a terminal, without one from a pipe."""
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
@@ -252,7 +252,7 @@ def open_chat(target: str, settings: Settings, checkpoint: str = "newest", templ
 
     Args:
         target: A run directory, a model folder, a `.gguf` file or `asset:NAME`.
-        settings: How it is asked.
+        settings: Generation settings.
         checkpoint: Of a run: `newest`, `best` or a step.
         template: Chat template by name, for a model that has none.
 

@@ -1,1 +1,1 @@
-"""Checkpoints: a directory that exists only when it is whole, in the field's own formats, without pickle."""
+"""Checkpoints: a directory that exists only when it is complete, in the field's own formats, without pickle."""

@@ -23,7 +23,7 @@ from aitrain.io import discard, new_directory, write_text
 
 FORMAT = 1
 SHARD_BYTES = 4 << 30
-"""A shard is closed when it has grown to this: one shard is held in memory while it is filled."""
+"""Size at which a shard is closed; one shard is held in memory while it is filled."""
 
 Named = Iterable[tuple[str, torch.Tensor]]
 
@@ -92,7 +92,7 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, Any], group: Group) -> Path:
-    """Write a checkpoint and publish it when it is whole and durable.
+    """Write a checkpoint and publish it once it is complete and durable.
 
     Every rank calls this and runs through the same tensors (gathering them may be collective); rank 0 writes. When it
     cannot, every rank gets the same error and nothing is left behind.
@@ -100,8 +100,8 @@ def save(folder: Path, step: int, tensors: dict[str, Named], state: dict[str, An
     Args:
         folder: Folder of the checkpoints of the run.
         step: Optimizer steps done.
-        tensors: Kind -> names and whole tensors on the CPU.
-        state: Plain values to keep beside them.
+        tensors: Kind -> names and unsharded tensors on the CPU.
+        state: Plain values to keep with them.
         group: The ranks.
 
     Returns:
@@ -193,7 +193,7 @@ def _sha256(file: Path) -> str:
 
 
 def scan(folder: Path) -> tuple[list[Checkpoint], list[str]]:
-    """Look at the checkpoints of a folder; what is not committed is not among them.
+    """Return the committed checkpoints of a folder.
 
     Args:
         folder: Folder of the checkpoints of a run; may not exist.
@@ -225,7 +225,7 @@ def committed(folder: Path) -> list[Checkpoint]:
 
 
 def to_stderr(text: str) -> None:
-    """Tell the user a line.
+    """Print a line for the user.
 
     Args:
         text: The line.
@@ -239,7 +239,7 @@ def choose(folder: Path, which: str, say: Callable[[str], None] = to_stderr) -> 
     Args:
         folder: Folder of the checkpoints of a run.
         which: `newest` (the newest that is good), `best` (by validation loss) or a step.
-        say: Told of every damaged checkpoint that is passed over.
+        say: Called with every damaged checkpoint that is skipped.
 
     Raises:
         CheckpointError: There is no such checkpoint, the one that was asked for is damaged, or all are.
@@ -291,11 +291,11 @@ def _newest_good(
 
 
 def set_aside(folder: Path, after: int, why: str) -> list[Path]:
-    """Rename the checkpoints that a run does not go on from, so that no later start takes one for the newest.
+    """Rename the checkpoints after the one a run continues from, so that no later start takes one for the newest.
 
     Args:
         folder: Folder of the checkpoints of the run.
-        after: Step from which the run goes on; later ones are renamed.
+        after: Step from which the run continues; later ones are renamed.
         why: What they are, the first word of their new names.
 
     Returns:
@@ -314,7 +314,7 @@ def set_aside(folder: Path, after: int, why: str) -> list[Path]:
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete the oldest checkpoints beyond a number; the best one stays besides, and so does what cannot be read.
+    """Delete the oldest checkpoints beyond a number; the best one and unreadable ones are kept in addition.
 
     Args:
         folder: Folder of the checkpoints of a run.

@@ -17,7 +17,7 @@ class Strategy:
 
 @dataclass
 class Ddp(Strategy):
-    """Every rank holds the whole model (Li et al., arXiv:2006.15704)."""
+    """Every rank holds the full model (Li et al., arXiv:2006.15704)."""
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""Batches: which samples each rank sees in each micro-step, put together so that the global batch keeps its promise."""
+"""Batches: which samples each rank sees in each micro-step, such that the global batch does not depend on ranks or
+micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,14 @@ from aitrain.data.samples import Batch, Integers, Samples
 
 
 def total_steps(size: int, global_batch: int, max_steps: int | None, max_epochs: float | None) -> tuple[int, int]:
-    """Say how long a run is.
+    """Return the length of a run.
 
     Args:
         size: Training samples.
         global_batch: Samples per optimizer step over all ranks.
         max_steps: Most optimizer steps, or None.
-        max_epochs: Most passes over the data, or None; one of the two is given. What is reached first ends the run.
+        max_epochs: Most passes over the data, or None; at least one of the two is given. The run ends at whichever is
+            reached first.
 
     Returns:
         Optimizer steps, and samples in the whole run. Where epochs end it, the last step holds what is left.
@@ -55,10 +58,10 @@ class StepPlan:
     """M: samples per rank and micro-step."""
 
     data_rank: int
-    """r: this rank among those that see different samples."""
+    """r: number of this data-parallel rank."""
 
     data_size: int
-    """R: how many of those there are."""
+    """R: number of data-parallel ranks."""
 
     seed: int
     shuffle: bool
@@ -112,7 +115,7 @@ class StepPlan:
 
 
 class MicroBatches(Dataset[Batch]):
-    """Item k is the k-th micro-batch of this rank, put together.
+    """Item k is the k-th micro-batch of this rank, collated.
 
     An item is what `Samples.collate` makes, and the whole step's `global_weight`, `global_units` and `global_samples`
     over all ranks (counted without communication), `step` (from 0) and `last_micro_batch` (of its step). Use with
@@ -120,8 +123,8 @@ class MicroBatches(Dataset[Batch]):
 
     Args:
         samples: Training samples, as many as `plan.size`.
-        plan: Which of them this rank gets when.
-        whole_share: Whether the first item of a step also holds `share`: all micro-batches of this rank in that step.
+        plan: Which of them this rank gets at which step.
+        whole_share: Whether the first item of a step also has `share`: all micro-batches of this rank in that step.
     """
 
     def __init__(self, samples: Samples, plan: StepPlan, whole_share: bool = False) -> None:
@@ -162,7 +165,7 @@ class MicroBatches(Dataset[Batch]):
 
 
 class EvaluationBatches(Dataset[Batch]):
-    """Every sample exactly once over all ranks, in file order, and as many batches on every rank.
+    """Every sample exactly once over all ranks, in file order, with the same number of batches on every rank.
 
     An item is what `Samples.collate` makes, and `rows`, the numbers of the batch's samples, int64 `(<= M,)`.
 

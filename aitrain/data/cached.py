@@ -1,4 +1,4 @@
-"""Prepared data in the cache: a folder named by the content of everything that decides it, written once."""
+"""Prepared data in the cache: a folder named by a checksum of everything that determines it, written once."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from aitrain.io import new_directory, remove_leftovers
 
 
 def name_of(content: dict[str, Any]) -> str:
-    """Return the name of a folder for what these plain values decide.
+    """Return the name of the folder that these plain values determine.
 
     Args:
-        content: Everything that decides what is prepared.
+        content: Everything that determines what is prepared.
     """
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cached(cache: Path, content: dict[str, Any], write: Callable[[Path], None]) -> Path:
-    """Return the folder of something prepared, made now if it is not there. Several processes may do this at once.
+    """Return the folder of prepared data, created if it does not exist. Several processes may do this at once.
 
     Args:
         cache: Folder of all prepared data; made when absent.
-        content: Everything that decides what is prepared, as plain values.
+        content: Everything that determines what is prepared, as plain values.
         write: Fills an empty folder.
 
     Raises:
@@ -54,7 +54,7 @@ def cached(cache: Path, content: dict[str, Any], write: Callable[[Path], None]) 
 
 
 def shared(group: Group, cache: Path, prepare: Callable[[], Sequence[Path]]) -> list[Path]:
-    """Let rank 0 prepare, and return its folders on every rank; a rank that does not see them prepares its own.
+    """Prepare on rank 0, and return its folders on every rank; a rank that cannot see them prepares its own.
 
     Args:
         group: The ranks.

@@ -1,4 +1,4 @@
-"""A model's own chat template: renders a conversation and finds in the text exactly what the assistant says."""
+"""A model's own chat template: renders a conversation and locates the assistant's words in the text."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from aitrain.errors import DataError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _BOOKKEEPING = ("id", "tool_call_id", "name")
-"""Fields of a tool's answer that say which call it belongs to; most templates rely on the order instead."""
+"""Fields of a tool's answer that name its call; most templates rely on the order instead."""
 _OWN_TEMPLATE = "write model.chat_template=FILE with a template that does"
 
 
 @dataclass(frozen=True)
 class Span:
-    """Characters that are trained: an assistant's turn up to and with its end-of-turn token."""
+    """Characters that are trained: an assistant's turn, including its end-of-turn token."""
 
     begin: int
     end: int
@@ -38,14 +38,14 @@ class Rendered:
     text: str
     spans: list[Span]
     left_out: list[str] = field(default_factory=list)
-    """What of the record the template does not write, in words ("the assistant's thought in message 2")."""
+    """Parts of the record that the template leaves out, in words ("the assistant's thought in message 2")."""
 
     unused: list[str] = field(default_factory=list)
-    """Further fields of messages that it does not write."""
+    """Other fields of messages that it leaves out."""
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, with what is learned from it once.
+    """The chat template of a tokenizer, analysed once.
 
     Args:
         tokenizer: A fast transformers tokenizer.
@@ -72,9 +72,9 @@ class ChatTemplate:
         self._closing = re.compile(any_token + r"\Z") if tokens else None
 
     def render(self, conversation: Conversation, where: str) -> Rendered:
-        """Write a conversation with the template, find the assistant's turns in it and what the template leaves out.
+        """Write a conversation with the template, and find the assistant's turns and what the template leaves out.
 
-        A turn begins behind the generation prompt, the text after which the model has to speak, and ends with the
+        A turn begins after the generation prompt, the text after which the model answers, and ends with the
         end-of-turn token. With `{% generation %}` in the template, a turn begins where that block does.
 
         Args:
@@ -109,7 +109,7 @@ class ChatTemplate:
         return Rendered(text, spans, left_out, unused)
 
     def _in_its_form(self, messages: list[Message]) -> list[Message]:
-        """Give the calls of tools their arguments as the template expects them."""
+        """Write the arguments of tool calls in the form that the template expects."""
         if not any("tool_calls" in message for message in messages) or not self._wants_text_arguments:
             return messages
         return [
@@ -120,13 +120,13 @@ class ChatTemplate:
         ]
 
     def _reads(self, key: str) -> bool:
-        """Whether the template speaks of a field."""
+        """Whether the template mentions a field."""
         return re.search(rf"\b{re.escape(key)}\b", self.source) is not None
 
     @cached_property
     def _wants_text_arguments(self) -> bool:
-        """Whether the template puts a call's arguments into the text as they are: an object would come out as Python
-        writes it."""
+        """Whether the template writes a call's arguments as they are, so that an object would appear in
+        Python's notation."""
         call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {"zq": "x"}}}
         answer: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
         probe = [{"role": "user", "content": "a"}, answer]
@@ -151,11 +151,11 @@ class ChatTemplate:
         return text
 
     def _find_turns(self, messages: list[Message], tools: list[dict[str, Any]], text: str, where: str) -> Marked:
-        """Render once more with unique marks in place of what was given; what stands between them is the template's.
+        """Render again with unique marks in place of the contents; the text between them comes from the template.
 
         Blanks around a text stay around its mark, so a template that trims does so in both renderings. Putting the
         texts back must give the first rendering again, character by character: that proves every position. Every
-        message is marked; where a template looks into what users or tools say, only the answers are.
+        message is marked; if a template inspects the messages of users or tools, only the answers are marked.
         """
         stem = "zq"
         everything = text + "".join(str(value) for message in messages for value in message.values())
@@ -233,7 +233,9 @@ class ChatTemplate:
         text: str,
         where: str,
     ) -> Turn:
-        """Find the end of a turn that calls tools: what the template writes behind the name of the last call."""
+        """Find the end of a turn that calls tools: the text that the template writes after the name of the last
+        call.
+        """
         marks = Marked.names_in(written[number])
         alone = self._write(written[: number + 1], tools, where)
         places = [(alone.rfind(mark), mark) for mark in marks if mark in alone]
@@ -248,7 +250,7 @@ class ChatTemplate:
         return Turn(number, begin, behind + closing.start())
 
     def _missing(self, conversation: Conversation, marked: Marked, text: str) -> tuple[list[str], list[str]]:
-        """Return what of a conversation does not stand in the text: what matters, and other fields."""
+        """Return what is missing from the text: important parts, and other fields."""
         left_out, unused = [], []
         for number, message in enumerate(conversation.messages):
             role, place = message["role"], f"message {number + 1}"
@@ -279,7 +281,7 @@ class ChatTemplate:
     def _start(
         self, messages: list[Message], tools: list[dict[str, Any]], turn: Turn, lowest: int, text: str, where: str
     ) -> int:
-        """Find where the model begins to speak: behind the generation prompt of everything before."""
+        """Find where the answer of the model begins: after the generation prompt of everything before it."""
         prompt = self._write(messages[: turn.message], tools, where, generation_prompt=True)
         before = messages[turn.message - 1]["content"].strip()
         same = len(os.path.commonprefix([prompt, text[: turn.begin]]))
@@ -310,7 +312,7 @@ class ChatTemplate:
         return found + len(tail)
 
     def _has_header(self, before: list[Message], tools: list[dict[str, Any]], prompt: str, where: str) -> bool:
-        """Whether the template itself writes something before a plain answer; a thought or call is the model's own."""
+        """Whether the template itself writes something before a plain answer, apart from a thought or call."""
         text = self._write([*before, {"role": "assistant", "content": "zq"}], tools, where)
         return not text.startswith(prompt) or not text[len(prompt) :].lstrip().startswith("zq")
 

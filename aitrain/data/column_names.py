@@ -1,4 +1,4 @@
-"""Proposes which of a user's columns is which: common names in English, Dutch, German and French."""
+"""Proposes the meaning of a user's columns from common names in English, Dutch, German and French."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ COMMON = {
     "system": "system systeem system_prompt instructions",
     "messages": "messages berichten conversation conversations dialog dialogue gesprek chat",
 }
-"""Name that aitrain reads -> names that people give such a column, the most telling first."""
+"""Name that aitrain reads -> common names of such a column, the most specific first."""
 
 
 def proposed(columns: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
-    """Return which column could be which; empty unless there is one for every wanted name.
+    """Return a column for each wanted name; empty unless there is one for every name.
 
     Args:
         columns: Names of the columns.
@@ -61,7 +61,7 @@ def proposed(columns: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
 
 
 def _distance(column: str, common: Sequence[str]) -> int:
-    """Return how far a column's name is from the most telling one; names as a whole come before words in them."""
+    """Return how far a column's name is from the most specific one; full names come before words in them."""
     plain = _plain(column)
     words = plain.split("_")
     for at, name in enumerate(common):

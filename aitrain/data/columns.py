@@ -1,4 +1,4 @@
-"""Ragged columns on disk: what samples of any kind are made of, written once and memory-mapped by every rank."""
+"""Ragged columns on disk: storage of samples of any kind, written once and memory-mapped by every rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INDEX = "columns.json"
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Records whose fields are arrays of one dimension and of any length; `rows` chooses which of them belong."""
+    """Records whose fields are arrays of one dimension and of any length; `rows` selects the ones that belong."""
 
     values: dict[str, npt.NDArray[Any]]
     """Name of a field -> the values of all records, one record after the other."""
@@ -75,7 +75,7 @@ class Columns:
         return np.diff(self.offsets[name])[self.rows]
 
     def select(self, positions: Integers) -> Columns:
-        """Take some of the records; nothing is copied.
+        """Select records without copying.
 
         Args:
             positions: Positions within these, shape (K,).

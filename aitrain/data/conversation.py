@@ -1,4 +1,4 @@
-"""Records of four shapes become conversations of one: a list of messages with role and content."""
+"""Converts records of four formats to conversations: lists of messages with role and content."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Conversation:
-    """What one record says."""
+    """The content of one record."""
 
     messages: list[Message]
-    """Messages with `role` (system, user, assistant or tool) and `content`, in an order every dialogue has. `"train":
-    False` takes one of the assistant's out of the loss; `tool_calls` holds what it calls."""
+    """Messages with `role` (system, user, assistant or tool) and `content`, in the usual order of a dialogue. `"train":
+    False` excludes an assistant's message from the loss; `tool_calls` holds its tool calls."""
 
     tools: list[dict[str, Any]] = field(default_factory=list)
     """JSON schemas of the tools that the conversation declares, for the chat template."""
 
     unused: list[str] = field(default_factory=list)
-    """Fields of the record that nothing reads."""
+    """Unused fields of the record."""
 
 
 SHAPES = {
@@ -40,7 +40,7 @@ SHAPES = {
     RecordFormat.alpaca: '{"instruction": "...", "input": "", "output": "..."}',
     RecordFormat.sharegpt: '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
 }
-"""The four shapes with an example each."""
+"""The four formats with an example each."""
 
 _NEEDED = {
     RecordFormat.messages: ("messages",),
@@ -63,10 +63,10 @@ _READ = {
     RecordFormat.alpaca: ("instruction", "input", "output", "system", "history", "tools"),
     RecordFormat.sharegpt: ("conversations", "system", "tools"),
 }
-"""Fields that are read, by shape."""
+"""Fields that are read, by format."""
 
 _ONE_ANSWER = (RecordFormat.prompt_completion, RecordFormat.alpaca)
-"""Shapes whose record is one answer, so that a training mark may stand beside it."""
+"""Formats whose record is one answer, so that a training mark may be on the record."""
 _AFTER = {
     "start": ("system", "user"),
     "system": ("user",),
@@ -91,7 +91,7 @@ def to_conversation(
         format: Its shape; `auto` looks at the keys.
         where: Place of the record, for messages ("train.jsonl:17").
         system_prompt: System message for a conversation that has none, or None.
-        ignored: Fields that the user leaves out knowingly (`data.ignore_fields`).
+        ignored: Fields that the user ignores on purpose (`data.ignore_fields`).
 
     Returns:
         The conversation. In prompt/completion records the assistant's messages inside the prompt carry `"train": False`
@@ -121,7 +121,7 @@ def to_conversation(
 
 
 def _mark_of_record(record: Record, shape: RecordFormat, where: str) -> bool | None:
-    """Return the training mark beside an answer; beside a list of turns it would not say which it means."""
+    """Return the training mark of a record with one answer; on a list of messages it would be ambiguous."""
     if shape in _ONE_ANSWER:
         return training_mark(record, "assistant", f"{where}: the record")
     given = [name for name in (*MARKS, *UNREAD_MARKS) if is_given(record.get(name))]
@@ -134,7 +134,7 @@ def _mark_of_record(record: Record, shape: RecordFormat, where: str) -> bool | N
 
 
 def _checked_marks(message: Message, where: str, ignored: Iterable[str], unused: dict[str, None]) -> Message:
-    """Bring a message's training mark under one name, and take out the fields that are left out knowingly."""
+    """Rename a message's training mark, and remove the fields that are ignored on purpose."""
     left = [name for name in message if name in ignored and name not in ("role", "content")]
     unused.update((f"{name} (of a message)", None) for name in left)
     message = {name: part for name, part in message.items() if name not in left}
@@ -229,7 +229,7 @@ _CONVERT = {
 
 
 def _system(record: Record, messages: list[Message], where: str) -> list[Message]:
-    """Return the system turn that stands beside the conversation."""
+    """Return the system message given outside the messages."""
     if not is_given(record.get("system")):
         return []
     message = _message("system", record["system"], where)
@@ -241,7 +241,7 @@ def _system(record: Record, messages: list[Message], where: str) -> list[Message
 
 
 def _history(record: Record, where: str) -> list[Message]:
-    """Return the earlier turns that stand beside a question: pairs of question and answer, or messages."""
+    """Return the history of a question: pairs of question and answer, or messages."""
     value = record.get("history")
     if not is_given(value):
         return []
@@ -292,7 +292,7 @@ def _message_list(value: Any, key: str, where: str) -> list[Message]:
 
 
 def _whole_message(role: str, content: Any, others: dict[str, Any], place: str) -> Message:
-    """Return a message with everything beside its content; a tool call may stand in place of words."""
+    """Return a message with all its fields; a tool call may replace its content."""
     calls = read_calls(others.pop("tool_calls", None), place)
     if calls and role != "assistant":
         raise DataError(f"{place}: the {role}'s message has 'tool_calls', but only the assistant calls tools")

@@ -1,4 +1,4 @@
-"""Finds out how a text file is encoded, and names the byte that cannot be decoded."""
+"""Detects the encoding of a text file, and names the byte that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from aitrain.errors import DataError
 
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _LEGACY = ("cp1252", "cp1250", "cp1253", "cp1251", "mac_roman", "cp850")
-"""Encodings that are looked for in files that are not UTF-8, the most common in Europe first."""
+"""Candidate encodings of files that are not UTF-8, the most common in Europe first."""
 
 NAMES = {"cp1252": "Windows-1252", "cp1250": "Windows-1250", "cp1253": "Windows-1253", "cp1251": "Windows-1251"}
-"""Python's name of an encoding -> the name that people know."""
+"""Python's name of an encoding -> its common name."""
 
 _HEAD = 1 << 20
-"""Bytes that are looked at to tell one legacy encoding from another."""
+"""Bytes that are read to distinguish legacy encodings."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Encoding:
     """Python's name for it."""
 
     is_guess: bool = False
-    """Whether it was guessed from the letters, so that the user should hear of it."""
+    """Whether it was guessed from the letters, which the user should know."""
 
     sample: str = ""
     """Words with letters that another encoding would show differently."""
 
     @property
     def title(self) -> str:
-        """The name that people know."""
+        """The common name."""
         return NAMES.get(self.name, self.name)
 
 
@@ -124,7 +124,7 @@ def _detected(path: Path, _modified_ns: int, _size: int) -> Encoding:
 
 
 def _legacy(path: Path, content: bytes) -> Encoding:
-    """Tell the legacy encodings apart; between equals, the more common one is taken."""
+    """Distinguish legacy encodings; among equals, the more common one wins."""
     from charset_normalizer import from_bytes
 
     found = {match.encoding: match for match in from_bytes(content, cp_isolation=list(_LEGACY))}

@@ -1,4 +1,4 @@
-"""Faults of single records, gathered over a whole file so that a user can fix them in one round."""
+"""Collects the faults of single records of a file, so that a user can fix them in one go."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = 20
 """Faults that are shown in full; the others are counted."""
 
 _ALIKE = 3
-"""Records with the very same fault that are listed one by one; with more of them, the fault is said once."""
+"""Records with the same fault that are listed one by one; if there are more, the fault is reported once."""
 
 _PLACE = re.compile(r"(?P<place>.*?(?::\d+|\[\d+\]))(?=: )")
 
@@ -24,13 +24,13 @@ class RecordFaults:
     """Refused records."""
 
     sentences: dict[str, list[str]] = field(default_factory=dict)
-    """What is wrong, without its place -> places of the records of which it is true."""
+    """Fault without its place -> places of the records that have it."""
 
     help: list[str] = field(default_factory=list)
-    """Further lines of these messages, each once: what stands below a sentence explains it for every record."""
+    """Additional lines of these messages, each once: the explanation is the same for every record."""
 
     def add(self, fault: DataError) -> None:
-        """Take in a refused record.
+        """Add a refused record.
 
         Args:
             fault: Its message begins with the place of the record.
@@ -47,7 +47,7 @@ class RecordFaults:
 
     @property
     def lines(self) -> list[str]:
-        """The faults as they are told: one line each, or one for all records with the same fault."""
+        """The faults as reported: one line each, or one for all records with the same fault."""
         lines: list[str] = []
         for text, places in self.sentences.items():
             if len(places) <= _ALIKE:
@@ -58,7 +58,7 @@ class RecordFaults:
         return lines
 
     def refuse(self, *others: str) -> None:
-        """Refuse the file when a record was refused or something else speaks against it.
+        """Refuse the file if a record was refused or there are other faults.
 
         Args:
             others: Faults of the file as a whole.

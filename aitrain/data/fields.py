@@ -1,4 +1,4 @@
-"""What the fields of a record mean: training marks, fields that are read, and fields that only other tools train on."""
+"""Meaning of the fields of a record: training marks, fields that are read, and fields that only other tools use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from aitrain.errors import DataError
 
 TRAIN = "train"
-"""Key of an assistant's message: `false` takes it out of the loss."""
+"""Key of an assistant's message: `false` excludes it from the loss."""
 
 MARKS = (TRAIN, "training", "weight", "loss")
-"""Names under which tools keep a turn's training mark; one meaning here: true or 1 is learned, false or 0 is not."""
+"""Names of a message's training mark in other tools, with one meaning here: true or 1 is trained, false or 0 is not."""
 
 UNREAD_MARKS = ("train_detail", "training_detail", "loss_scale", "loss_mask", "mask", "masked", "trainable")
-"""Marks of other tools that say more than yes or no, or say it the other way round."""
+"""Marks of other tools with more than two values, or with the opposite meaning."""
 
 _ELSEWHERE = frozenset(
     {
@@ -30,7 +30,7 @@ _ELSEWHERE = frozenset(
 
 
 def is_given(value: Any) -> bool:
-    """Return whether a field holds anything; Parquet and CSV give every record every field.
+    """Return whether a field has a value; in Parquet and CSV every record has every field.
 
     Args:
         value: The field's value.
@@ -39,12 +39,12 @@ def is_given(value: Any) -> bool:
 
 
 def training_mark(turn: dict[str, Any], role: str, place: str) -> bool | None:
-    """Return what a turn says about being trained; None where it says nothing.
+    """Return the training mark of a message; None if it has none.
 
     Args:
         turn: A message or a whole record.
         role: Whose turn it is.
-        place: Where it stands, for messages.
+        place: Its place, for messages.
 
     Raises:
         DataError: The mark is not understood, contradicts another one, or asks to train what nobody learns.
@@ -80,12 +80,12 @@ def training_mark(turn: dict[str, Any], role: str, place: str) -> bool | None:
 
 
 def unused_fields(record: dict[str, Any], used: Iterable[str], ignored: Iterable[str], where: str) -> list[str]:
-    """Return the fields of a record that nothing reads.
+    """Return the unused fields of a record.
 
     Args:
         record: The record.
         used: Fields that are read.
-        ignored: Fields that the user leaves out knowingly.
+        ignored: Fields that the user ignores on purpose.
         where: Place of the record, for messages.
 
     Raises:
@@ -104,5 +104,5 @@ def unused_fields(record: dict[str, Any], used: Iterable[str], ignored: Iterable
 
 
 def _is_foreign(name: str, value: Any) -> bool:
-    """Whether other tools train on a field; `label` does that only as KTO's verdict, else it is a mere note."""
+    """Whether other tools train on a field; `label` only as the label of KTO, otherwise it is metadata."""
     return name in _ELSEWHERE or (name == "label" and isinstance(value, bool))

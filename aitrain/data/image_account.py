@@ -1,4 +1,4 @@
-"""The account of prepared images: how many there are of each class, in which size, and what was left aside."""
+"""The account of prepared images: number per class, size, and what was skipped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "account.json"
 
 @dataclass
 class ImageAccount:
-    """What one folder or table holds."""
+    """Contents of one folder or table."""
 
     file: str
     sha256: str
@@ -27,26 +27,26 @@ class ImageAccount:
     """Channels, height and width of every image as the model sees it."""
 
     others: list[str] = field(default_factory=list)
-    """Files of the folder that are no images."""
+    """Files of the folder that are not images."""
 
     train: int = 0
     validation: int = 0
     overlap: int = 0
-    """Held-out images that are training images, too."""
+    """Held-out images that are also training images."""
 
     more: list[ImageAccount] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
-        """Write the account as JSON.
+        """Write the summary as JSON.
 
         Args:
-            folder: Where to.
+            folder: Folder to write to.
         """
         (folder / FILE).write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> ImageAccount:
-        """Read an account back.
+        """Read a summary.
 
         Args:
             folder: Where `save` wrote it.
@@ -60,20 +60,20 @@ class ImageAccount:
             accounts: Of all files, this one first.
             train: Images to train on.
             validation: Images held out.
-            overlap: How many of those are training images, too.
+            overlap: How many of those are also training images.
         """
         self.more, self.train, self.validation, self.overlap = list(accounts[1:]), train, validation, overlap
         return self
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this data from other data; see `Splits`."""
+        """Return plain values that identify this data; see `Splits`."""
         return {
             key: {"file": each.file, "sha256": each.sha256, "samples": each.images, "units": each.images}
             for key, each in zip(("train", "validation"), [self, *self.more], strict=False)
         }
 
     def lines(self) -> list[str]:
-        """Return the account of this folder or table, one fact a line."""
+        """Return the account of this folder or table, one fact per line."""
         size = " x ".join(map(str, self.shape[1:]))
         space = self.images * math.prod(self.shape) / 1e6
         lines = [f"{self.file}: {self.images:,} images, kept as {size} pixels in the cache ({space:,.0f} MB)"]
@@ -85,7 +85,7 @@ class ImageAccount:
         return lines
 
     def text(self) -> str:
-        """Return the account for people."""
+        """Return the summary as text."""
         lines = [line for each in (self, *self.more) for line in each.lines()]
         same = f", {self.overlap:,} of them also in the training data" if self.overlap else ""
         return "\n".join([*lines, f"training on {self.train:,} images, {self.validation:,} held out{same}"])

@@ -28,22 +28,22 @@ SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "tes
 """Names of folders that hold a whole data set, not a class."""
 
 ImageSource = Path | bytes
-"""An image file, or what stands in one."""
+"""An image file, or its content."""
 
 
 @dataclass
 class ImageList:
-    """What a folder or a table holds."""
+    """Contents of a folder or a table."""
 
     sources: list[ImageSource] = field(default_factory=list)
     labels: list[list[str]] = field(default_factory=list)
     """Names of the labels of each image."""
 
     places: list[str] = field(default_factory=list)
-    """Where each image stands."""
+    """Place of each image."""
 
     others: list[str] = field(default_factory=list)
-    """Files of a folder that are no images."""
+    """Files of a folder that are not images."""
 
     faults: RecordFaults = field(default_factory=RecordFaults)
     """Refused records."""

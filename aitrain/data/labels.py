@@ -1,4 +1,4 @@
-"""Records with labels: read, checked all at once, and split so that every class is on both sides."""
+"""Records with labels: read, checked all at once, and split so that every class is in both parts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from aitrain.data.source import Source
 from aitrain.errors import DataError
 
 _HOLD_OUT = 0x5EED_0F_4E1D
-"""Keeps the draw of held-out samples apart from the order of training."""
+"""Separates the random choice of held-out samples from the training order."""
 
 
 @dataclass
 class LabelledText:
-    """What one file holds."""
+    """Contents of one file."""
 
     texts: list[str] = field(default_factory=list)
     labels: list[list[str]] = field(default_factory=list)
     """Names of the labels of each text: one, or any number where a text may have several."""
 
     places: list[str] = field(default_factory=list)
-    """Where each record stands."""
+    """Place of each record."""
 
 
 def read_labelled(source: Source, data: Labelled, several: bool, known: Sequence[str] | None = None) -> LabelledText:
-    """Read the records of a file; every fault is reported together.
+    """Read the records of a file; all faults are reported together.
 
     Args:
         source: The data files.
@@ -108,7 +108,7 @@ def class_faults(labels: Sequence[Sequence[str]], places: Sequence[str], file: s
 
     Args:
         labels: Labels of each sample.
-        places: Where each stands.
+        places: Place of each.
         file: Name of the file or folder.
     """
     counts = Counter(label for given in labels for label in given)
@@ -127,7 +127,7 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def held_out(strata: Sequence[Any], data: Data, seed: int) -> Integers | None:
-    """Choose the samples that are held out of the training file, the same share of each class; None = none.
+    """Choose the samples to hold out of the training file, the same share of each class; None = none.
 
     Args:
         strata: Class of each sample.

@@ -1,4 +1,4 @@
-"""Marks in place of what a conversation says: where they come out of a chat template tells where its texts stand."""
+"""Marks that replace the texts of a conversation: their places in the rendered template are the places of the texts."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True)
 class Turn:
-    """Where an assistant's message stands in the rendered text."""
+    """Position of an assistant's message in the rendered text."""
 
     message: int
     """Number of the message, from 0."""
 
     begin: int
-    """First character that comes from the message itself (leading blanks aside)."""
+    """Index of its first character (without leading blanks)."""
 
     end: int
-    """Behind its last character (trailing blanks aside)."""
+    """Index after its last character (without trailing blanks)."""
 
 
 @dataclass(frozen=True)
 class Original:
-    """What a mark stands for."""
+    """What a mark replaces."""
 
     text: str
     message: int
@@ -50,7 +50,7 @@ PARTS = {
 
 @dataclass
 class Marked:
-    """Marks put into a conversation, and what became of them."""
+    """Marks put into a conversation, and where they appear."""
 
     every_role: bool
     """Whether all messages carry marks, or the assistant's only."""
@@ -60,11 +60,11 @@ class Marked:
     turns: list[Turn] = field(default_factory=list)
 
     def mark(self, message: Message, stem: str, where: str) -> Message:
-        """Replace what a message says by marks; the blanks around each text stay.
+        """Replace the texts of a message by marks; the blanks around each text are kept.
 
         Args:
             message: A message.
-            stem: What its marks begin with: letters that stand nowhere in the conversation, and the message's number.
+            stem: Prefix of its marks: letters that do not appear in the conversation, and the message's number.
             where: Place of the record, for messages.
 
         Returns:
@@ -125,7 +125,7 @@ class Marked:
 
 
 def other_texts(message: Message) -> list[tuple[str, str]]:
-    """Return the fields of a message that hold text, beside role and content.
+    """Return the fields of a message that hold text, apart from role and content.
 
     Args:
         message: A message.

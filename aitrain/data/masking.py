@@ -1,4 +1,4 @@
-"""Which tokens are learned: a conversation becomes token ids with a mark on the assistant's own."""
+"""Masks the loss: converts a conversation to token ids and marks those of the assistant."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def encode(
 ) -> list[Encoded | DataError]:
     """Tokenise many conversations at once, which a fast tokenizer does on all cores.
 
-    The whole text is tokenised once; a token is marked when it overlaps a trained span. So the model sees the very
-    tokens that it sees when it is used, whatever merges the tokenizer makes.
+    The whole text is tokenised once; a token is marked when it overlaps a trained span. So the model sees the
+    same tokens as at inference, whatever merges the tokenizer makes.
 
     Args:
         tokenizer: A fast transformers tokenizer.
         batch: Place of each conversation, and what its chat template wrote.
-        most_characters: Characters of a conversation that are looked at; `None` = all.
+        most_characters: Characters of a conversation that are tokenised; `None` = all.
 
     Returns:
         One encoded sample per conversation, in order, or why it cannot be one: a turn whose end the tokenizer does not
@@ -62,7 +62,7 @@ def encode(
 
 
 def require_fast(tokenizer: Any) -> None:
-    """Refuse a tokenizer that cannot say which characters a token stands for.
+    """Refuse a tokenizer that does not map tokens to characters.
 
     Args:
         tokenizer: A transformers tokenizer.

@@ -20,7 +20,7 @@ Integers = npt.NDArray[np.int64]
 
 
 def sample_index(seed: int, n: int, size: int, shuffle: bool) -> int:
-    """Say which sample of the data is the n-th of the run.
+    """Return the index of the n-th sample of the run.
 
     Epoch `n // size` is a permutation of all samples drawn from (seed, epoch): a Feistel network on the smallest
     power of 4 that holds `size`, walked until it lands inside. No memory per sample, so any rank can ask for any n.

@@ -1,4 +1,4 @@
-"""Records in a format of the user's: read by a class of theirs, and checked like any others."""
+"""Records in the user's own format: read by their class, and checked like all others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aitrain.io.user_code import load_class
 
 
 def reader_of(data: UserClass) -> Any:
-    """Make the reader that a recipe names.
+    """Build the reader that a recipe names.
 
     Args:
         data: The recipe's group `data`.

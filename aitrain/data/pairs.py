@@ -1,4 +1,4 @@
-"""Questions with texts that answer them, and texts that only look as if: read and checked all at once."""
+"""Questions with texts that answer them, and hard negatives: read and checked together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aitrain.errors import DataError
 
 @dataclass
 class PairedTexts:
-    """What one file holds, one entry per record."""
+    """Contents of one file, one entry per record."""
 
     queries: list[str] = field(default_factory=list)
     positives: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class PairedTexts:
 
 
 def read_pairs(source: Source, data: Pairs) -> PairedTexts:
-    """Read the records of a file; every fault is reported together.
+    """Read the records of a file; all faults are reported together.
 
     Args:
         source: The data files.
@@ -71,7 +71,7 @@ def _text(record: dict[str, Any], name: str, where: str, key: str) -> str:
 
 
 def text_mark(text: str) -> int:
-    """Return a whole number by which equal texts are found, from 0 to 2^62.
+    """Return a hash of a text, from 0 to 2^62, to find equal texts.
 
     Args:
         text: Any text.
@@ -80,7 +80,7 @@ def text_mark(text: str) -> int:
 
 
 def nearest_by_words(queries: list[np.ndarray[Any, Any]], texts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """Return how much each question has in common with each text, by its tokens: cosine of TF-IDF.
+    """Return the similarity of each question to each text by their tokens: cosine of TF-IDF.
 
     Args:
         queries: Token ids of Q questions.

@@ -21,7 +21,7 @@ SIDES = ("chosen", "rejected")
 
 @dataclass
 class PreferredAnswers:
-    """What one file holds, one entry per record."""
+    """Contents of one file, one entry per record."""
 
     chosen: list[Encoded] = field(default_factory=list)
     rejected: list[Encoded] = field(default_factory=list)
@@ -29,11 +29,11 @@ class PreferredAnswers:
 
 
 def read_preferences(source: Source, data: Preferences, tokenizer: Any, system_prompt: str | None) -> PreferredAnswers:
-    """Read the records of a file; every fault is reported together.
+    """Read the records of a file; all faults are reported together.
 
     Args:
         source: The data files.
-        data: How long an answer may be, and what happens with a longer one.
+        data: How long an answer may be, and what to do with a longer one.
         tokenizer: A fast transformers tokenizer with a chat template.
         system_prompt: System message for a conversation that has none, or None.
 
@@ -84,22 +84,22 @@ def _long_faults(long: Places, longest: int, records: int, data: Preferences) ->
 
 @dataclass
 class JudgedAnswers:
-    """What one file holds, one entry per judged answer."""
+    """Contents of one file, one entry per judged answer."""
 
     answers: list[Encoded] = field(default_factory=list)
     others: list[Encoded] = field(default_factory=list)
-    """The prompt of each with the answer of another record: how probable an answer is that was not judged."""
+    """The prompt of each with the answer of another record: to measure how probable an unjudged answer is."""
 
     good: list[bool] = field(default_factory=list)
     dropped: Places = field(default_factory=Places)
 
 
 def read_judged(source: Source, data: Preferences, tokenizer: Any, system_prompt: str | None) -> JudgedAnswers:
-    """Read single answers that were found good or bad; a pair of answers gives a good and a bad one.
+    """Read single answers labelled good or bad; a pair of answers gives one of each.
 
     Args:
         source: The data files.
-        data: How long an answer may be, and what happens with a longer one.
+        data: How long an answer may be, and what to do with a longer one.
         tokenizer: A fast transformers tokenizer with a chat template.
         system_prompt: System message for a conversation that has none, or None.
 
@@ -162,7 +162,7 @@ def _one_sided(judged: Sequence[tuple[str, Any, Any, bool]], file: str) -> list[
 
 
 def _cut(encoded: Encoded, tokens: int) -> Encoded:
-    """Cut an answer that stands at a prompt it does not belong to; one token of it is left at least."""
+    """Cut an answer that was paired with another prompt; at least one token is left."""
     if len(encoded.ids) <= tokens:
         return encoded
     begin = list(encoded.trained).index(True)

@@ -1,4 +1,4 @@
-"""From data files to token sets: tokenised and masked once into a content-addressed cache, with an account of it."""
+"""From data files to token sets: tokenised and masked once into a content-addressed cache, with a summary of it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from aitrain.errors import DataError
 from aitrain.io.user_code import digests
 
 FORMAT_VERSION = 2
-"""Raised whenever the same input would give other token sets, so that old ones are not used."""
+"""Raised whenever the same input would give other token sets, so that old ones are not reused."""
 
 _HOLD_OUT = 0x5EED_0F_4E1D
-"""Keeps the draw of held-out samples apart from the order of training."""
+"""Separates the random choice of held-out samples from the training order."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Files:
 
     @classmethod
     def of(cls, train: Path, validation: Path | None = None) -> Files:
-        """Return single files, to be read as their content says.
+        """Return single files, with format and encoding detected.
 
         Args:
             train: File to train on.
@@ -60,19 +60,21 @@ class Files:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains and is measured on."""
+    """Training and held-out data of a run."""
 
     train: TokenSet
     validation: TokenSet | None
     report: Report
     folders: list[Path]
-    """Where the token sets lie, for `open_prepared` on other ranks: training, then validation where a file is named."""
+    """Folders of the token sets, for `open_prepared` on other ranks: training, then validation where a file is
+    named.
+    """
 
 
 def prepare(
     data: Sequences, task: Task, tokenizer: Any, cache: Path, seed: int, files: Files, progress: Progress | None = None
 ) -> Prepared:
-    """Tokenise and mask the data, or find it done: a folder named by the content of everything that decides it.
+    """Tokenise and mask the data, or find it in the cache: a folder named by the content of everything that decides it.
 
     Args:
         data: `Records` or `Text`.
@@ -81,7 +83,7 @@ def prepare(
         cache: Folder of all prepared data; made when absent. Several processes may use it at once.
         seed: Chooses the held-out samples.
         files: The data files.
-        progress: Told how far it is; not called where the data is found done.
+        progress: Called with the progress; not called if the data is cached.
 
     Returns:
         Token sets and the account of them.
@@ -98,7 +100,7 @@ def prepare(
 
 
 def _with_overlap(prepared: Prepared, data: Sequences) -> Prepared:
-    """Count the held-out samples that are trained on too, and refuse more than the recipe allows."""
+    """Count the held-out samples that are also training samples, and refuse more than the recipe allows."""
     if prepared.validation is None:
         return prepared
     if isinstance(data, Text) and len(prepared.folders) > 1:
@@ -159,7 +161,7 @@ def open_prepared(folders: list[Path], data: Sequences, seed: int) -> Prepared:
 
 
 def _once(train: TokenSet, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Choose samples of which there is only one, so that nothing held out is trained on; others where these are few."""
+    """Choose samples without duplicates, so that no held-out sample is trained on; others if these are too few."""
     times = Counter(train.digests())
     order = sample_indices(seed ^ _HOLD_OUT, np.arange(len(train), dtype=np.int64), len(train), shuffle=True)
     digests = list(train.digests())
@@ -183,7 +185,7 @@ def _source(
 
 
 def _lines(source: Source) -> int | None:
-    """Return the number of records where a line is one, for those who wait; None where nobody knows beforehand."""
+    """Return the number of records, for progress, if each line is one; None if it is not known beforehand."""
     if not all(file.name.lower().endswith(".jsonl") for file in source.files):
         return None
     count = 0
@@ -198,7 +200,7 @@ def _lines(source: Source) -> int | None:
 
 
 def _content(source: Source, digest: str, data: Sequences, task: Task, tokenizer: Any) -> dict[str, Any]:
-    """Name everything that decides the token set; held-out samples and order are chosen later."""
+    """Return everything that determines the token set; held-out samples and order are chosen later."""
     content: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "file": [source.name, digest],
@@ -217,7 +219,7 @@ def _content(source: Source, digest: str, data: Sequences, task: Task, tokenizer
 
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
-    """Return everything that decides how a tokenizer splits text, as plain values.
+    """Return everything that determines how a tokenizer splits text, as plain values.
 
     Args:
         tokenizer: A fast transformers tokenizer.
@@ -231,7 +233,7 @@ def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
 
 
 def sample_text(tokenizer: Any, tokens: Iterable[int], trained: Iterable[bool], coloured: bool = True) -> str:
-    """Write a sample for people: trained tokens in bold green, the rest dim; or between [[ and ]] without colours.
+    """Return a sample as text: trained tokens in bold green, the rest dim; or between [[ and ]] without colours.
 
     Args:
         tokenizer: The tokenizer that made it.

@@ -1,4 +1,4 @@
-"""Reading data files: one record at a time, each with the place it came from; a fault names file and line."""
+"""Reads data files: one record at a time, each with its place; a fault names file and line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Placed = tuple[str, Record | DataError]
 
 
 def read_records(source: Source | Path, text_field: str | None = None) -> Iterator[Placed]:
-    """Read every record of data files, in their order, those that cannot be read included.
+    """Read every record of data files, in their order, including those that cannot be read.
 
     Args:
-        source: The files and how they are read; a path is read as its content says.
+        source: The files and how they are read; for a path, format and encoding are detected.
         text_field: Key that must hold plain text in every record; the key under which the documents of text files are
             given ("text" when None).
 
@@ -52,7 +52,7 @@ def read_records(source: Source | Path, text_field: str | None = None) -> Iterat
 
 
 def _renamed(placed: Iterable[Placed], source: Source) -> Iterator[Placed]:
-    """Give columns the names that aitrain reads, as `data.columns` says."""
+    """Rename columns as `data.columns` says."""
     if not source.columns:
         yield from placed
         return
@@ -77,7 +77,7 @@ def _renamed(placed: Iterable[Placed], source: Source) -> Iterator[Placed]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path that cannot be a data file.
+    """Refuse a path that is not a data file.
 
     Args:
         path: Where the data should be.
@@ -96,7 +96,7 @@ def check_file(path: Path) -> None:
 
 
 def unsupported(path: Path, known: Sequence[str]) -> str:
-    """Return that a file is of a type that is not read here, and what to do with it.
+    """Return that the type of a file is not supported, and what to do with it.
 
     Args:
         path: The file.
@@ -109,7 +109,7 @@ def unsupported(path: Path, known: Sequence[str]) -> str:
 
 
 def check_source(source: Source) -> None:
-    """Refuse a source of which one file cannot be read.
+    """Refuse a source with an unreadable file.
 
     Args:
         source: The files.
@@ -200,14 +200,14 @@ def _read_json(path: Path, name: str, encoding: str | None) -> Iterator[Placed]:
 
 
 def _unreadable(fault: Exception) -> str:
-    """Say why JSON that is well formed cannot be read: Python bounds nesting and the digits of a number."""
+    """Return why well-formed JSON cannot be read: Python limits nesting and the digits of a number."""
     if isinstance(fault, RecursionError):
         return "lists and objects are nested too deeply to be read: flatten the record"
     return "a number has too many digits to be read (more than 4,300): write it as text"
 
 
 def _may_be_half(text: str) -> bool:
-    """Whether escapes of a text may stand for half a character."""
+    """Whether escapes of a text may be half of a surrogate pair."""
     return "\\ud" in text or "\\uD" in text
 
 

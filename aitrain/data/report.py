@@ -1,4 +1,4 @@
-"""The account of prepared data: what came in, what is trained, what was left out, where and why."""
+"""Summary of prepared data: what was read, what is trained, what was left out, where and why."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _QUANTILES = (0, 10, 50, 90, 99, 100)
 
 @dataclass
 class Places:
-    """How often something was met, and where first."""
+    """Number of occurrences, and the places of the first ones."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, where: str) -> None:
-        """Count one more.
+        """Count an occurrence.
 
         Args:
             where: Place of the record.
@@ -37,7 +37,7 @@ class Places:
 
 @dataclass
 class SourceReport:
-    """The account of one data file."""
+    """Summary of one data file."""
 
     file: str
     sha256: str = ""
@@ -51,7 +51,7 @@ class SourceReport:
 
     tokens: int = 0
     trained_tokens: int = 0
-    """Tokens with loss; the first of a sequence never is one."""
+    """Tokens with loss; the first of a sequence never has one."""
 
     dropped: dict[str, Places] = field(default_factory=dict)
     """Reason -> records left out."""
@@ -60,7 +60,7 @@ class SourceReport:
     """Records cut at `data.sequence_tokens`."""
 
     unused: dict[str, Places] = field(default_factory=dict)
-    """Field -> records that have it, though nothing reads it."""
+    """Unused field -> records that have it."""
 
     left_out: Places = field(default_factory=Places)
     """Records of which the chat template leaves something out, accepted by the recipe."""
@@ -107,7 +107,7 @@ class SourceReport:
             self.length_quantiles = {str(q): int(value) for q, value in zip(_QUANTILES, values, strict=True)}
 
     def lines(self) -> list[str]:
-        """Write the account for people, one fact a line."""
+        """Write the account for people, one fact per line."""
         share = 100 * self.trained_tokens / max(1, self.tokens)
         spread = ", ".join(f"{percent} %: {length}" for percent, length in self.length_quantiles.items())
         lines = [
@@ -127,7 +127,7 @@ class SourceReport:
         return lines
 
     def save(self, path: Path) -> None:
-        """Write the account as JSON.
+        """Write the summary as JSON.
 
         Args:
             path: File to write.
@@ -136,7 +136,7 @@ class SourceReport:
 
     @classmethod
     def load(cls, path: Path) -> SourceReport:
-        """Read an account back.
+        """Read a summary.
 
         Args:
             path: File that `save` wrote.
@@ -151,7 +151,7 @@ class SourceReport:
 
 @dataclass
 class Report:
-    """The account of a run's data."""
+    """Summary of a run's data."""
 
     sources: list[SourceReport]
     """The training file, then the validation file where one is named."""

@@ -1,4 +1,4 @@
-"""The seam between data and training: what the trainer knows of samples, whatever they are."""
+"""The interface between data and training: what the trainer knows about samples of any kind."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ Integers = npt.NDArray[np.int64]
 
 
 class Samples(Protocol):
-    """Samples with numbers from 0, the same ones under the same numbers on every rank and after every restart."""
+    """Samples with numbers from 0, with the same numbers on every rank and after every restart."""
 
     def __len__(self) -> int:
         """Return N, the number of samples."""
 
     @property
     def weights(self) -> npt.NDArray[Any]:
-        """What each sample adds to the number that the loss is divided by (trained tokens, images, pairs), `(N,)`."""
+        """Weight of each sample in the loss (trained tokens, images, pairs), `(N,)`."""
 
     @property
     def units(self) -> npt.NDArray[Any]:
-        """How much of the task's unit each sample holds (tokens, images, windows), `(N,)`: what throughput counts."""
+        """Number of units of each sample (tokens, images, windows), `(N,)`, for throughput."""
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put samples into one batch.
+        """Collate samples into one batch.
 
         Args:
-            rows: Numbers of the samples, at most `size`; fewer, even none, where the run's samples end.
+            rows: Numbers of the samples, at most `size`; fewer, or none, at the end of the run's samples.
             size: Rows of the batch. Rows without a sample must change neither loss nor metrics.
         """
 
 
 class Account(Protocol):
-    """What was read, for people."""
+    """Summary of what was read."""
 
     def text(self) -> str:
-        """Return it, one fact a line."""
+        """Return it, one fact per line."""
 
 
 @dataclass(frozen=True)
@@ -50,5 +50,5 @@ class Splits:
     validation: Samples | None
     report: Account
     fingerprint: dict[str, Any]
-    """Plain values that tell this data from other data: `train` and perhaps `validation`, each with `file`, `sha256`,
-    `samples` and `units`. Kept in every checkpoint; a run that goes on is refused when they differ."""
+    """Plain values that identify this data: `train` and optionally `validation`, each with `file`, `sha256`,
+    `samples` and `units`. Kept in every checkpoint; a resumed run is refused when they differ."""

@@ -1,4 +1,4 @@
-"""Series of values from tables, long or wide, on one grid of time; what is missing is told with file and line."""
+"""Series of values from tables, long or wide, on one grid of time; gaps are reported with file and line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aitrain.data.time_grid import Grid, found_grid, parsed
 from aitrain.errors import DataError
 
 FAR = 1_000_000
-"""Steps between two rows above which a time is rather a mistake than a gap."""
+"""Steps between two rows above which a time is more likely a mistake than a gap."""
 
 Row = tuple[datetime, float | None, tuple[float, ...], str]
 """Time, value (None = there is none), known columns, and place."""
@@ -46,13 +46,13 @@ class Series:
 
 @dataclass
 class SeriesTable:
-    """What a table holds."""
+    """Contents of a table."""
 
     series: list[Series]
     grid: Grid
     rows: int
     empty: list[str]
-    """Names of series without any value, which are left aside."""
+    """Names of series without any value, which are skipped."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class _Rows:
 
 
 def read_series(source: Source, keys: Keys, grid: Grid | None = None) -> SeriesTable:
-    """Read the series of a table; every fault is reported together.
+    """Read the series of a table; all faults are reported together.
 
     Args:
         source: The tables.
@@ -171,7 +171,7 @@ def _number(value: Any, name: str, where: str) -> float | None:
 
 
 def _on_grid(name: str, rows: list[Row], grid: Grid, found: _Rows) -> Series | None:
-    """Put the rows of a series in their places; faults go to the others."""
+    """Put the rows of a series in order; faulty rows are reported."""
     known, first = found.keys.known, rows[0][0]
     refusing = found.keys.gaps is OnGap.refuse
     last = max((at for at, row in enumerate(rows) if row[1] is not None), default=-1)

@@ -1,4 +1,4 @@
-"""The account of a table of series: steps, series, what is missing."""
+"""Summary of a table of series: steps, series, missing values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "account.json"
 
 @dataclass
 class SeriesAccount:
-    """What one table holds."""
+    """Contents of one table."""
 
     file: str
     sha256: str
@@ -25,7 +25,7 @@ class SeriesAccount:
     """Steps without a value, between the first and the last of their series."""
 
     later: int
-    """Steps behind the last value, of which only the known columns count."""
+    """Steps after the last value, of which only the known columns are used."""
 
     seconds: int
     months: int
@@ -33,7 +33,7 @@ class SeriesAccount:
     """Known columns, those of the calendar not counted."""
 
     empty: list[str] = field(default_factory=list)
-    """Series without any value, left aside."""
+    """Series without any value, which are skipped."""
 
     train: int = 0
     validation: int = 0
@@ -45,16 +45,16 @@ class SeriesAccount:
         return Grid(self.seconds, self.months)
 
     def save(self, folder: Path) -> None:
-        """Write the account as JSON.
+        """Write the summary as JSON.
 
         Args:
-            folder: Where to.
+            folder: Folder to write to.
         """
         (folder / FILE).write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> SeriesAccount:
-        """Read an account back.
+        """Read a summary.
 
         Args:
             folder: Where `save` wrote it.
@@ -62,14 +62,14 @@ class SeriesAccount:
         return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this data from other data; see `Splits`."""
+        """Return plain values that identify this data; see `Splits`."""
         return {
             key: {"file": each.file, "sha256": each.sha256, "samples": each.series, "units": each.steps}
             for key, each in zip(("train", "validation"), [self, *self.others], strict=False)
         }
 
     def lines(self) -> list[str]:
-        """Return the account of this table, one fact a line."""
+        """Return the account of this table, one fact per line."""
         known = f", {self.columns} known columns" if self.columns else ""
         lines = [f"{self.file}: {self.rows:,} rows, {self.series:,} series, steps of one {self.grid.name}{known}"]
         if self.missing:
@@ -81,6 +81,6 @@ class SeriesAccount:
         return lines
 
     def text(self) -> str:
-        """Return the account for people."""
+        """Return the summary as text."""
         lines = [line for each in (self, *self.others) for line in each.lines()]
         return "\n".join([*lines, f"training on {self.train:,} windows, {self.validation:,} held out"])

@@ -1,4 +1,4 @@
-"""Data files as a recipe names them: one file, several, a folder or a glob, with the way to read them."""
+"""Data files as a recipe names them: one file, several, a folder or a glob, and how to read them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from aitrain.io.files import file_digest
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *spreadsheets.SUFFIXES)
 SUFFIXES = (*RECORD_SUFFIXES, *documents.SUFFIXES)
-"""Ends of the names of files that hold records, and of all files that can be read."""
+"""Suffixes of files that hold records, and of all supported files."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Files that are read one after the other, as if they were one."""
+    """Files that are read one after the other as one."""
 
     path: Path
     """What the recipe names: a file or a folder; of several files, the first."""
@@ -40,11 +40,11 @@ class Source:
 
     documents: Documents = Documents.auto
     skipped: tuple[str, ...] = ()
-    """Files of a folder that are of no kind that can be read."""
+    """Unsupported files of a folder."""
 
     @classmethod
     def of(cls, path: Path) -> Source:
-        """Return one file as a source, to be read as its content says.
+        """Return one file as a source, with format and encoding detected.
 
         Args:
             path: The file.
@@ -53,13 +53,13 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What messages and accounts call it."""
+        """Its name in messages and summaries."""
         if len(self.files) == 1:
             return self.files[0].name
         return f"{self.path.name} ({len(self.files)} files)"
 
     def name_of(self, file: Path) -> str:
-        """Return what messages call one of the files: with its folder where there are several.
+        """Return the name of one of the files in messages, with its folder if there are several.
 
         Args:
             file: One of `files`.
@@ -76,7 +76,7 @@ class Source:
         return self.documents is Documents.file
 
     def digest(self) -> str:
-        """Return the checksum of everything that decides which records come out."""
+        """Return a checksum of everything that determines the records."""
         how = [self.encoding, self.delimiter, self.sheet, self.header_row, sorted(self.columns.items())]
         how.append(self.documents.name)
         usual: list[object] = [None, None, None, 1, [], "auto"]
@@ -88,7 +88,7 @@ class Source:
         return found.hexdigest()
 
     def notes(self) -> list[str]:
-        """Return what was found out about the files that the user did not say, one sentence each.
+        """Return what was detected about the files, one sentence each.
 
         Raises:
             DataError: An encoding or a delimiter cannot be found.

@@ -1,4 +1,4 @@
-"""Texts with marked stretches: read from words with labels or from places in a text, and back to spans."""
+"""Texts with marked spans: read from labelled words or from character positions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class TaggedText:
-    """One text, its words by their places, and a label for each."""
+    """One text, the positions of its words, and a label for each."""
 
     text: str
     words: list[tuple[int, int]]
@@ -30,7 +30,7 @@ class TaggedText:
 def read_tagged(
     source: Source, data: Tagged, with_labels: bool = True, known: Sequence[str] | None = None
 ) -> list[TaggedText]:
-    """Read the records of a file; every fault is reported together.
+    """Read the records of a file; all faults are reported together.
 
     Args:
         source: The data files.
@@ -153,7 +153,7 @@ def with_spans(text: str, spans: Sequence[tuple[int, int, str]], where: str) -> 
 
 
 def spans_in(labels: Sequence[str]) -> Iterator[tuple[int, int, str]]:
-    """Yield first word, word behind the last, and kind of each entity; an `I-` that follows nothing begins one.
+    """Yield first word, index after the last word, and kind of each entity; an `I-` that follows nothing begins one.
 
     Args:
         labels: One per word.

@@ -1,4 +1,4 @@
-"""Samples to train on and samples to measure with: chosen the same way for every task, and kept apart."""
+"""Training and held-out samples: chosen the same way for every task, and kept apart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aitrain.errors import DataError
 def split(
     train: Columns, validation: Columns | None, given: Sequence[str], data: Data, seed: int, strata: Sequence[Any] = ()
 ) -> tuple[Columns, Columns | None, int]:
-    """Hold samples out where the recipe says so, and count those that are trained on as well.
+    """Hold samples out as the recipe says, and count those that are also training samples.
 
     Args:
         train: All samples of `data.path`.
@@ -41,7 +41,7 @@ def split(
 
 
 def overlap(train: Columns, validation: Columns, given: Sequence[str], data: Data) -> int:
-    """Count the held-out samples that are trained on as well.
+    """Count the held-out samples that are also training samples.
 
     Args:
         train: Training samples.

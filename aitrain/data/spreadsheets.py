@@ -1,4 +1,4 @@
-"""Reads tables as people export them: CSV and TSV with any of the usual delimiters, and Excel's XLSX."""
+"""Reads exported tables: CSV and TSV with any of the usual delimiters, and Excel's XLSX."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz")
 SUFFIXES = (*TEXT_SUFFIXES, ".xlsx", ".xlsm")
 
 _LOOKED_AT = 200
-"""Rows that are looked at to find the delimiter."""
+"""Rows that are read to detect the delimiter."""
 
 Row = tuple[int, list[str]]
 """Line on which a row begins, and its cells."""
@@ -33,7 +33,7 @@ Placed = tuple[str, dict[str, Any] | DataError]
 
 
 def delimiter_name(delimiter: str) -> str:
-    """Return the name of a delimiter, or the character where it has none.
+    """Return the name of a delimiter, or the character if it has none.
 
     Args:
         delimiter: The character.
@@ -49,7 +49,7 @@ def read_csv(path: Path, name: str, encoding: str | None, delimiter: str | None,
         name: Its name in messages.
         encoding: As the recipe gives it; None = found from the file.
         delimiter: As the recipe gives it, a name or the character; None = found from the file.
-        header_row: Line on which the header stands, counted from 1.
+        header_row: Line of the header, counted from 1.
 
     Raises:
         DataError: The header cannot be used, or the file is broken as a whole.
@@ -58,7 +58,7 @@ def read_csv(path: Path, name: str, encoding: str | None, delimiter: str | None,
 
 
 def delimiter_of(path: Path, encoding: str | None = None) -> str:
-    """Return the delimiter of a text table: the one that cuts most rows into as many cells as the header has.
+    """Return the delimiter of a text table: the one that splits most rows into as many cells as the header has.
 
     Args:
         path: The file.
@@ -100,14 +100,14 @@ def _delimiter(path: Path, encoding: str, _modified_ns: int, _size: int) -> str:
 
 
 def _below_a_title(found: dict[str, tuple[float, int]]) -> str:
-    """Return the delimiter where the first row is not cut by any: rows below a title all have the same width, while
-    commas in a column of text come as they like."""
+    """Return the delimiter if none splits the first row: rows below a title all have the same width, while the
+    number of commas in a column of text varies."""
     regular = [sign for sign, (share, width) in found.items() if share >= 0.8 and width > (2 if sign == "," else 1)]
     return max(regular, key=lambda sign: found[sign], default=",")
 
 
 def _lenient(lines: list[str], sign: str) -> Iterator[list[str]]:
-    """Yield the cells of rows that are not empty; a broken end of what was looked at is no fault."""
+    """Yield the cells of rows that are not empty; an incomplete last row of the sample is not a fault."""
     rows = csv.reader(lines, delimiter=sign)
     while True:
         try:
@@ -217,13 +217,13 @@ def sheet_names(path: Path) -> list[str]:
 
 
 def read_xlsx(path: Path, name: str, sheet: str | None, header_row: int) -> Iterator[Placed]:
-    """Yield place and record of each row of a sheet; cells are text, written as a CSV file would have them.
+    """Yield place and record of each row of a sheet; cells are text, as in a CSV file.
 
     Args:
         path: The file.
         name: Its name in messages.
         sheet: Name of the sheet; None = the first.
-        header_row: Row on which the header stands, counted from 1.
+        header_row: Row of the header, counted from 1.
 
     Raises:
         DataError: There is no such sheet, the header cannot be used, or the file is broken.
@@ -264,7 +264,7 @@ def _workbook(path: Path, name: str) -> Iterator[Any]:
 
 
 def _cell(value: Any) -> str:
-    """Write a cell as a CSV file would have it: 3 and not 3.0, dates as ISO 8601."""
+    """Return a cell as it would be in a CSV file: 3 and not 3.0, dates in ISO 8601."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The account of prepared texts: what was read, what was cut or left out, which classes there are."""
+"""Summary of prepared texts: what was read, cut or left out, and the classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE = "account.json"
 
 
 class Tokenises(Protocol):
-    """What makes token ids of texts."""
+    """A tokenizer of texts."""
 
     sequence_tokens: int
 
@@ -26,7 +26,7 @@ class Tokenises(Protocol):
 
 @dataclass
 class TextAccount:
-    """What one file holds."""
+    """Contents of one file."""
 
     file: str
     sha256: str
@@ -42,21 +42,21 @@ class TextAccount:
     train: int = 0
     validation: int = 0
     overlap: int = 0
-    """Held-out texts that are training texts, too."""
+    """Held-out texts that are also training texts."""
 
     others: list[TextAccount] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
-        """Write the account as JSON.
+        """Write the summary as JSON.
 
         Args:
-            folder: Where to.
+            folder: Folder to write to.
         """
         (folder / FILE).write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> TextAccount:
-        """Read an account back.
+        """Read a summary.
 
         Args:
             folder: Where `save` wrote it.
@@ -71,20 +71,20 @@ class TextAccount:
             accounts: Of all files, this one first.
             train: Texts to train on.
             validation: Texts held out.
-            overlap: How many of those are training texts, too.
+            overlap: How many of those are also training texts.
         """
         self.others, self.train, self.validation, self.overlap = list(accounts[1:]), train, validation, overlap
         return self
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this data from other data; see `Splits`."""
+        """Return plain values that identify this data; see `Splits`."""
         return {
             key: {"file": each.file, "sha256": each.sha256, "samples": each.texts, "units": each.tokens}
             for key, each in zip(("train", "validation"), [self, *self.others], strict=False)
         }
 
     def lines(self) -> list[str]:
-        """Return the account of this file, one fact a line."""
+        """Return the account of this file, one fact per line."""
         lines = [f"{self.file}: {self.records:,} records, {self.texts:,} texts, {self.tokens:,} tokens"]
         shown = sorted(self.counts.items(), key=lambda entry: -entry[1])
         if shown:
@@ -97,7 +97,7 @@ class TextAccount:
         return lines
 
     def text(self) -> str:
-        """Return the account for people."""
+        """Return the summary as text."""
         lines = [line for each in (self, *self.others) for line in each.lines()]
         same = f", {self.overlap:,} of them also in the training data" if self.overlap else ""
         return "\n".join([*lines, f"training on {self.train:,} texts, {self.validation:,} held out{same}"])
@@ -111,9 +111,9 @@ def kept_texts(
     Args:
         task: Makes token ids.
         texts: Texts, or pairs of texts.
-        places: Where each stands.
-        data: What happens with one that is too long.
-        account: Takes what was done.
+        places: Place of each.
+        data: What to do with one that is too long.
+        account: Summary to update.
 
     Returns:
         Number and token ids of each text that is kept.

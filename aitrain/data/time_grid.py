@@ -15,7 +15,7 @@ DAY, WEEK = 86_400, 604_800
 
 
 def parsed(value: Any, pattern: str | None = None) -> datetime:
-    """Return a time as UTC; one without a zone is taken as it stands.
+    """Return a time as UTC; one without a zone is used as it is.
 
     Args:
         value: A text, or a date or time of Python's.
@@ -70,7 +70,7 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """A step as a person says it."""
+        """The step in readable form."""
         if self.months:
             return "month" if self.months == 1 else f"{self.months} months"
         for unit, word in ((WEEK, "week"), (DAY, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
@@ -111,7 +111,7 @@ class Grid:
 
 
 def found_grid(series: Sequence[Sequence[datetime]]) -> Grid:
-    """Return the grid that most of the times stand on.
+    """Return the grid that fits most of the times.
 
     Args:
         series: Rising times of each series.

@@ -39,7 +39,7 @@ class TokenSamples:
         return self.tokens.lengths
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put samples into one padded batch, see `collate`.
+        """Collate samples into one padded batch, see `collate`.
 
         Args:
             rows: Indices of the samples, at most `size`.
@@ -49,10 +49,10 @@ class TokenSamples:
 
 
 def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) -> Batch:
-    """Put samples into one padded batch.
+    """Collate samples into one padded batch.
 
-    A row without a sample holds one visible padding token and no label: a row that sees nothing would make its
-    softmax divide 0 by 0.
+    A row without a sample holds one visible padding token and no label: a row without any visible token would divide 0
+    by 0 in its softmax.
 
     Args:
         tokens: Where the samples are.
@@ -71,7 +71,7 @@ def collate(tokens: TokenSet, rows: Integers, micro_batch: int, pad_token: int) 
 
 
 def padded(rows: Sequence[tuple[Any, Any] | None], pad_token: int) -> Batch:
-    """Put token sequences into one padded batch; see `collate`.
+    """Collate token sequences into one padded batch; see `collate`.
 
     Args:
         rows: Token ids and marks of each row; None = a row without a sample.

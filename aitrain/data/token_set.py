@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 DIGEST_BYTES = 12
-"""Of a checksum by which equal sequences are found."""
+"""Size of a checksum to find equal sequences."""
 
 _NAMES = ("tokens", "trained", "offsets")
 
 
 @dataclass(frozen=True, eq=False)
 class TokenSet:
-    """Sequences of token ids with a mark on each trained token; `rows` chooses which of the stored ones belong."""
+    """Sequences of token ids with a mark on each trained token; `rows` selects the ones that belong."""
 
     tokens: npt.NDArray[np.int32]
     """All sequences one after the other, shape (T,)."""
@@ -59,7 +59,7 @@ class TokenSet:
         return self.tokens[begin:end], self.trained[begin:end]
 
     def select(self, positions: npt.NDArray[np.int64]) -> TokenSet:
-        """Take some of the sequences; nothing is copied.
+        """Select sequences without copying.
 
         Args:
             positions: Positions within this set, shape (K,).
@@ -70,7 +70,7 @@ class TokenSet:
         return TokenSet(self.tokens, self.trained, self.offsets, self.rows[positions])
 
     def digests(self) -> Iterator[bytes]:
-        """Yield a checksum of each sequence, by which equal ones are found."""
+        """Yield a checksum of each sequence, to find equal ones."""
         for index in range(len(self)):
             yield hashlib.blake2b(self[index][0].tobytes(), digest_size=DIGEST_BYTES).digest()
 
@@ -142,7 +142,7 @@ class GrowingArray:
         """Append values.
 
         Args:
-            values: Of the array's type, or what becomes it.
+            values: Of the array's type, or convertible to it.
         """
         self._file.write(np.asarray(values, dtype=self._dtype).tobytes())
         self._length += len(values)

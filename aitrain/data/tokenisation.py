@@ -1,4 +1,6 @@
-"""One data file becomes a token set: read, converted, masked and tokenised in a stream, every record accounted for."""
+"""Converts a data file to a token set: read, converted, masked and tokenised in a stream, every record accounted
+for.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ _AT_ONCE = 256
 """Records tokenised together: enough for a fast tokenizer to use all cores, little enough for memory."""
 
 DOCUMENTS = "documents.bin"
-"""File with a checksum of every document of plain text, which the blocks do not show any more."""
+"""File with a checksum of every document of plain text, which cannot be recovered from the blocks."""
 
 Progress = Callable[[int, int | None], None]
 """Called with records done and in all, None where that is not known beforehand; at the end the two are equal."""
@@ -38,7 +40,7 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass
 class Tokenisation:
-    """The work on one source.
+    """The preparation of one source.
 
     Attributes:
         source: The files.
@@ -46,7 +48,7 @@ class Tokenisation:
         data: `Records` or `Text`.
         task: `Sft` needs records, `Pretrain` needs text.
         tokenizer: A fast transformers tokenizer.
-        progress: Told how far it is.
+        progress: Called with the progress.
         total: Records in the file, or None where that is not known beforehand.
         faults: Records that cannot be used.
         broken: Why the file cannot be read to its end.
@@ -98,7 +100,7 @@ class Tokenisation:
         report.save(folder / "report.json")
 
     def _batches(self, placed: Iterable[Placed]) -> Iterator[list[Placed]]:
-        """Group records and tell how far it is, behind each group and at the end."""
+        """Group records and report progress after each group and at the end."""
         records, done = iter(placed), 0
         while batch := list(islice(records, _AT_ONCE)):
             yield batch
@@ -109,7 +111,7 @@ class Tokenisation:
             self.progress(done, done)
 
     def _records(self, text_field: str | None = None) -> Iterator[Placed]:
-        """Read the file; what is wrong with the file as a whole is told behind what is wrong with its records."""
+        """Read the file; faults of the file are reported after faults of its records."""
         try:
             if isinstance(self.data, UserClass):
                 yield from own_records(self.data, self.source.path, text_field)
@@ -154,7 +156,7 @@ class Tokenisation:
         where: str,
         report: SourceReport,
     ) -> Rendered:
-        """Write one record with the chat template, and account for what of it is not used."""
+        """Render one record with the chat template, and count its unused parts."""
         conversation = to_conversation(record, data.format, where, task.system_prompt, data.ignore_fields)
         one = template.render(conversation, where)
         if one.left_out and data.template_omissions is OnOmission.refuse:

@@ -1,4 +1,4 @@
-"""Calls of tools inside conversations, and the tools that a conversation declares, in one form."""
+"""Calls of tools inside conversations, and the tools that a conversation declares, in one format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_calls(value: Any, place: str) -> list[Call]:
 
     Args:
         value: The field `tool_calls`: a list, or its JSON text.
-        place: Where the message stands, for messages.
+        place: Place of the message, for messages.
 
     Returns:
         The calls, with their arguments as objects; none where the field is empty.
@@ -94,7 +94,7 @@ def with_text_arguments(calls: list[Call]) -> list[Call]:
 
 
 def unsaid_arguments(call: Call, text: str) -> list[str]:
-    """Return the names of the arguments whose values do not stand in a text.
+    """Return the names of the arguments whose values are missing from a text.
 
     Args:
         call: From `read_calls`.
@@ -105,7 +105,7 @@ def unsaid_arguments(call: Call, text: str) -> list[str]:
 
 
 def _is_said(leaf: Any, text: str) -> bool:
-    """Whether a value stands in a text, as itself, as JSON or as Python writes it."""
+    """Whether a text contains a value, literally, as JSON or in Python notation."""
     forms = {str(leaf), json.dumps(leaf), json.dumps(leaf, ensure_ascii=False), repr(leaf)}
     if isinstance(leaf, str):
         # inside of a quoted text; jinja's tojson also writes <, >, & and ' as \u003c and so on

@@ -1,4 +1,4 @@
-"""Windows of series: what a forecaster sees, what comes after it, and what is known in advance of both."""
+"""Windows of series: what a forecaster sees, what follows, and what is known in advance."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from aitrain.errors import DataError
 
 
 def write_series(table: SeriesTable, calendar: bool, horizon: int, folder: Path) -> None:
-    """Write series with the columns that are known in advance, those of the calendar behind the others.
+    """Write series with the columns that are known in advance, calendar columns last.
 
     Args:
         table: The series.
         calendar: Whether there are columns of the calendar.
-        horizon: Steps behind the last value for which the calendar is wanted.
+        horizon: Steps after the last value for which calendar columns are needed.
         folder: An empty folder.
     """
     types = {"values": np.float32, "known": np.float32, "first": np.int64, "name": np.uint8, "given": np.int64}
@@ -54,15 +54,15 @@ class Shape:
     """H: steps to forecast."""
 
     season: int
-    """Steps after which values are alike."""
+    """Steps after which values repeat."""
 
     shortest: int
-    """Fewest steps in front of a forecast."""
+    """Fewest steps before a forecast."""
 
 
 @dataclass(frozen=True, eq=False)
 class SeriesSet:
-    """Written series, with what a window needs to know of its series as a whole."""
+    """Written series, with statistics of each series."""
 
     columns: Columns
     trained: Integers
@@ -87,7 +87,7 @@ class SeriesSet:
         Args:
             columns: What `write_series` wrote.
             held: Steps held out at the end of each, `(S,)`.
-            season: Steps after which values are alike.
+            season: Steps after which values repeat.
             known: Centre and scale of the known columns, from training; None = these series are trained on.
         """
         trained = columns.lengths("values") - held
@@ -143,7 +143,7 @@ class SeriesSet:
         Args:
             at: Number of the series.
             begin: First step.
-            end: Step behind the last one.
+            end: Step after the last one.
 
         Returns:
             `(<= end - begin, K)`.
@@ -166,7 +166,7 @@ def origins(series: SeriesSet, shape: Shape, begins: Integers, ends: Integers, s
         series: The series.
         shape: Sizes of a window.
         begins: First step that may be forecast, of each series, `(S,)`.
-        ends: Step behind the last one that may be forecast, `(S,)`.
+        ends: Step after the last one that may be forecast, `(S,)`.
         stride: Steps between two windows.
 
     Returns:
@@ -212,7 +212,7 @@ class WindowSamples:
         return np.ones(len(self), dtype=np.int64)
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put windows into one batch. Values are centred and scaled by those that the model sees.
+        """Collate windows into one batch. Values are centred and scaled by those that the model sees.
 
         Args:
             rows: Numbers of the windows.
@@ -253,15 +253,15 @@ def centre_and_scale(values: npt.NDArray[np.float32], spread: float) -> tuple[fl
 
     Args:
         values: With NaN where there is none; one at least is there.
-        spread: Standard deviation of the whole series; a tenth of it is the least that a value counts, so that a calm
-            stretch is not blown up.
+        spread: Standard deviation of the whole series; a tenth of it is the least that a value counts, so that a flat
+            stretch is not amplified.
     """
     here = values[np.isfinite(values)].astype(np.float64)
     return float(here.mean()), float(np.sqrt(here.var() + (0.1 * spread) ** 2))
 
 
 def last_windows(series: SeriesSet, shape: Shape, path: Path) -> WindowSamples:
-    """Return the window behind the last value of each series.
+    """Return the window after the last value of each series.
 
     Args:
         series: The series.
@@ -286,7 +286,7 @@ def last_windows(series: SeriesSet, shape: Shape, path: Path) -> WindowSamples:
 
 
 def refuse_short(series: SeriesSet, shape: Shape, index: Integers, part: str, names: Integers) -> None:
-    """Refuse series of which no window can be made.
+    """Refuse series that are too short for a window.
 
     Args:
         series: The series.

@@ -1,1 +1,1 @@
-"""Ranks: who am I, how ranks are started on this machine, and what they say to each other."""
+"""Ranks: detection of the launcher, starting ranks on this machine, and communication between them."""

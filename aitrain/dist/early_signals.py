@@ -1,4 +1,4 @@
-"""SIGUSR1 while a process is still starting: remembered instead of being deadly. No torch."""
+"""Remembers SIGUSR1 while a process is still starting, instead of being killed by it. No torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _received: list[str] = []
 
 
 def hold() -> None:
-    """Remember SIGUSR1 from now on; a run takes over with handlers of its own.
+    """Remember SIGUSR1 from now on; a run later installs its own handlers.
 
-    Python's own answer would be to die, and Slurm may send the signal while torch is still being imported. A parent
+    By default Python would die, and Slurm may send the signal while torch is still being imported. A parent
     that starts ranks blocks the signal around that (`aitrain.dist.processes`, `rank_process`), so it is unblocked here.
-    The supervisor of this process, if it has one, is told from now on that it lives.
+    From now on, the supervisor of this process, if it has one, receives heartbeats.
     """
     heartbeat.connect()
     signal.signal(signal.SIGUSR1, lambda number, _frame: _received.append(signal.Signals(number).name))

@@ -1,4 +1,4 @@
-"""The process group of a run and the few things ranks say to each other beside gradients."""
+"""The process group of a run, and communication between ranks other than gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aitrain.errors import AitrainError, LaunchError, of_code
 
 
 class Group:
-    """All ranks of a run; with one rank every method is free of communication.
+    """All ranks of a run; with one rank no method communicates.
 
     Args:
         ranks: This process's place.
@@ -94,7 +94,7 @@ class Group:
         return values
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the tensors of all ranks, one behind the other; every rank must call this. No gradient flows through.
+        """Return the tensors of all ranks, one after the other; every rank must call this. No gradient flows through.
 
         Args:
             values: `(N, ...)`, the same shape on every rank.
@@ -121,7 +121,7 @@ class Group:
         return box[0]
 
     def by_first(self, find: Callable[[], Any]) -> Any:
-        """Let rank 0 find something out and tell the others; a fault of it is raised on every rank.
+        """Run a function on rank 0 and broadcast its result; its exception is raised on every rank.
 
         Args:
             find: Returns plain Python values; called on rank 0 only.
@@ -178,12 +178,12 @@ class Group:
     def _end_gloo(self) -> None:
         """Wait until the threads of gloo have ended; also at the exit of a process that does not close the group.
 
-        Such a thread lets go of the tensors of the last collective a moment after the collective is done, and needs the
+        Such a thread releases the tensors of the last collective a moment after the collective is done, and needs the
         interpreter for that. If the interpreter is ending by then, the process aborts ("terminate called without an
         active exception", exit code 134), and a run that ended well looks like one that crashed. The threads end when
-        the group is destroyed and nobody holds it any more. Where somebody does (FSDP and DeepSpeed keep it in their
-        own state), the tensors of the last collectives, which are ours, are held here, so that nothing is left to let
-        go of. NCCL's groups are left alone: destroying them talks to the other ranks, and a rank that leaves with an
+        the group is destroyed and nothing refers to it any more. Where something does (FSDP and DeepSpeed keep it in
+        their own state), the tensors of the last collectives, which are ours, are held here, so that nothing is left to
+        release. NCCL's groups are left alone: destroying them talks to the other ranks, and a rank that leaves with an
         error must not wait for those.
         """
         group, self._host_group = self._host_group, None

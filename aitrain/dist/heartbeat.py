@@ -1,4 +1,4 @@
-"""What a rank tells its supervisor: that it makes progress, with what, and where its log is. No torch."""
+"""Heartbeats from a rank to its supervisor: its progress, its current activity and its log. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VARIABLE = "AITRAIN_HEARTBEAT_FD"
 """Environment variable with the number of the pipe to the supervisor."""
 
 STACK_SIGNAL = signal.SIGUSR2
-"""Signal at which a rank writes the stacks of its threads to standard error, even where Python itself is stuck."""
+"""Signal at which a rank writes the stack traces of its threads to standard error, even if Python is stuck."""
 
 _PR_SET_PDEATHSIG = 1
 """prctl(2): the signal this process gets when its parent dies."""
@@ -31,7 +31,7 @@ _doing = "starting"
 
 
 def connect() -> None:
-    """Find the supervisor of this process, if it has one, and answer its signal for stacks."""
+    """Connect to the supervisor of this process, if it has one, and handle its request for stack traces."""
     global _pipe
     number = os.environ.pop(VARIABLE, None)  # not for processes that this one starts
     if number is None:
@@ -45,10 +45,10 @@ def connect() -> None:
 
 
 def beat(doing: str) -> None:
-    """Tell that the run gets on; costs microseconds, and nothing without a supervisor.
+    """Report progress; takes microseconds, and does nothing without a supervisor.
 
     Args:
-        doing: With what, in a few words, for instance `step 12`.
+        doing: Current activity in a few words, for instance `step 12`.
     """
     global _doing
     _doing = doing
@@ -57,13 +57,13 @@ def beat(doing: str) -> None:
 
 
 def beat_again() -> None:
-    """Tell that the run still gets on with what was told last."""
+    """Report that the last activity still makes progress."""
     beat(_doing)
 
 
 @contextlib.contextmanager
 def beating_while_writing(doing: str, every_s: float = 10.0) -> Iterator[None]:
-    """Tell of progress inside the block as long as this process writes, for a call of a library that writes for long.
+    """Report progress inside the block while this process writes, for library calls that write for long.
 
     Args:
         doing: What is written, in a few words.
@@ -104,7 +104,7 @@ def _written() -> int:
 
 
 def tell(**facts: Any) -> None:
-    """Tell the supervisor a fact about the run.
+    """Send the supervisor a fact about the run.
 
     Args:
         facts: `run` (the run directory) and `hang_s` (seconds without progress that are too many, or null).

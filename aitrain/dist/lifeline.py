@@ -1,4 +1,4 @@
-"""Connections between the supervisors of a run: every rank reports to that of rank 0, which decides. No torch."""
+"""Connections between the supervisors of a run: all report to that of rank 0, which decides. No torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS: dict[str, Any] = {
     "code": (int, NoneType),
     "tail": list,
 }
-"""What a report may say about a rank, by type; anything else comes from a stranger and is left out."""
+"""Fields of a report and their types; anything else is ignored."""
 
 
 class Line:
@@ -94,7 +94,7 @@ class Line:
 
 
 class Hub:
-    """The end of rank 0: hears all ranks.
+    """The side of rank 0: receives the reports of all ranks.
 
     Args:
         port: Where it listens.
@@ -121,7 +121,7 @@ class Hub:
             self._listener.setblocking(False)
 
     def listen(self) -> None:
-        """Take new connections and reports, and tell the others that rank 0 is alive."""
+        """Accept connections and reports, and tell the others that rank 0 is alive."""
         now = time.monotonic()
         self._accept()
         for line in list(self._unknown):
@@ -193,7 +193,7 @@ class Hub:
         self._heard = {rank: at + pause_s for rank, at in self._heard.items()}
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Tell all ranks something.
+        """Send a message to all ranks.
 
         Args:
             message: Plain values.
@@ -202,7 +202,7 @@ class Hub:
             line.send(message)
 
     def end(self, verdict: Verdict) -> None:
-        """Tell all ranks how the run ends, and hang up.
+        """Send all ranks the verdict, and close the connections.
 
         Args:
             verdict: How.
@@ -215,7 +215,7 @@ class Hub:
 
 
 def _allow_connections(world: int) -> None:
-    """Raise the limit of open files, which is often 1024, to what a connection per rank takes."""
+    """Raise the limit of open files, which is often 1024, to what one connection per rank needs."""
     needed = world + FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -229,7 +229,7 @@ def _allow_connections(world: int) -> None:
 
 
 class Spoke:
-    """The end of every other rank.
+    """The side of every other rank.
 
     Args:
         address: Host of rank 0.
@@ -246,11 +246,11 @@ class Spoke:
         self._said: tuple[Any, ...] = ()
 
     def exchange(self, state: RankState, answer: Callable[[dict[str, Any]], None]) -> bool:
-        """Report this rank, and take what the hub says.
+        """Report this rank, and receive messages from the hub.
 
         Args:
             state: This rank.
-            answer: Takes each message.
+            answer: Called with each message.
 
         Returns:
             Whether rank 0 is still there.
@@ -284,6 +284,6 @@ class Spoke:
             self._line = Line(socket.create_connection(self._place, timeout=2.0))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._line is not None:
             self._line.close()

@@ -1,4 +1,4 @@
-"""Start the ranks of one machine, pass signals on, and end all when one fails. No torch."""
+"""Starts the ranks of one machine, forwards signals, and ends all when one fails. No torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from aitrain.dist.ranks import Ranks
 
 GRACE_S = 30.0
-"""Seconds that the other ranks get to end by themselves after one has failed."""
+"""Seconds that the other ranks get to exit after one has failed."""
 
 GRACE_AFTER_SECOND_S = 2.0
-"""The same after a second Ctrl-C, when somebody sits there and waits."""
+"""The same after a second Ctrl-C, when a user is waiting."""
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""One rank as its supervisor sees it: a process, what it says, and whether it still gets on. No torch."""
+"""A rank as its supervisor sees it: a process, its output, and its progress. No torch."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ class RankProcess:
         self.selector.register(descriptor, selectors.EVENT_READ, answer)
 
     def read(self, descriptor: int, answer: Callable[[bytes], None]) -> None:
-        """Take what has come through one of the pipes.
+        """Read one of the pipes.
 
         Args:
             descriptor: The pipe.
-            answer: Takes each line.
+            answer: Called with each line.
         """
         try:
             content = os.read(descriptor, 1 << 16)
@@ -133,7 +133,7 @@ class RankProcess:
                 _write(self._log, self._early.popleft())
 
     def poll(self, wait_s: float) -> None:
-        """Wait a moment for news, and see whether the process has ended or was stopped.
+        """Wait briefly for output, and check whether the process has ended or was stopped.
 
         Args:
             wait_s: Longest wait, in seconds.
@@ -166,13 +166,13 @@ class RankProcess:
                 self.read(key.fd, key.data)
 
     def release(self) -> None:
-        """Print what was held back: a traceback of rank 0."""
+        """Print the withheld output: a traceback of rank 0."""
         for line in self._held:
             _write(sys.stderr.buffer, line)
         self._held.clear()
 
     def withhold(self) -> bool:
-        """Drop what was held back, because another rank was the cause; `logs/rank-0.log` has it.
+        """Drop the withheld output, because another rank was the cause; `logs/rank-0.log` has it.
 
         Returns:
             Whether there was anything.
@@ -192,12 +192,12 @@ class RankProcess:
                 os.kill(self.process.pid, number)
 
     def ask_for_stack(self) -> None:
-        """Let the process write the stacks of its threads to its log; one that was stopped goes on for that."""
+        """Make the process write its stack traces to its log; a stopped one is continued for that."""
         self.send(STACK_SIGNAL)
         self.send(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End the process at once, and take its last words."""
+        """Kill the process, and read its last output."""
         self.send(signal.SIGKILL)
         deadline = time.monotonic() + 10
         while self.code is None and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Which rank this process is, read from what started it: torchrun, srun, aitrain itself, or nobody. No torch."""
+"""Which rank this process is, detected from its launcher: torchrun, srun, aitrain itself, or nobody. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aitrain.errors import LaunchError
 
 @dataclass(frozen=True)
 class Ranks:
-    """Place of one process among all of a run.
+    """Rank of one process in a run.
 
     Attributes:
         rank: Number of this process over all nodes, from 0.
@@ -44,17 +44,17 @@ class Ranks:
 
     @property
     def data_rank(self) -> int:
-        """Number of this process among those that see different samples; today all do."""
+        """Number of this process among those that see different samples; currently all do."""
         return self.rank
 
     @property
     def data_size(self) -> int:
-        """How many processes see different samples; today all do."""
+        """How many processes see different samples; currently all do."""
         return self.world
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, the one that writes and speaks."""
+        """Whether this is rank 0, the one that writes and prints."""
         return self.rank == 0
 
     def device_index(self, visible: int) -> int:

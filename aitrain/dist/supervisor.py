@@ -1,4 +1,6 @@
-"""Runs a rank as a child and watches it: no rank dies, stops or hangs while the others burn hours. No torch."""
+"""Runs a rank as a child and watches it, so that a rank that dies or hangs does not leave the others waiting. No
+torch.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ def node_name(environment: Mapping[str, str]) -> str:
 
 
 class Supervisor:
-    """Starts one rank and decides, together with the supervisors of the others, how it ends.
+    """Starts one rank and decides together with the other supervisors how the run ends.
 
     Args:
         ranks: This rank's place.
@@ -59,7 +61,7 @@ class Supervisor:
         while_running: Called on rank 0 with the run directory every few seconds.
 
     Raises:
-        LaunchError: The port where the supervisors meet is in use.
+        LaunchError: The port of the supervisors is in use.
     """
 
     def __init__(
@@ -181,7 +183,7 @@ class Supervisor:
         return self._of_stacks(states, why) if why is not None else None
 
     def _of_stacks(self, states: list[RankState], why: str) -> Verdict:
-        """Ask every rank for its stack, and say who is to blame."""
+        """Request the stack trace of every rank, and determine the cause."""
         assert self._hub is not None
         self._dump_asked = True
         self._hub.tell({"dump": True})
@@ -212,7 +214,7 @@ class Supervisor:
 
 
 def _show(verdict: Verdict) -> None:
-    """Say what happened, with the last lines of the rank it happened to."""
+    """Report what happened, with the last lines of the rank concerned."""
     if verdict.reason is not None:
         tail = " Its last lines:" if verdict.tail and verdict.rank != 0 else ""
         print(f"{verdict.reason[0].upper()}{verdict.reason[1:]}.{tail}", file=sys.stderr)

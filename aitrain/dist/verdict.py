@@ -1,4 +1,4 @@
-"""What the states of all ranks mean: go on, done, or ended, by whom and why. Pure. No torch."""
+"""Decides from the states of all ranks whether a run continues, is done, or has failed, and why. No torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ STOPPED_S = 10.0
 """Seconds for which a process may be stopped (SIGSTOP) while its supervisor runs on."""
 
 LOST_S = 30.0
-"""Seconds without a word from a supervisor after which its node counts as lost."""
+"""Seconds without a report from a supervisor after which its node counts as lost."""
 
 FIRST_CONTACT_S = 300.0
 """Seconds that the ranks get to start."""
 
 TOLD = (EXIT_USER, EXIT_DATA, EXIT_GUARD)
-"""Exit codes whose reason the rank has told the user."""
+"""Exit codes whose reason the rank has already reported to the user."""
 
 BROKEN_HARDWARE = (
     "uncorrectable ECC error",
@@ -36,7 +36,7 @@ BROKEN_HARDWARE = (
     "devices are busy or unavailable",
     "HSA_STATUS_ERROR",
 )
-"""What a rank says when its machine is to blame: the run may go on elsewhere."""
+"""Messages of a rank that point to its machine: the run may continue elsewhere."""
 
 
 @dataclass
@@ -50,13 +50,13 @@ class RankState:
     """Name of its node."""
 
     doing: str = "starting"
-    """What it was last busy with."""
+    """Its last activity."""
 
     silent_s: float = 0.0
     """Seconds since it last made progress."""
 
     beats: int = 0
-    """How often it has told of progress."""
+    """Number of progress reports."""
 
     stopped_s: float | None = None
     """Seconds since its process was stopped; `None` = it is not."""
@@ -71,14 +71,14 @@ class RankState:
     """Seconds since its supervisor was last heard."""
 
     is_lost: bool = False
-    """Whether the connection to its supervisor broke without a goodbye."""
+    """Whether the connection to its supervisor broke unexpectedly."""
 
     tail: list[str] = field(default_factory=list)
     """Its last lines."""
 
     @property
     def place(self) -> str:
-        """Rank and node, for people."""
+        """Rank and node, in readable form."""
         return f"rank {self.rank} on {self.node}"
 
     @property
@@ -95,13 +95,13 @@ class Verdict:
     """Exit code of every rank."""
 
     reason: str | None = None
-    """What happened, in one sentence; `None` = nothing that the ranks have not told themselves."""
+    """What happened, in one sentence; `None` = nothing beyond what the ranks have reported."""
 
     rank: int | None = None
-    """Who it happened to."""
+    """The rank concerned."""
 
     node: str | None = None
-    """Where, when that node shall not be used again."""
+    """Its node, if that must not be used again."""
 
     tail: tuple[str, ...] = ()
     """The last lines of that rank."""
@@ -127,7 +127,7 @@ def failed(states: Sequence[RankState]) -> Verdict | None:
 
 
 def _guilt(state: RankState) -> tuple[int, float]:
-    """Order ranks by how likely they are the cause: lost, killed, told a fault, died of an exception; then by time."""
+    """Order ranks by how likely they are the cause: lost, killed, reported a fault, exception; then by time."""
     if state.code is None:
         kind = 0
     elif state.code < 0 and state.code != -signal.SIGTERM:
@@ -160,7 +160,7 @@ def _of_failure(state: RankState) -> Verdict:
 
 
 def stuck(states: Sequence[RankState], hang_s: float | None) -> str | None:
-    """Return why a run does not get on although nobody died, or `None` when it does.
+    """Return why a run makes no progress although no rank died, or `None` if it does.
 
     A rank that waits for others is silent, so only a silence of all counts.
 
@@ -177,7 +177,7 @@ def stuck(states: Sequence[RankState], hang_s: float | None) -> str | None:
 
 
 def of_stuck(states: Sequence[RankState], why: str, stacks: Mapping[int, Sequence[str]]) -> Verdict:
-    """Return the verdict on a run that does not get on, after every rank was asked for its stack.
+    """Return the verdict on a run without progress, after every rank was asked for its stack trace.
 
     Args:
         states: Every rank.

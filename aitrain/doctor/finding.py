@@ -1,4 +1,4 @@
-"""One thing that was looked at: fine, worth knowing, or wrong with what to do. No torch."""
+"""One finding of the doctor: fine, a note, or wrong with what to do. No torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Grade(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at and how it is."""
+    """The result of one check."""
 
     what: str
     """Subject, in one or two words."""
 
     said: str
-    """What was found, and what to do where that is needed."""
+    """What was found, and what to do if needed."""
 
     grade: Grade = Grade.ok
     """How it is."""
@@ -45,7 +45,7 @@ def text_of(findings: Sequence[Finding]) -> str:
 
 
 def exit_code(findings: Sequence[Finding], in_job: bool) -> int:
-    """Return how the command ends: 4 for a sick node, 2 for what the user can fix.
+    """Return how the command ends: 4 for a faulty node, 2 for what the user can fix.
 
     Args:
         findings: All of them.

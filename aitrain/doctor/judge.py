@@ -1,4 +1,4 @@
-"""What the measurements of all ranks mean: which node is slow, whose clock is off, whether the fabric is used. Pure."""
+"""Interprets the measurements of all ranks: slow nodes, wrong clocks, unused fast network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SLOW = 0.7
 
 LARGEST_SKEW_S = 2.0
 POOR_FABRIC = 0.3
-"""Share of the profile's bandwidth below which messages seem to take another way."""
+"""Share of the profile's bandwidth below which messages seem to take a slower network."""
 
 WRITE_SPREAD = 0.3
 """Share of the median write rate below which a node's file system counts as slow."""
 
 
 def judge(found: Sequence[Measured], cluster: Cluster | None) -> list[Finding]:
-    """Return what is fine and what is wrong, the nodes named.
+    """Return the findings, with the names of the nodes.
 
     Args:
         found: What every rank measured.

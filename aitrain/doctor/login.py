@@ -1,4 +1,4 @@
-"""Looks at a login node, or any machine: Python, torch, driver, disks, proxies, modules, Slurm. Opens no connection."""
+"""Checks a login node, or any machine: Python, torch, driver, disks, proxies, modules, Slurm. Opens no connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on parallel file systems: written beside their place, made durable, then renamed."""
+"""Files on parallel file systems: written next to their destination, made durable, then renamed."""
 
 from aitrain.io.files import (
     append_line,

@@ -1,4 +1,4 @@
-"""Write files and folders so that a reader sees either nothing or the whole."""
+"""Writes files and folders atomically: a reader sees either nothing or everything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PART = ".part"
 """What the name of something half-written ends with."""
 
 ABANDONED_S = 24 * 3600.0
-"""A half-written thing of another machine that nobody has touched for so long has no writer any more."""
+"""Seconds after which a half-written file of another machine counts as abandoned."""
 
 CUT_LINE_LOOKS = 20
 CUT_LINE_PAUSE_S = 0.02
@@ -164,7 +164,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _ends_with_a_whole_line(file: FileIO) -> bool:
-    """Tell whether the last line is whole, after giving another writer the time to finish it.
+    """Return whether the last line is complete, after giving another writer time to finish it.
 
     While a line is being copied, another process can see a part of it: the size of a file grows page by page. No lock,
     because a writer that was stopped, or whose machine is lost, would keep it.
@@ -207,7 +207,7 @@ def writing(what: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def new_directory(final: Path) -> Iterator[Path]:
-    """Fill a directory under a temporary name beside its place and rename it when the block ends well.
+    """Fill a directory under a temporary name next to its destination and rename it if the block succeeds.
 
     Every file is fsynced before the rename, and the parent after it. When the block raises, the temporary
     directory is removed and `final` never exists.

@@ -1,4 +1,4 @@
-"""A home for caches where the user has none: containers often run under a number that no password file knows."""
+"""A cache folder for users without a home directory: containers often run under an unknown user id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 def ensure_home() -> None:
     """Make sure that HOME and USER name something; libraries look up both and end with a traceback otherwise.
 
-    Where there is no home, a private folder in the temporary directory takes its place, with a word about it.
+    Without a home, a private folder in the temporary directory is used, and reported.
     """
     number = os.getuid()
     try:

@@ -46,7 +46,7 @@ class Postponed(ModuleType):
 
     @classmethod
     def put(cls, name: str, **values: Any) -> Postponed:
-        """Stand in for a module, unless it is there already.
+        """Replace a module, unless it is already imported.
 
         Args:
             name: Its full name.

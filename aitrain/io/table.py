@@ -17,7 +17,7 @@ GAP = "  "
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Return rows as a table that fits a width; as one line per cell where that is asked, or too narrow.
+    """Return rows as a table that fits a width; as one line per cell if requested, or if it is too narrow.
 
     Args:
         head: Names of the columns.
@@ -37,7 +37,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None 
 
 
 def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
-    """Return the width of each column; None where they do not fit."""
+    """Return the width of each column; None if they do not fit."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     room = width - len(GAP) * (len(widths) - 1)
     while sum(widths) > room:

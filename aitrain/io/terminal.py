@@ -12,7 +12,7 @@ PLAIN = "AITRAIN_PLAIN"
 
 
 def speak_anywhere() -> None:
-    """Let every character be written, as an escape where the terminal does not have it."""
+    """Make every character printable, as an escape if the terminal does not support it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -15,7 +15,7 @@ from aitrain.io.home import user_path
 
 
 def load_class(file: str, name: str, key: str) -> type:
-    """Return a class of a user's file. The file is run, once per process; modules beside it may be imported by it.
+    """Return a class of a user's file. The file is run once per process; it may import modules next to it.
 
     Args:
         file: Path of a Python file.
@@ -65,7 +65,7 @@ def _module(path: Path, key: str) -> ModuleType:
 
 
 def digests(file: str) -> dict[str, str]:
-    """Return checksums of a user's file and of the modules beside it that were imported with it.
+    """Return checksums of a user's file and of the modules next to it that it imported.
 
     Args:
         file: Path of a Python file that was loaded.

@@ -1,4 +1,4 @@
-"""What a job trains and what it asks of Slurm, as values."""
+"""What a job trains and requests from Slurm, as values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Run:
-    """What a job trains, as far as its script depends on it."""
+    """What a job trains, as far as its script needs it."""
 
     recipe: str
     """Recipe and overrides, as the user wrote them."""
@@ -40,7 +40,7 @@ class Run:
     """`AITRAIN_CACHE` of the user, if it is set."""
 
     address: str | None = None
-    """Where the ranks meet; `None` = at the first node of the job."""
+    """Address of rank 0; `None` = the first node of the job."""
 
     sweep: str | None = None
     """Folder of a sweep, whose runs are in it by number; `None` = one run."""
@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Ask:
-    """What a job asks of Slurm."""
+    """What a job requests from Slurm."""
 
     name: str
     """Name of the job."""
@@ -66,7 +66,7 @@ class Ask:
     """Time limit."""
 
     signal_s: int
-    """Seconds before the time limit at which the run is told to stop."""
+    """Seconds before the time limit at which Slurm signals the run to stop."""
 
     account: str | None = None
     """Account."""
@@ -78,7 +78,7 @@ class Ask:
     """QoS."""
 
     practice_env: bool = False
-    """Whether the network variables of practice are set too."""
+    """Whether undocumented network variables are also set."""
 
     requeue: bool = True
     """Whether a job may be put back into the queue."""

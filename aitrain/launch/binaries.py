@@ -25,7 +25,7 @@ class TorchBuild(Enum):
 
 
 def program_architecture(path: Path) -> str | None:
-    """Return what an ELF program was built for; `None` = it is none, or of an architecture without a name here.
+    """Return what an ELF program was built for; `None` = not an ELF program, or an unknown architecture.
 
     Args:
         path: The program; links are followed.
@@ -38,7 +38,7 @@ def program_architecture(path: Path) -> str | None:
 
 
 def container_architecture(path: Path) -> str | None:
-    """Return what a container was built for: a SIF image, or an unpacked folder; `None` = it cannot be told.
+    """Return what a container was built for: a SIF image, or an unpacked folder; `None` = unknown.
 
     Args:
         path: The image or folder.

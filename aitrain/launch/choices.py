@@ -1,4 +1,4 @@
-"""The words that a cluster profile chooses from: member name = what stands in the YAML, value = what it means."""
+"""The options of a cluster profile: member name = the word in the YAML, value = what it means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Confidence(Enum):
-    """How far a value can be trusted."""
+    """How reliable a value is."""
 
     documented = "read in the centre's own documentation or code"
     transcribed = "the centre's documentation, as copied by others"
@@ -33,7 +33,7 @@ class Arch(Enum):
 
 
 class Runtime(Enum):
-    """What the devices are programmed with."""
+    """Programming platform of the devices."""
 
     cuda = "NVIDIA"
     rocm = "AMD"
@@ -57,7 +57,7 @@ class Network(Enum):
 
 
 class DeviceFlag(Enum):
-    """How devices are asked for."""
+    """How devices are requested."""
 
     gpus_per_node = "--gpus-per-node=N"
     gres = "--gres=gpu:N"

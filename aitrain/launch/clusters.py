@@ -1,4 +1,4 @@
-"""Finds cluster profiles, lays a user's or a site's file over a shipped one, and keeps where each value comes from."""
+"""Finds cluster profiles, merges a user's or a site's file with a shipped one, and records the origin of each value."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Keys = tuple[str, ...]
 
 @dataclass
 class Layer:
-    """One profile file: what it sets and what it says about the sources."""
+    """One profile file: its values and their sources."""
 
     path: Path
     values: dict[Keys, Any] = field(default_factory=dict)
@@ -151,7 +151,7 @@ def _base(base: str, path: Path, environment: Mapping[str, str] | None) -> Path:
 
 
 def _read(path: Path, faults: Faults) -> Layer:
-    """Read one file; what is wrong in it is noted with its line."""
+    """Read one file; faults are recorded with their line."""
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -217,7 +217,7 @@ class _Reader:
         return [_build(Evidence, {keys[1:]: value for keys, value in values.items()}, ()) for values in found]
 
     def refuse_stray(self, layer: Layer) -> None:
-        """Note every source of a value that the file does not set: it would be ignored without a word."""
+        """Record every source of a value that the file does not set: it would be ignored silently."""
         there = [".".join(keys) for keys in layer.values]
         for key in [key for evidence in layer.evidence for key in evidence.keys]:
             if not any(_covers(key, name) for name in there):
@@ -319,7 +319,7 @@ def unsourced(cluster: Cluster) -> list[str]:
 
 
 def warning(profile: Profile) -> str | None:
-    """Return what a user must know about a profile that is no real cluster, or `None`.
+    """Return a warning for a profile that is not a real cluster, or `None`.
 
     Args:
         profile: A profile.

@@ -1,4 +1,4 @@
-"""Hands a job to Slurm: writes its folder, calls sbatch, and says what was queued."""
+"""Submits a job to Slurm: writes its folder, calls sbatch, and reports what was queued."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from aitrain.trainer.run_directory import RunDirectory, fixed
 
 @dataclass
 class Wanted:
-    """One run that shall be submitted."""
+    """A run to submit."""
 
     words: list[str]
     """Its overrides."""
 
     config: RunConfig
-    """The recipe with them and with the flags."""
+    """The composed recipe, flags included."""
 
     cluster: Cluster
-    """Where it shall run."""
+    """The cluster it runs on."""
 
 
 def remarks(config: RunConfig, cluster: Cluster, job: Job) -> Iterator[str]:
-    """Yield what the user should know, though the job can run."""
+    """Yield warnings about a job that can run."""
     wanted, limit = config.cluster.time_min, job.ask.minutes
     if wanted is not None and wanted > limit:
         yield (
@@ -58,7 +58,7 @@ def remarks(config: RunConfig, cluster: Cluster, job: Job) -> Iterator[str]:
 
 
 def hand_in(wanted: list[Wanted], cluster: Cluster, job: Job) -> int:
-    """Write the job folder, call sbatch, and say what was queued; when that fails, the folder is gone again."""
+    """Write the job folder, call sbatch, and report what was queued; if that fails, the folder is removed."""
     slurm = Slurm(cluster.name)
     if not slurm.is_here:
         raise LaunchError(
@@ -101,6 +101,6 @@ def hand_in(wanted: list[Wanted], cluster: Cluster, job: Job) -> int:
 
 
 def _differences(wanted: list[Wanted]) -> list[str]:
-    """Return the words of each run that not all of them have."""
+    """Return the overrides of each run that are not common to all."""
     shared = set.intersection(*(set(each.words) for each in wanted))
     return [" ".join(word for word in each.words if word not in shared) for each in wanted]

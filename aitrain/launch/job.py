@@ -1,4 +1,6 @@
-"""A job as values: what a recipe on a cluster asks of Slurm and does on the nodes. No file, no clock, no Slurm."""
+"""A job as values: what a recipe on a cluster requests from Slurm and does on the nodes. No file, no clock, no
+Slurm.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,17 @@ CACHES = (
 """Caches of compilers: many small files, written by every rank at once."""
 
 OFFLINE = (("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_OFFLINE", "1"), ("TRANSFORMERS_OFFLINE", "1"))
-"""What keeps Hugging Face libraries from opening a connection."""
+"""Variables that keep Hugging Face libraries from opening connections."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a job script says; the template asks this for each of its lines."""
+    """All values of a job script; the template reads them."""
 
     profile: Profile
     ask: Ask
     run: Run | None = None
-    """What is trained; `None` = a ready script, which is told behind `sbatch`."""
+    """What is trained; `None` = a ready script, which is given after `sbatch`."""
 
     notes: tuple[str, ...] = field(default=())
     """Sentences for the head of the script."""
@@ -56,7 +58,7 @@ class Job:
 
     @property
     def device_word(self) -> str:
-        """What one device is called."""
+        """Name of one device."""
         return self.profile.device_word
 
     @property
@@ -89,7 +91,7 @@ class Job:
 
     @property
     def signal_comment(self) -> str:
-        """What the signal is for."""
+        """Comment on the signal."""
         return f"{self.ask.signal_s} s before the limit, Slurm tells every rank to finish its step, save and exit."
 
     @property
@@ -175,17 +177,17 @@ class Job:
 
     @property
     def fabric(self) -> list[tuple[str, str]]:
-        """Network variables of the centre's own."""
+        """Network variables that the centre documents."""
         return list(self.profile.fabric.environment.items())
 
     @property
     def fabric_practice(self) -> list[tuple[str, str]]:
-        """Network variables of practice, when they are asked for."""
+        """Undocumented network variables, if requested."""
         return list(self.profile.fabric.environment_practice.items()) if self.ask.practice_env else []
 
     @property
     def address_suffix(self) -> str | None:
-        """What stands behind a node's name before its address is looked up; `None` = the name is the address."""
+        """Suffix of a node's name before its address is looked up; `None` = the name is the address."""
         return {Address.hostname: None, Address.ip: "", Address.ip_of_i: "i"}[self.profile.fabric.rendezvous]
 
     @property
@@ -201,13 +203,13 @@ class Job:
 
     @property
     def srun_each_node(self) -> str:
-        """The beginning of an srun that runs once on each node."""
+        """First words of an srun that runs once on each node."""
         words = ["srun", '--nodes="$SLURM_NNODES"', '--ntasks="$SLURM_NNODES"', "--ntasks-per-node=1"]
         return " ".join([*words, *self.profile.request.srun])
 
     @property
     def srun_ranks(self) -> str:
-        """The beginning of the srun that starts all ranks."""
+        """First words of the srun that starts all ranks."""
         if self.ready and not self.one_task_per_node:
             ranks = ['--ntasks="$SLURM_NTASKS"', '--ntasks-per-node="$SLURM_NTASKS_PER_NODE"']
             ranks.append('--cpus-per-task="$SLURM_CPUS_PER_TASK"')
@@ -248,7 +250,7 @@ class Job:
 
     @property
     def srun_once(self) -> str:
-        """The beginning of an srun that runs aitrain once."""
+        """First words of an srun that runs aitrain once."""
         words = ["srun", "--nodes=1", "--ntasks=1"]
         if self.profile.software.container is Container.edf and self.run is not None and self.run.container is not None:
             words.append(shlex.quote(f"--environment={self.run.container}"))
@@ -275,7 +277,7 @@ class Job:
 
     @property
     def again(self) -> str:
-        """What to give to sbatch to go on by hand."""
+        """Arguments for sbatch to continue by hand."""
         if self.run is not None and self.run.sweep is not None:
             return f"--array=$SLURM_ARRAY_TASK_ID {self.run.sweep}/job.sbatch"
         return (
@@ -284,12 +286,12 @@ class Job:
 
     @property
     def device_hours(self) -> float:
-        """Most device-hours that the job, or all of a sweep, can take without requeues."""
+        """Most device-hours that the job, or the sweep, can take without requeues."""
         return self.ask.nodes * self.devices * self.ask.minutes / 60 * (1 if self.run is None else self.run.runs)
 
     @property
     def cost(self) -> str:
-        """What one run of the job costs at most, in device-hours and in the site's unit."""
+        """Highest cost of one run of the job, in device-hours and in the site's unit."""
         hours = amount(self.device_hours, f"{self.device_word}-hour")
         billing = self.profile.billing
         if billing.per_device_hour is None or billing.unit is None:
@@ -298,7 +300,7 @@ class Job:
 
 
 def counted(number: int, word: str) -> str:
-    """Return a number with its word, in the plural where it must.
+    """Return a number with its noun, in the plural if needed.
 
     Args:
         number: How many.
@@ -308,7 +310,7 @@ def counted(number: int, word: str) -> str:
 
 
 def amount(number: float, unit: str) -> str:
-    """Return an amount with its unit, in the plural where it must; abbreviations have none.
+    """Return an amount with its unit, in the plural if needed; abbreviations have none.
 
     Args:
         number: How much; shown with at most two decimals.

@@ -26,7 +26,7 @@ NAMESPACES = ["unshare", "--uts", "--ipc", "--mount", "--propagation", "private"
 
 
 class Process(NamedTuple):
-    """A process that we started; the time tells it from a later one with the same number."""
+    """A process that we started; the start time distinguishes it from a later one with the same number."""
 
     pid: int
     """Its number."""
@@ -44,7 +44,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def is_alive(process: Process | None) -> bool:
-    """Return whether a process of ours still runs.
+    """Return whether a process that we started still runs.
 
     Args:
         process: The process; `None` = it was never started.
@@ -63,12 +63,12 @@ def memory_mb(process: Process) -> float:
 
 
 def start_process(command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Process:
-    """Start a daemon in a session of its own.
+    """Start a daemon in its own session.
 
     Args:
         command: Program and arguments.
-        log: Takes what it prints.
-        environment: Variables beside ours.
+        log: File for its output.
+        environment: Variables in addition to ours.
     """
     with open(log, "ab") as output:
         child = subprocess.Popen(
@@ -84,11 +84,11 @@ def start_process(command: Sequence[str], log: Path, environment: dict[str, str]
 
 
 def stop_process(process: Process | None, seconds: float) -> None:
-    """End a process of ours: asked first, killed when that takes too long.
+    """Terminate a process that we started; kill it if that takes too long.
 
     Args:
         process: The process; one that has ended, or `None`, is left alone.
-        seconds: How long it gets; 0 = killed at once.
+        seconds: Time until it is killed; 0 = killed immediately.
     """
     if process is None or not is_alive(process):
         return
@@ -113,7 +113,7 @@ def run(
     Args:
         command: Program and arguments.
         check: Whether a failure is refused.
-        configuration: slurm.conf of the cluster it shall ask.
+        configuration: slurm.conf of the cluster.
 
     Raises:
         LaunchError: It failed.
@@ -126,7 +126,7 @@ def run(
 
 
 def why_no_namespaces() -> str | None:
-    """Return why nodes cannot have a network of their own here, or `None` when they can."""
+    """Return why nodes cannot have their own network here, or `None` if they can."""
     if os.geteuid() != 0:
         return "only root can give each its own network"
     missing = [name for name in ("ip", "unshare", "nsenter") if shutil.which(name) is None]
@@ -155,7 +155,7 @@ def shared_folders(more: Sequence[Path]) -> tuple[str, ...]:
 
 
 def make_bridge(site: Site) -> None:
-    """Make the network device that joins the nodes.
+    """Create the network device that connects the nodes.
 
     Args:
         site: The cluster.
@@ -195,7 +195,7 @@ def start_node(site: Site, name: str) -> Process:
 
 
 def stop_node(site: Site, name: str, process: Process | None) -> None:
-    """End one node with everything on it, and remove its network.
+    """Kill one node with everything on it, and remove its network.
 
     Args:
         site: The cluster.

@@ -27,7 +27,7 @@ class Site:
     """Where its configuration, logs and state are."""
 
     number: int
-    """Which network and ports are its own."""
+    """Number of its network and ports."""
 
     nodes: int
     """Nodes."""
@@ -36,10 +36,10 @@ class Site:
     """Pretended GPUs per node."""
 
     namespaces: bool
-    """Whether each node has a network, processes and mounts of its own; if not, all are this one host."""
+    """Whether each node has its own network, processes and mounts; otherwise all run on this host."""
 
     shared: tuple[str, ...]
-    """Folders below `/tmp` that every node sees; all else in `/tmp` is each node's own."""
+    """Folders below `/tmp` that every node sees; everything else in `/tmp` is private to a node."""
 
     @property
     def configuration(self) -> Path:
@@ -58,7 +58,7 @@ class Site:
 
     @property
     def bridge(self) -> str:
-        """Name of the network device that joins the nodes."""
+        """Name of the network device that connects the nodes."""
         return f"aitrain{self.number}"
 
     @property
@@ -78,7 +78,7 @@ class Site:
 
 
 def write_configuration(site: Site) -> None:
-    """Write slurm.conf and the files beside it.
+    """Write slurm.conf and its companion files.
 
     Args:
         site: The cluster; jobs and logs of one that ran in its folder before are removed.
@@ -110,9 +110,9 @@ def write_configuration(site: Site) -> None:
 
 
 def _devices(site: Site) -> str:
-    """Return device files that stand for GPUs, as gres.conf names them.
+    """Return device files that simulate GPUs, in the notation of gres.conf.
 
-    Slurm numbers GPUs by character devices. Copies of /dev/null do; without the right to make some, consoles.
+    Slurm numbers GPUs by character devices. Copies of /dev/null work; without permission to create them, consoles.
 
     Args:
         site: The cluster.

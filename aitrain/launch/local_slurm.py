@@ -94,7 +94,7 @@ def _refuse(nodes: int, gpus: int, folder: Path) -> None:
 
 
 def _free_number(namespaces: bool) -> int:
-    """Return the number of a network and ports that nobody uses."""
+    """Return the number of an unused network and port range."""
     for number in range(100):
         if namespaces and Path(f"/sys/class/net/aitrain{number}").exists():
             continue
@@ -146,7 +146,7 @@ def _wait_for(is_so: Callable[[], bool], otherwise: str, seconds: float) -> None
 
 
 def stop(folder: Path) -> None:
-    """End the cluster in a folder: exactly the processes and network devices that `start` made, and its jobs.
+    """Stop the cluster in a folder: its jobs, and exactly the processes and network devices that `start` created.
 
     Args:
         folder: Its folder.
@@ -189,7 +189,7 @@ def status(folder: Path) -> str:
 
 
 def kill_node(folder: Path, name: str) -> None:
-    """Let a node crash: every process on it dies at once.
+    """Crash a node: every process on it is killed.
 
     Args:
         folder: Folder of the cluster.
@@ -206,7 +206,7 @@ def kill_node(folder: Path, name: str) -> None:
 
 
 def start_node(folder: Path, name: str) -> None:
-    """Bring a node back that has crashed, and wait until Slurm may use it again.
+    """Restart a crashed node, and wait until Slurm can use it again.
 
     Args:
         folder: Folder of the cluster.
@@ -262,7 +262,7 @@ def _read(folder: Path) -> tuple[Site | None, dict[str, Process]]:
 
 
 def act(action: str, node: str | None, nodes: int, gpus: int, folder: Path | None, one_host: bool) -> str:
-    """Do what one word of `aitrain local-slurm` asks for.
+    """Run one action of `aitrain local-slurm`.
 
     Args:
         action: `start`, `stop`, `status`, `kill-node` or `start-node`.

@@ -1,4 +1,4 @@
-"""The facts of a cluster as typed values: what a job may ask for, how it asks, and where each value comes from."""
+"""The facts of a cluster as typed values: what a job may request, how, and where each value comes from."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Evidence:
     """Where some values come from."""
 
     keys: list[str] = field(default_factory=list)
-    """Keys, or beginnings of keys, that this source speaks of; the longest match wins."""
+    """Keys, or prefixes of keys, that this source covers; the longest match wins."""
 
     confidence: Confidence = Confidence.yours
-    """How far they can be trusted."""
+    """How reliable they are."""
 
     source: str = ""
     """Address or name of the source."""
 
     note: str | None = None
-    """What a reader should know beside it."""
+    """Additional remark."""
 
 
 @dataclass
 class Limits:
-    """What one job may ask of a partition or a QoS; `null` = not known, so it is not checked."""
+    """Limits of one job in a partition or QoS; `null` = not known, so it is not checked."""
 
     max_hours: float | None = None
     """Longest time limit, in hours."""
@@ -55,7 +55,7 @@ class Limits:
     """Whether a job gets, and pays for, whole nodes only; `null` = as `request.whole_nodes`."""
 
     note: str | None = None
-    """What a user should know about it."""
+    """Remark for users."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Device:
     """One device as Slurm and PyTorch see it: a GPU, or half of an MI250X."""
 
     runtime: Runtime = Runtime.cuda
-    """What it is programmed with."""
+    """Programming platform."""
 
     model: str | None = None
     """Its name."""
@@ -97,7 +97,7 @@ class Node:
 
 @dataclass
 class Request:
-    """How a job asks for what it needs."""
+    """How a job requests resources."""
 
     device_flag: DeviceFlag = DeviceFlag.gpus_per_node
     """Flag for devices."""
@@ -112,7 +112,7 @@ class Request:
     """Whether a job on several nodes may use a part of each."""
 
     exclusive: bool = False
-    """Whether a job that uses all devices of its nodes asks for `--exclusive`."""
+    """Whether a job that uses all devices of its nodes requests `--exclusive`."""
 
     memory_full_node: str | None = None
     """`--mem` when all devices of a node are used; `null` = memory follows the devices or cores."""
@@ -187,10 +187,10 @@ class Software:
     """Container runtime."""
 
     container_command: str | None = None
-    """What starts a program in a container; the image follows."""
+    """Command that starts a program in a container; the image follows."""
 
     container_setup: list[str] = field(default_factory=list)
-    """Lines of shell that a job with a container needs before."""
+    """Lines of shell that a job with a container needs first."""
 
     container_images: str | None = None
     """Where the site keeps images for training."""
@@ -201,7 +201,7 @@ class Area:
     """One file system, or one folder with rules of its own."""
 
     path: str = ""
-    """Where it begins; `$NAME` stands for a variable of the site."""
+    """Its path; `$NAME` is a variable of the site."""
 
     quota_gb: float | None = None
     """Space, in GB."""
@@ -213,7 +213,7 @@ class Area:
     """Days after which files are deleted; `null` = never, or not known."""
 
     note: str | None = None
-    """What a user should know about it."""
+    """Remark for users."""
 
 
 @dataclass
@@ -224,10 +224,10 @@ class Storage:
     """Kind of the parallel file system."""
 
     node_local: str = "/tmp"
-    """Folder on each node, off the parallel file system, for caches and an unpacked environment; lost with the job."""
+    """Node-local folder for caches and an unpacked environment; lost with the job."""
 
     cache_variables: list[str] = field(default_factory=list)
-    """Variables that name more caches which must be off the parallel file system."""
+    """Variables of other caches that must not be on the parallel file system."""
 
     areas: dict[str, Area] = field(default_factory=dict)
     """Areas by name."""
@@ -244,7 +244,7 @@ class Billing:
     """Units for one device in one hour, with its share of cores and memory."""
 
     note: str | None = None
-    """What a user should know about it."""
+    """Remark for users."""
 
 
 @dataclass
@@ -255,7 +255,7 @@ class Energy:
     """Program or file."""
 
     sbatch: list[str] = field(default_factory=list)
-    """Flags of sbatch that turn the measurement on; they stand in the script as comments."""
+    """Flags of sbatch that turn the measurement on; they are comments in the script."""
 
 
 @dataclass
@@ -278,7 +278,7 @@ class Profile:
     """Address of the centre's documentation."""
 
     note: str | None = None
-    """What a user must know first."""
+    """The most important remark for users."""
 
     account: str | None = None
     """Account that jobs are billed to: yours, so set it in your own file; `null` = that of the login."""
@@ -287,10 +287,10 @@ class Profile:
     """Whether a job without an account is refused."""
 
     account_example: str | None = None
-    """How an account looks there."""
+    """Example of an account."""
 
     partition: str | None = None
-    """Partition that jobs go to; `null` = the cluster's default."""
+    """Partition of the jobs; `null` = the cluster's default."""
 
     qos: str | None = None
     """QoS of the jobs; `null` = the default of the account."""
@@ -299,7 +299,7 @@ class Profile:
     """Whether a job without a QoS is refused."""
 
     qos_example: str | None = None
-    """How a QoS looks there."""
+    """Example of a QoS."""
 
     partitions: dict[str, Limits] = field(default_factory=dict)
     """Partitions and their limits; empty = not known, so any name is taken."""
@@ -325,13 +325,13 @@ class Profile:
 
     @property
     def device_word(self) -> str:
-        """What one device is called there."""
+        """Name of one device."""
         if self.device.runtime is Runtime.cpu:
             return "CPU rank"
         return "GCD" if "GCD" in (self.device.model or "") else "GPU"
 
     def limits(self, partition: str | None, qos: str | None) -> Limits:
-        """Return what a job may ask for; a limit of the QoS goes before that of the partition.
+        """Return the limits of a job; a limit of the QoS goes before that of the partition.
 
         Args:
             partition: Partition of the job.

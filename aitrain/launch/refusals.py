@@ -32,21 +32,21 @@ from aitrain.models.chat_templates import named
 from aitrain.models.folder import HUB_NAME
 
 WAIT_DAYS = 1
-"""Days that a job may wait in the queue, on top of its time limit, before a purge counts as a danger."""
+"""Days that a job may wait in the queue, on top of its time limit, before a purge counts as a risk."""
 
 SLURM_WORD = re.compile(r"[\w.@+=-]+")
-"""What can stand behind `--account=` and the like in an #SBATCH line."""
+"""Characters allowed after `--account=` and the like in an #SBATCH line."""
 
 SLURM_PATH = re.compile(r"[\w./@+=:,~-]+")
-"""What can stand in a path of an #SBATCH line: Slurm expands `%`, and splits at spaces."""
+"""Characters allowed in a path of an #SBATCH line: Slurm expands `%`, and splits at spaces."""
 
 LOST_WITH_THE_JOB = ("/tmp", "/dev/shm", "/var/tmp")
-"""Folders of one node that no other node sees, or that are emptied when a job ends."""
+"""Node-local folders, which other nodes cannot see or which are emptied when a job ends."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is submitted from."""
+    """The environment that a job is submitted from."""
 
     python: Path
     """The Python that runs `aitrain submit`."""
@@ -64,7 +64,7 @@ def cluster_faults(config: RunConfig, cluster: Cluster, ask: Ask, run_dir: Path,
     Args:
         config: A checked configuration.
         cluster: The cluster.
-        ask: What the job asks for.
+        ask: What the job requests.
         run_dir: Run directory, absolute.
         place: Where the job is submitted from.
     """
@@ -82,7 +82,7 @@ def cluster_faults(config: RunConfig, cluster: Cluster, ask: Ask, run_dir: Path,
 
 
 def _word_faults(cluster: Cluster, ask: Ask, run_dir: Path) -> Iterator[str]:
-    """Yield words that Slurm would read as something else, and names that the profile does not know."""
+    """Yield values that Slurm would misread, and names that the profile does not have."""
     profile = cluster.profile
     for key, word in (("account", ask.account), ("partition", ask.partition), ("qos", ask.qos)):
         if word is not None and not SLURM_WORD.fullmatch(word):
@@ -143,7 +143,7 @@ def _where(cluster: Cluster, ask: Ask) -> str:
 
 
 def _elsewhere(cluster: Cluster, ask: Ask, what: str) -> str:
-    """Return the partitions and QoS of the cluster that would take the job, as a half sentence."""
+    """Return the partitions and QoS of the cluster that would take the job, as a phrase."""
     profile = cluster.profile
 
     def takes(limits: Limits) -> bool:
@@ -164,7 +164,7 @@ def _elsewhere(cluster: Cluster, ask: Ask, what: str) -> str:
 
 
 def _device_faults(config: RunConfig, cluster: Cluster, ask: Ask) -> Iterator[str]:
-    """Yield devices that a node has not, that would be paid for nothing, or that the recipe would not use."""
+    """Yield devices that a node lacks, that would be paid for but unused, or that the recipe would not use."""
     profile, word = cluster.profile, cluster.profile.device_word
     there = profile.device.per_node
     limits = profile.limits(ask.partition, ask.qos)
@@ -253,7 +253,7 @@ def _environment_faults(config: RunConfig, cluster: Cluster, place: Place) -> It
 
 
 def _network_faults(config: RunConfig, cluster: Cluster) -> Iterator[str]:
-    """Yield what a job would fetch or send from nodes that reach no network."""
+    """Yield what a job would download or send from nodes without a network."""
     network = cluster.profile.internet.compute
     if network is Network.open:
         return
@@ -289,7 +289,7 @@ def opens_wandb(config: RunConfig) -> bool:
 
 
 def _reach_faults(config: RunConfig, cluster: Cluster, run_dir: Path, desk: Place) -> Iterator[str]:
-    """Yield files and folders on storage that only one node sees, or that is emptied when a job ends."""
+    """Yield files and folders on node-local storage, or that is emptied when a job ends."""
     site = running_site() if cluster.name == LOCAL else None
     if cluster.profile.device.runtime is Runtime.cpu and site is None:
         return  # the nodes are this machine
@@ -353,7 +353,7 @@ def _inside(folder: Path, root: str) -> bool:
 
 
 def placeholder_fault(cluster: Cluster) -> str | None:
-    """Return why no job can be handed in to a machine that does not exist yet, or `None`.
+    """Return why no job can be submitted to a machine that does not exist yet, or `None`.
 
     Args:
         cluster: The cluster.

@@ -1,4 +1,4 @@
-"""A job as the text of an sbatch script: the template in `launch/`, filled in. Pure."""
+"""A job as the text of an sbatch script: the template in `launch/`, filled in. No side effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATES = Path(__file__).parents[1] / "_launch"
 
 @cache
 def environment() -> Environment:
-    """Return what reads the templates in `launch/`, for bash and configuration files."""
+    """Return the environment that reads the templates in `launch/`, for bash and configuration files."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -33,6 +33,6 @@ def render(job: Job) -> str:
     """Return the job script.
 
     Args:
-        job: What it asks for and does.
+        job: The job.
     """
     return environment().get_template("job.sbatch.jinja").render(job=job).lstrip()

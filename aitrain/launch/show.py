@@ -1,4 +1,4 @@
-"""A cluster profile as text for people: every value with its source, and how far it can be trusted."""
+"""A cluster profile as text: every value with its source and reliability."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _rows(cluster: Cluster) -> tuple[list[tuple[str, str, str, str]], dict[str, 
 
 
 def _value(cluster: Cluster, keys: tuple[str, ...]) -> str | None:
-    """Return a value as text; `None` for an entry whose values stand below it."""
+    """Return a value as text; `None` for an entry with values below it."""
     value: object = cluster.profile
     for word in keys:
         value = value[word] if isinstance(value, dict) else getattr(value, word)
@@ -63,7 +63,7 @@ def _value(cluster: Cluster, keys: tuple[str, ...]) -> str | None:
 
 
 def listing() -> str:
-    """Return the profiles that there are, a line each."""
+    """Return the available profiles, one per line."""
     known = names()
     width = max(map(len, known))
     rows = [f"  {name:<{width}}  {_line(name)}" for name in known]

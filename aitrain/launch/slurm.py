@@ -1,4 +1,4 @@
-"""The edge to Slurm: sbatch, squeue, scontrol and scancel, and what they answer as values."""
+"""The interface to Slurm: sbatch, squeue, scontrol and scancel, and their output as values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SEPARATOR = "\x1f"
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job that is in the queue or runs."""
+    """A queued or running job."""
 
     number: str
     """Job id; `JOB_INDEX` in an array."""
@@ -31,7 +31,7 @@ class QueuedJob:
     """`PENDING`, `RUNNING`, ..."""
 
     reason: str
-    """Why it waits."""
+    """Why it is pending."""
 
     starts: str
     """When it began, or when Slurm expects to start it; `N/A` = not known."""
@@ -49,14 +49,14 @@ class QueuedJob:
     """Priority."""
 
     script: str = ""
-    """Path of its script, as it was handed in."""
+    """Path of its script, as submitted."""
 
 
 class Slurm:
     """Slurm, as this user sees it from here.
 
     Args:
-        cluster: Name of the profile; for a Slurm on this machine its configuration is found by itself.
+        cluster: Name of the profile; for a Slurm on this machine its configuration is found automatically.
     """
 
     def __init__(self, cluster: str | None = None) -> None:
@@ -90,7 +90,7 @@ class Slurm:
             raise LaunchError(f"{words[0]} did not answer within {PATIENCE_S:.0f} s: try again later") from None
 
     def submit(self, script: Path, options: Sequence[str] = ()) -> str:
-        """Hand in a script and return the number of the job.
+        """Submit a script and return the job id.
 
         Args:
             script: The script.
@@ -169,7 +169,7 @@ class Slurm:
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
-    """Return what a command of Slurm said, on one line.
+    """Return the output of a Slurm command on one line.
 
     Args:
         done: The command, which has ended.

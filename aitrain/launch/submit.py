@@ -1,4 +1,4 @@
-"""`aitrain submit`: checks a recipe against a cluster, writes the job folder, and hands it to sbatch."""
+"""`aitrain submit`: checks a recipe against a cluster, writes the job folder, and calls sbatch."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from aitrain.sweep import sweep
 from aitrain.trainer.run_directory import RunDirectory
 
 ADAPTER_SHARE = 0.02
-"""Share of a model's weights that an adapter is assumed to train; `cluster.signal_s` overrules what follows from it."""
+"""Share of a model's weights that an adapter is assumed to train; `cluster.signal_s` overrides the result."""
 
 
 @dataclass(frozen=True)
 class Flags:
-    """The words of `aitrain submit` beside recipe and keys; `None` = not given."""
+    """The options of `aitrain submit` other than recipe and keys; `None` = not given."""
 
     cluster: str | None = None
     """`--cluster`: the key `cluster.name`."""
@@ -67,7 +67,7 @@ def submit(recipe: str, overrides: Sequence[str], flags: Flags, dry_run: bool) -
     Args:
         recipe: Name or path of a recipe.
         overrides: Words `key=value`.
-        flags: The other words.
+        flags: The other options.
         dry_run: Print the script on standard output; write and submit nothing.
 
     Returns:
@@ -85,7 +85,7 @@ def submit_sweep(recipe: str, overrides: Sequence[str], flags: Flags, dry_run: b
     Args:
         recipe: Name or path of a recipe.
         overrides: Words `key=value`, with lists or ranges of alternatives; `run.dir` is the folder of the whole sweep.
-        flags: The other words.
+        flags: The other options.
         dry_run: Print the script on standard output; write and submit nothing.
 
     Returns:
@@ -108,7 +108,7 @@ def submit_sweep(recipe: str, overrides: Sequence[str], flags: Flags, dry_run: b
 
 
 def _submit(wanted: list[Wanted], words: str, flags: Flags, dry_run: bool, folder: Path | None = None) -> int:
-    """Check all runs, then write and hand in their job; with a folder they are a sweep."""
+    """Check all runs, then write and submit their job; with a folder they are a sweep."""
     cluster = wanted[0].cluster
     if not dry_run and (fault := placeholder_fault(cluster)):
         raise RecipeError(fault)
@@ -224,7 +224,7 @@ def plan(config: RunConfig, cluster: Cluster, nodes: int | None, recipe: str, mo
 
 
 def _minutes(wanted: int | None, max_hours: float | None) -> int:
-    """Return the time limit of one job; a run that wants more goes on in the next one."""
+    """Return the time limit of one job; a longer run continues in the next one."""
     if wanted is None:
         return default_minutes(max_hours)
     return wanted if max_hours is None else min(wanted, max(1, int(60 * max_hours)))
@@ -284,7 +284,7 @@ def _binds(config: RunConfig, venv: str | None, cache: str | None) -> tuple[str,
 
 
 def _refuse(config: RunConfig, cluster: Cluster, ask: Ask, model: ModelFacts) -> None:
-    """Refuse what cannot work there, with every reason at once; data faults alone have their own exit code."""
+    """Refuse what cannot work there, with all reasons; data faults alone have their own exit code."""
     place = Place(Path(sys.executable), Path(sysconfig.get_path("purelib")), os.environ)
     run_dir = Path(str(config.run.dir))
     faults = list(_taken(run_dir))

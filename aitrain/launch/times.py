@@ -1,4 +1,4 @@
-"""Time limits as Slurm writes and reads them, and how early before its limit a run must be told to save."""
+"""Time limits as Slurm writes and reads them, and how early before its limit a run must be signalled to save."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT_HOURS = 24.0
 """Time limit of a job that names none, where the partition does not allow less."""
 
 SMALLEST_SIGNAL_S = 300
-"""Least notice before the time limit: Slurm looks every 30 s, a step must end, and a save must be durable."""
+"""Shortest notice before the time limit: Slurm looks every 30 s, a step must end, and a save must be durable."""
 
 STEP_S = 180
 """Seconds of the notice that are for the end of a step and for Slurm's own delay."""
@@ -20,7 +20,7 @@ BYTES_PER_WEIGHT = 16
 """Assumed size of a checkpoint per trained weight: 12 for it and AdamW's two moments in fp32, 4 in reserve."""
 
 WRITE_BYTES_PER_S = 1e9
-"""Rate at which a checkpoint is assumed to be written: not measured, so `cluster.signal_s` overrules what follows."""
+"""Rate at which a checkpoint is assumed to be written: not measured, so `cluster.signal_s` overrides the result."""
 
 _SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
@@ -75,7 +75,7 @@ def default_minutes(max_hours: float | None) -> int:
 
 
 def notice_s(trained_weights: int | None) -> int:
-    """Return how early a run must be told to stop, in whole minutes as seconds: an estimate.
+    """Return how early a run must be signalled to stop, in whole minutes as seconds: an estimate.
 
     Three minutes for the step and Slurm's delay, and `16 bytes x weights / 1 GB/s` for the save; at least five minutes.
 

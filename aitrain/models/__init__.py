@@ -1,1 +1,1 @@
-"""Models: what stands in a folder or file (no torch), loading, adapters, export."""
+"""Models: inspection of folders and files (no torch), loading, adapters, export."""

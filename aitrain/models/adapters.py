@@ -1,4 +1,4 @@
-"""Puts LoRA, DoRA or QLoRA matrices beside a model's linear layers, through peft."""
+"""Adds LoRA, DoRA or QLoRA matrices to a model's linear layers, through peft."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainableSummary:
-    """How much of a model is trained."""
+    """Number of trained weights of a model."""
 
     trainable: int
     """Weights that are trained."""
 
     total: int
-    """All weights, those of the adapter too."""
+    """All weights, including those of the adapter."""
 
     @property
     def share(self) -> float:
@@ -41,15 +41,15 @@ def apply_adapter(
     kind: str = "CAUSAL_LM",
     trained_tokens: Sequence[int] = (),
 ) -> PreTrainedModel | PeftModel:
-    """Wrap a model with the recipe's adapter; without one it is returned as it is.
+    """Wrap a model with the recipe's adapter; without one it is returned unchanged.
 
     Args:
         model: The loaded model.
         adapter: The recipe's group `adapter`.
-        autocast_adapter_dtype: Whether adapter matrices beside bfloat16 weights are made float32; ZeRO-3 in bfloat16
+        autocast_adapter_dtype: Whether adapter matrices next to bfloat16 weights are float32; ZeRO-3 in bfloat16
             needs one dtype for all.
-        kind: peft's word for the task; a classifier's new head is trained beside the adapter.
-        trained_tokens: Ids of tokens whose rows of embedding and head are trained beside the adapter.
+        kind: peft's word for the task; a classifier's new head is trained together with the adapter.
+        trained_tokens: Ids of tokens whose rows of embedding and head are trained together with the adapter.
 
     Returns:
         The model whose only trained weights are the adapter's, or the model itself.
@@ -129,7 +129,7 @@ def _check_targets(model: torch.nn.Module, key: str, targets: list[str]) -> None
 
 
 def trainable_summary(model: torch.nn.Module) -> TrainableSummary:
-    """Count trained and all weights; a weight sharded by DeepSpeed counts whole.
+    """Count trained and all weights; a weight sharded by DeepSpeed counts in full.
 
     Args:
         model: Any model, wrapped or not.

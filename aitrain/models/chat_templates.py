@@ -13,16 +13,16 @@ class NamedTemplate:
     """A chat template that a recipe names."""
 
     name: str
-    """What stands in `model.chat_template`."""
+    """Value of `model.chat_template`."""
 
     tokens: tuple[str, ...]
-    """Tokens of its own, which a tokenizer must keep whole; the end-of-turn token first."""
+    """Its special tokens, which a tokenizer must not split; the end-of-turn token first."""
 
     needs: tuple[str, ...] = ()
     """Named tokens that the tokenizer must have: `eos_token`, `bos_token`."""
 
     about: str = ""
-    """Which models know it."""
+    """Models that were trained with it."""
 
     @property
     def source(self) -> str:

@@ -1,4 +1,4 @@
-"""Checksums by which a run knows its model again."""
+"""Checksums that identify the model of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 WHOLE_BYTES = 64 << 20
-"""Files up to this size are read whole."""
+"""Files up to this size are read completely."""
 
 PIECES, PIECE_BYTES = 64, 1 << 16
 """Of larger files, so many pieces of so many bytes are read, evenly spread: trained weights differ everywhere."""
@@ -17,7 +17,7 @@ _FILES = ("config.json", "*.safetensors", "*.gguf", "*.py")
 
 
 def model_digests(folder: Path) -> dict[str, str]:
-    """Return a checksum for each file that decides what a model computes.
+    """Return a checksum for each file that determines what a model computes.
 
     Args:
         folder: A Hugging Face folder.

@@ -14,7 +14,7 @@ from aitrain.models.quiet import quiet
 
 
 def dry_build(located: Located, adapter: Adapter) -> None:
-    """Build the model and its adapter on torch's `meta` device, where tensors have shapes and no content.
+    """Build the model and its adapter on torch's `meta` device, where tensors have shapes but no data.
 
     Args:
         located: The model.

@@ -1,4 +1,4 @@
-"""Builds a model with a head for another task than the next token; only the head may start from random numbers."""
+"""Builds a model with a task head; only the head may start from random weights."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ HEADS = (
     "qa_outputs",
     "head",
 )
-"""First words of the names of weights that a model for another task need not bring."""
+"""Prefixes of weights that a model for another task may lack."""
 
 
 def build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> PreTrainedModel:
-    """Load a model with a head of its own kind, or start it from its config when `model.init=random`.
+    """Load a model with a task head, or initialise it from its config when `model.init=random`.
 
     Args:
         located: The model.
         auto: Name of transformers' automatic class, for instance `AutoModelForSequenceClassification`.
-        settings: What goes into the config: number and names of the labels.
+        settings: Settings for the config: number and names of the labels.
 
     Returns:
         The model in evaluation mode, in float32.
@@ -75,13 +75,13 @@ def build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> P
 
 
 def _attention(located: Located, config: Any) -> dict[str, str]:
-    """Return the attention to build with; none for a model of convolutions, which has no heads to attend with."""
+    """Return the attention to build with; none for a convolutional model."""
     heads = any("num_heads" in key or "attention_heads" in key or key == "n_head" for key in config.to_dict())
     return {"attn_implementation": located.model.attention.name} if heads else {}
 
 
 def _refuse_lost(located: Located, built: Any, loading: Mapping[str, Any]) -> None:
-    """Refuse a body with weights from random numbers, and say which parts of the head have them."""
+    """Refuse a body with missing weights, and report which parts of the head are new."""
     mismatched = [entry[0] if isinstance(entry, (tuple, list)) else entry for entry in loading["mismatched_keys"]]
     fresh = sorted({*loading["missing_keys"], *mismatched})
     body = getattr(built, "base_model_prefix", "")
@@ -92,16 +92,16 @@ def _refuse_lost(located: Located, built: Any, loading: Mapping[str, Any]) -> No
             "The download may be incomplete: copy the model again"
         )
     if fresh:
-        _log.info("new weights, from random numbers: %s", ", ".join(fresh))
+        _log.info("new weights, randomly initialised: %s", ", ".join(fresh))
 
 
 def dry_build_encoder(located: Located, auto: str, settings: Mapping[str, Any]) -> PreTrainedModel:
-    """Build the model on torch's `meta` device, where tensors have shapes and no content.
+    """Build the model on torch's `meta` device, where tensors have shapes but no data.
 
     Args:
         located: The model.
         auto: Name of transformers' automatic class.
-        settings: What goes into the config.
+        settings: Settings for the config.
 
     Raises:
         ModelError: transformers has no such model, or the model has no such head or attention.

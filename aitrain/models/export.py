@@ -31,13 +31,13 @@ from aitrain.models.weights import with_weights
 
 @dataclass(frozen=True)
 class Card:
-    """What the model card tells about the run; `None` = not known."""
+    """Facts about the run for the model card; `None` = not known."""
 
     run: str
     """Name of the run."""
 
     use: str = "text-generation"
-    """What the model is for, as hubs name it (`pipeline_tag`)."""
+    """Purpose of the model, as hubs name it (`pipeline_tag`)."""
 
     step: int | None = None
     """Optimizer steps of the checkpoint."""
@@ -52,7 +52,7 @@ class Card:
     """The same after training."""
 
     metric: str = "loss"
-    """What the primary metric is called."""
+    """Name of the primary metric."""
 
 
 def export_folder(
@@ -76,10 +76,10 @@ def export_folder(
         to: Folder to make; must not exist.
         merge: Merge the adapter into the model; else only the adapter is written.
         card: Facts for the model card.
-        go_on: Called between the parts of the work; what it raises ends the work, and nothing is left of it.
+        go_on: Called between the parts of the work; an exception ends the work, and nothing is left behind.
         flat: Write one thing, into `to` itself: the model, or the adapter when it is not merged.
-        end_tokens: Ids with which a turn of the assistant ends; a generation stops there too.
-        words: What stands beside the model: a tokenizer, or what prepares images; None = the base model's tokenizer.
+        end_tokens: Ids with which a turn of the assistant ends; generation also stops there.
+        words: What is saved with the model: a tokenizer or an image processor; None = the base model's tokenizer.
 
     Raises:
         ModelError: There is no adapter, and only the adapter is asked for.
@@ -112,7 +112,7 @@ def export_folder(
 
 
 def _untie_adapted(model: PeftModel) -> None:
-    """Give the head weights of its own where it shares the embedding's and one of the two was adapted or trained.
+    """Untie the head from the embedding if one of the two was adapted or trained.
 
     Merged into shared weights, what was learned for one would change the other as well.
     """
@@ -131,7 +131,7 @@ def _untie_adapted(model: PeftModel) -> None:
 
 
 def _inside(layer: Any) -> Any:
-    """Return the model's own layer inside what peft put around it."""
+    """Return the model's layer inside peft's wrapper."""
     while True:
         if hasattr(layer, "base_layer"):
             layer = layer.base_layer
@@ -152,7 +152,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _stop_at(model: Any, end_tokens: Sequence[int]) -> None:
-    """Let a generation stop where the assistant's turns end, beside where the base model stops."""
+    """Let generation stop at the end of the assistant's turns, in addition to where the base model stops."""
     settings = getattr(model, "generation_config", None)
     if settings is None or not end_tokens:
         return
@@ -167,7 +167,7 @@ def _stop_at(model: Any, end_tokens: Sequence[int]) -> None:
 def trained_model(
     config: RunConfig, located: Located, weights: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel | PeftModel:
-    """Build the run's model on the CPU in float32 and put the trained tensors into it.
+    """Build the run's model on the CPU in float32 and load the trained tensors.
 
     QLoRA's adapter is put on the unquantised base model.
 
@@ -230,7 +230,7 @@ vllm serve FOLDER
 
 For llama.cpp and Ollama, `aitrain export RUN --to mine.gguf` writes one file: `llama-server -m mine.gguf`, or
 `FROM ./mine.gguf` in a Modelfile for `ollama create`.""".splitlines()
-"""Last lines of the card of a language model: how it is served."""
+"""Last lines of the card of a language model: how to serve it."""
 
 
 def model_card(config: RunConfig, facts: ModelFacts, card: Card, library: str) -> str:

@@ -1,4 +1,4 @@
-"""Looks at a model folder, a GGUF file or a name without loading torch: what it is and why it cannot be used."""
+"""Inspects a model folder, a GGUF file or a name without loading torch: what it is and why it cannot be used."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModelFacts:
     """What is known about a model before it is loaded; `None` = not known."""
 
     path: str
-    """Where it stands: `model.path`, or the folder behind an asset."""
+    """Its location: `model.path`, or the folder of an asset."""
 
     kind: Kind
     """What `model.path` names."""
@@ -81,7 +81,7 @@ class ModelFacts:
     """Class name of a Hugging Face model, or the name in a GGUF file."""
 
     has_chat_template: bool = False
-    """Whether the model brings a chat template."""
+    """Whether the model has a chat template."""
 
     code_sha256: str | None = None
     """Checksum of the Python code that the model needs from its folder; `None` = it needs none."""
@@ -90,14 +90,14 @@ class ModelFacts:
     """Whether the output head is the embedding."""
 
     licence: str | None = None
-    """As its README.md tells it."""
+    """As stated in its README.md."""
 
     dtype: str | None = None
     """Number format of most weights: `fp32`, `bf16` or `fp16`."""
 
 
 def inspect(model: Model, wanted: ModelKind = ModelKind.causal) -> ModelFacts:
-    """Find out what `model.path` is and everything that speaks against using it.
+    """Inspect `model.path` and collect every reason not to use it.
 
     Args:
         model: The recipe's group `model`.
@@ -235,7 +235,7 @@ def _inspect_folder(path: Path, kind: Kind, model: Model, wanted: ModelKind) -> 
 
 
 def _beside_faults(path: Path, wanted: ModelKind) -> Iterator[str]:
-    """Yield what a model of this kind needs beside it and has not: a tokenizer, or how images are prepared."""
+    """Yield what a model of this kind lacks: a tokenizer or an image processor."""
     if wanted is ModelKind.image:
         if not (path / "preprocessor_config.json").is_file():
             yield (
@@ -307,7 +307,7 @@ def _has_chat_template(path: Path) -> bool:
 
 
 def _architectures(config: dict) -> list[str]:
-    """Return the class names that a config lists, whatever stands there."""
+    """Return the class names that a config lists, whatever its type."""
     listed = config.get("architectures")
     return [str(name) for name in listed] if isinstance(listed, list) else []
 
@@ -357,7 +357,7 @@ def _no_code_fault(given: str) -> str:
 def _code_faults(path: Path, config: dict, model: Model, facts: ModelFacts) -> Iterator[str]:
     """Yield why a model's own code may not run.
 
-    Code is asked for by `auto_map` in a config; transformers' own class is used instead, and no code runs, where it has
+    Code is requested by `auto_map` in a config; transformers' own class is used instead, and no code runs, where it has
     one for the model type and nothing was vetted.
     """
     vetted = model.vetted_code_sha256

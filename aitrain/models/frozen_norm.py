@@ -1,4 +1,4 @@
-"""Batch normalisation with the statistics of the base model, whatever is in a micro-batch."""
+"""Batch normalisation with the statistics of the base model instead of those of the micro-batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FROZEN: dict[type, type] = {nn.BatchNorm1d: FrozenBatchNorm1d, nn.BatchNorm2d: F
 
 
 def freeze_statistics(model: nn.Module) -> int:
-    """Let every batch normalisation of a model keep its statistics; names and values of its state stay as they are.
+    """Freeze the statistics of every batch normalisation of a model; names and values of its state are unchanged.
 
     Args:
         model: The model, changed in place.

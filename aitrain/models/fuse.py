@@ -1,4 +1,4 @@
-"""Puts aitrain's fused ops into a Hugging Face model, says what it replaced and what not, and checks itself."""
+"""Puts aitrain's fused ops into a Hugging Face model, reports what was replaced, and checks the result."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _ADAPTED_GATES = {
     "GELUTanh": "gelu_tanh",
     "GELUActivation": "gelu",
 }
-"""The same, as `lora_mlp` calls them."""
+"""The same, by their names in `lora_mlp`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class FuseReport:
 
     Attributes:
         replaced: `class -> op` and how many of them.
-        left: What was left alone, with the reason.
+        left: What was not replaced, with the reason.
     """
 
     replaced: dict[str, int] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class FuseReport:
 def fuse(model: nn.Module) -> FuseReport:
     """Replace what a fused op computes, in place; parameters, names and checkpoints stay as they are.
 
-    A causal model checks itself when its fused loss is first asked for: its loss on one tiny batch, fused and unfused,
+    A causal model checks itself when its fused loss is first computed: its loss on one tiny batch, fused and unfused,
     must agree, or the fused ops are turned off again with a warning. For other models `check_outputs` does the same.
 
     Args:

@@ -1,4 +1,4 @@
-"""LoRA layers of peft through our ops, where those compute the same: alone, with their neighbours, or as an MLP."""
+"""LoRA layers of peft through our ops if those compute the same: alone, with their neighbours, or as an MLP."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ OTHER_INPUTS = {"key_value_states", "encoder_hidden_states"}
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Whether the module is a linear layer of peft with an adapter beside it."""
+    """Whether the module is a linear layer of peft with an adapter."""
     return isinstance(module, LoraLinear) or (isinstance(module, LoraLayer) and _is_4_bit(module))
 
 
 def why_not(module: nn.Module) -> str | None:
-    """Return why the op does not fit this layer for good, or None when it does.
+    """Return why the op never fits this layer, or None if it does.
 
     Args:
         module: A layer for which `is_adapted` holds.
@@ -54,9 +54,9 @@ def why_not(module: nn.Module) -> str | None:
 
 
 def projection_of(module: nn.Module, x: torch.Tensor) -> Projection | None:
-    """Return what a layer computes from this input now; None where its own forward has to run.
+    """Return what a layer computes from this input now; None if its own forward must run.
 
-    That is where adapters are off, merged, several or trained with their base, where weights are sharded or a hook
+    That is when adapters are off, merged, several or trained with their base, where weights are sharded or a hook
     brings them, and where a 4-bit layer computes in another type than its input's.
 
     Args:
@@ -172,7 +172,9 @@ def share_input(attention: nn.Module) -> int:
 
 
 class Neighbours:
-    """Adapted layers of one input: what the first call computed for the others, until their module's forward ends."""
+    """Adapted layers of one input: outputs computed by the first call for the others, until their module's forward
+    ends.
+    """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._layers = list(layers)
@@ -182,12 +184,12 @@ class Neighbours:
         self._outputs: list[torch.Tensor | None] = []
 
     def open(self, *_: Any) -> None:
-        """Begin: the module's forward is called."""
+        """Start of the module's forward."""
         self.close()
         self._is_open = True
 
     def close(self, *_: Any) -> None:
-        """End: forget what nobody took."""
+        """End of the forward: drop unused outputs."""
         self._is_open, self._input, self._outputs = False, None, []
 
     def take(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
@@ -214,5 +216,5 @@ class Neighbours:
 
 
 def _version(x: torch.Tensor) -> int:
-    """Return how often the tensor was written to; 0 where that is not counted."""
+    """Return how often the tensor was written to; 0 if that is not counted."""
     return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version

@@ -1,4 +1,4 @@
-"""A fused model compared with its unfused self on a tiny batch, and turned back where they disagree."""
+"""Compares a fused model with its unfused version on a tiny batch, and turns fusing off if they disagree."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ cap or scale exceeds at once."""
 
 @dataclass
 class Switch:
-    """Turns every fused op of one model off and on: how the model is compared with itself."""
+    """Turns all fused ops of one model off and on, to compare it with itself."""
 
     on: bool = True
 
     @contextmanager
     def turned_off(self) -> Iterator[None]:
-        """Compute as the model came, inside the block."""
+        """Compute without fused ops inside the block."""
         self.on = False
         try:
             yield
@@ -36,11 +36,11 @@ class Switch:
 
 @dataclass(frozen=True)
 class FusedCheck:
-    """What a model said when it was compared with its unfused self.
+    """Result of comparing a model with its unfused version.
 
     Attributes:
         difference: Of what was compared, relative to 1 + its size.
-        allowed: The most that rounding explains.
+        allowed: The largest difference that rounding explains.
     """
 
     difference: float
@@ -64,8 +64,8 @@ def compared(
 
     Args:
         switch: Of all fused ops of the model.
-        unfused: Gives what the model computed as it came.
-        fused: Gives the same, of the same shape.
+        unfused: Returns the result without fused ops.
+        fused: Returns the same with fused ops, of the same shape.
         dtype: Of the weights; inside of autocast it is the arithmetic of autocast that decides what rounding explains.
         device: Where; its random numbers are left as they were.
 
@@ -103,7 +103,7 @@ def compared(
 
 
 def check_outputs(model: Any, **batch: Any) -> FusedCheck:
-    """Compare all floating outputs of a fused model with those of its unfused self.
+    """Compare all floating outputs of a fused model with those of its unfused version.
 
     Args:
         model: A Hugging Face model of any kind, after `fuse`.

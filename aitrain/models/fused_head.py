@@ -24,13 +24,13 @@ _PROBE_TOKENS = 8
 
 @dataclass
 class FusedLoss:
-    """Replaces a causal model's `forward`, which it calls when no fused loss is asked.
+    """Replaces a causal model's `forward`, which it calls if no fused loss is requested.
 
     Attributes:
         original: The model's own forward.
         terms: Soft-cap and scale that the model's own forward applies to its logits.
-        switch: Off: the model computes as it came.
-        check: How the fused loss compares with the unfused one; None until the first call.
+        switch: Off: the model computes without fused ops.
+        check: Comparison of the fused loss with the unfused one; None until the first call.
     """
 
     original: Callable[..., Any]
@@ -168,9 +168,9 @@ def counted_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _head_forward(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return a linear layer's forward that goes on to the loss when it is given targets.
+    """Return a linear layer's forward that also computes the loss if it is given targets.
 
-    The loss is computed in the layer's own forward because that is where a sharding strategy has its weight at hand.
+    The loss is computed in the layer's own forward because that is where a sharding strategy has gathered its weight.
     """
 
     def forward(

@@ -1,4 +1,4 @@
-"""The residual sum in the middle of a decoder layer, computed in one pass with the norm behind it."""
+"""The residual sum in the middle of a decoder layer, computed in one pass with the following norm."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NORM_FIRST = {f"{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2", "Q
 """x + attention(norm(x)), then x + mlp(norm(x))."""
 
 NORM_AROUND = {"Gemma2DecoderLayer", "Gemma3DecoderLayer"}
-"""As above, with a norm behind attention and mlp as well."""
+"""As above, with another norm after attention and mlp."""
 
 
 def summed_forward(module: nn.Module) -> Callable[..., Any] | None:
-    """Return a forward that hands the sum to the norm; None where the layer is none of those known.
+    """Return a forward that passes the sum to the norm; None if the layer is unknown.
 
     Args:
         module: Any module. The norms in it must be fused: they are called with the residual.

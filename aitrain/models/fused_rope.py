@@ -52,7 +52,7 @@ def _rotate(
 
 @functools.cache
 def _rotates_halves(theirs: Callable[..., Any]) -> bool:
-    """Whether a rotation takes our arguments and gives our results, on random numbers."""
+    """Whether a rotation takes our arguments and returns our results, on random input."""
     if list(inspect.signature(theirs).parameters) != ["q", "k", "cos", "sin", "unsqueeze_dim"]:
         return False
     random = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from aitrain.models.permissions import share_files
 from aitrain.models.quiet import first_line, quiet
 
 ROUND_TRIP = ("The year 1637: it's 12,345.67 apples.", "Één café; de coördinatie, en 's avonds\n\n  regen.")
-"""Texts that a tokenizer must give back unchanged."""
+"""Texts that a tokenizer must reproduce unchanged."""
 
 
 def convert(gguf_file: Path, to: Path) -> None:
@@ -109,7 +109,7 @@ def write_folder(gguf_file: Path, folder: Path) -> None:
 
 
 def _without_quantisation(model: Any, dtype: torch.dtype) -> Any:
-    """Build the model anew from its config around the same weights: the loaded object refuses to be saved."""
+    """Rebuild the model from its config with the same weights: the loaded object cannot be saved."""
     config = model.config
     for name in ("quantization_config", "_model_name_or_path"):
         if hasattr(config, name):
@@ -138,7 +138,7 @@ def _check_tokenizer(gguf_file: Path, header: GgufHeader, tokenizer: PreTrainedT
 
 
 def _describe_tokenizer(header: GgufHeader, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the model's context into the tokenizer, and drop how it was loaded from what is saved with it."""
+    """Write the model's context length into the tokenizer, and remove its loading options from the saved settings."""
     name = header.fields.get("general.architecture")
     context = header.fields.get(f"{name}.context_length")
     if isinstance(context, int):

@@ -20,7 +20,7 @@ FULL_PRECISION = {0: "F32", 1: "F16", 8: "Q8_0", 28: "F64"}
 
 @dataclass
 class GgufHeader:
-    """What stands before the weights."""
+    """The header before the weights."""
 
     fields: dict[str, object] = field(default_factory=dict)
     """Metadata; of an array only its length, as an int under its own key."""

@@ -46,10 +46,10 @@ _BLOCK = 32
 
 @dataclass(frozen=True)
 class _Kind:
-    """How an architecture of transformers is written."""
+    """How an architecture of transformers is written as GGUF."""
 
     arch: Any
-    """The gguf package's word for it."""
+    """Its name in the gguf package."""
 
     turns_rope: bool = False
     """Whether rows of the query and key matrices are put in llama.cpp's order of rotary pairs."""
@@ -64,7 +64,7 @@ _KINDS = {
 
 
 def write_gguf(folder: Path, to: Path, kind: GgufType, name: str, licence: str | None = None) -> None:
-    """Write a model folder as one GGUF file, and compare what was written with it.
+    """Write a model folder as one GGUF file, and compare it with the folder.
 
     Args:
         folder: A Hugging Face folder with safetensors.
@@ -143,7 +143,7 @@ def _write_shape(writer: gguf.GGUFWriter, config: Any, kind: GgufType) -> None:
 
 
 def _llama3_factors(config: Any) -> Array:
-    """Return by what each rotary frequency is divided.
+    """Return the divisor of each rotary frequency.
 
     Source: `_compute_llama3_parameters` of transformers' `modeling_rope_utils.py`.
     """
@@ -197,7 +197,7 @@ def _write_tokens(writer: gguf.GGUFWriter, folder: Path, tokenizer: Any, config:
 
 
 def _ends(folder: Path, tokenizer: Any) -> list[int]:
-    """Return the tokens at which a generation stops; the one that ends a turn last."""
+    """Return the tokens at which a generation stops; with the one that ends a turn last."""
     file = folder / "generation_config.json"
     found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     found = tokenizer.eos_token_id if found is None else found
@@ -244,14 +244,14 @@ def _turned(name: str, weight: Array, config: Any) -> Array:
 
 
 def _type_of(values: Array, kind: GgufType) -> GgufType:
-    """Return the format of one tensor: fp32 for vectors, f16 where the width does not divide into blocks."""
+    """Return the format of one tensor: fp32 for vectors, f16 if the width is not a multiple of the block."""
     if values.ndim < 2:
         return GgufType.f32
     return GgufType.f16 if kind is GgufType.q8_0 and values.shape[-1] % _BLOCK else kind
 
 
 def _compare(file: Path, folder: Path, names: Any, how: _Kind, config: Any) -> None:
-    """Read the file back and compare every weight with what was to be written."""
+    """Read the file back and compare every weight."""
     there = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     for name, name_there, weight in _weights(folder, names):
         tensor = there.pop(name_there, None)

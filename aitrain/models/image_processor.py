@@ -1,4 +1,4 @@
-"""Prepares images as a model was trained on them: sizes first, once and kept as bytes; then the scale of the values."""
+"""Prepares images for a model: first the size, once and stored as bytes; then the scale of the values."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ VALUES = ("do_rescale", "do_normalize")
 class ImageProcessor:
     """transformers' image processor of a model, in two halves.
 
-    Pillow resizes on every machine, whatever else is installed: other libraries round otherwise, and the same images
-    would differ between sites.
+    Pillow is always used for resizing: other libraries round differently, so the same images would
+    differ between sites.
 
     Args:
         located: The model.
@@ -50,7 +50,7 @@ class ImageProcessor:
             ) from error
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the result, as plain values."""
+        """Return what determines the result, as plain values."""
         found: dict[str, Any] = json.loads(self.whole.to_json_string())
         return found
 

@@ -1,4 +1,4 @@
-"""The licence of a model, as its folder tells it, and what it forbids."""
+"""The licence of a model, as stated in its folder, and what it forbids."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ NOT_COMMERCIAL = re.compile(r"(^|[-_.])nc([-_.]|$)|non-?commercial|research(-onl
 """In names of licences that forbid commercial use: `cc-by-nc-4.0`, `apple-amlr-research`, Mistral's `mrl`, `mnpl`."""
 
 NOT_CHANGED = re.compile(r"(^|[-_.])nd([-_.]|$)|no-?deriv")
-"""In names of licences that forbid to pass on what was made from it: `cc-by-nd-4.0`."""
+"""In names of licences that forbid distributing derived works: `cc-by-nd-4.0`."""
 
 
 def licence_of(folder: Path) -> str | None:
-    """Return the licence that the head of a model's README.md names, in small letters; None where none is told.
+    """Return the licence that the head of a model's README.md names, in lower case; None if none is stated.
 
     Args:
         folder: A Hugging Face folder.
@@ -51,7 +51,7 @@ def licence_faults(path: str, licence: str | None, purpose: Purpose | None) -> l
 
     Args:
         path: `model.path`.
-        licence: The model's licence; None = it is not told.
+        licence: The model's licence; None = not stated.
         purpose: What the trained model is for.
     """
     if purpose is None:

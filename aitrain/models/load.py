@@ -1,4 +1,6 @@
-"""Builds the model and the tokenizer that a recipe names; each fault is one line, no weight is made up in silence."""
+"""Builds the model and the tokenizer that a recipe names; each fault is one line, and no weight is silently
+initialised.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ LOADING_ERRORS = (
 
 @dataclass(frozen=True)
 class Located:
-    """A model that was looked at once: what the recipe says, what it is, and the Hugging Face folder it stands in."""
+    """An inspected model: what the recipe says, what it is, and its Hugging Face folder."""
 
     model: Model
     facts: ModelFacts
@@ -54,9 +56,9 @@ class Located:
 
 
 def locate(model: Model, wanted: ModelKind = ModelKind.causal) -> Located:
-    """Look at the model behind `model.path`: a GGUF file is converted and a hub name downloaded, once.
+    """Locate the model of `model.path`: a GGUF file is converted and a hub name downloaded, once.
 
-    With several ranks, let one call it and tell the others.
+    With several ranks, one calls it and broadcasts the result.
 
     Args:
         model: The recipe's group `model`.
@@ -147,7 +149,7 @@ def load_tokenizer(located: Located) -> PreTrainedTokenizerFast:
 
 
 def _give_template(tokenizer: Any, template: NamedTemplate) -> None:
-    """Give a tokenizer a template that the recipe names, and the tokens of it that it lacks."""
+    """Set the template that the recipe names, and add its missing tokens to the tokenizer."""
     missing = [name for name in template.needs if getattr(tokenizer, name, None) is None]
     if missing:
         raise ModelError(
@@ -162,20 +164,20 @@ def _give_template(tokenizer: Any, template: NamedTemplate) -> None:
 
 @dataclass(frozen=True)
 class TemplateTokens:
-    """Tokens that a template brings along."""
+    """Special tokens of a template."""
 
     added: list[str]
     """Tokens that the tokenizer did not have: their rows of the embedding are new."""
 
     trained: list[int]
-    """Ids whose rows are trained beside an adapter, which leaves the embedding as it is otherwise."""
+    """Ids whose rows are trained together with an adapter; the rest of the embedding stays frozen."""
 
 
 def template_tokens(located: Located) -> TemplateTokens:
-    """Return the tokens that a template named by the recipe brings along.
+    """Return the special tokens of the template that the recipe names.
 
-    Tokens that the model has and has not learned count among those that are trained: a base model without a chat
-    template has never seen them.
+    Existing tokens that the base model has not learned are trained too: a base model without a chat template
+    has never seen them.
 
     Args:
         located: The model.
@@ -203,7 +205,7 @@ def build_model(
 
     Args:
         located: The model.
-        adapter_is_quantised: Whether the linear layers are held in 4-bit NF4 on the current GPU.
+        adapter_is_quantised: Whether the linear layers are stored in 4-bit NF4 on the current GPU.
         dtype: Of the weights that are not quantised.
 
     Returns:
@@ -241,7 +243,7 @@ def build_model(
 
 
 def _add_rows(model: PreTrainedModel, tokens: int) -> None:
-    """Give new tokens rows in the embedding and the head: the mean of those that are there."""
+    """Add rows for new tokens to embedding and head, initialised to the mean of the existing rows."""
     rows = int(cast(Any, model.get_input_embeddings()).num_embeddings)
     if tokens <= rows:
         return
@@ -257,7 +259,7 @@ def _add_rows(model: PreTrainedModel, tokens: int) -> None:
 
 
 def _gathered(weights: list[torch.Tensor]) -> AbstractContextManager[Any]:
-    """Return a context in which weights that ZeRO-3 has sharded are whole."""
+    """Return a context in which weights sharded by ZeRO-3 are gathered."""
     if not any(hasattr(weight, "ds_id") for weight in weights):
         return nullcontext()
     import deepspeed
@@ -267,7 +269,8 @@ def _gathered(weights: list[torch.Tensor]) -> AbstractContextManager[Any]:
 
 
 def model_fault(model: Model, error: BaseException) -> ModelError:
-    """Return why transformers cannot build a model, with our own advice where its words name keys that are not ours.
+    """Return why transformers cannot build a model, with our own advice if the message names keys that aitrain does not
+    have.
 
     Args:
         model: The recipe's group `model`.

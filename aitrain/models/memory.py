@@ -18,7 +18,7 @@ LOGIT_COPIES = 3
 
 
 def activation_bytes(facts: ModelFacts, sequence_tokens: int, precision_bytes: int, checkpointing: bool) -> int:
-    """Estimate the bytes that one sequence needs beside weights and optimizer state.
+    """Estimate the bytes that one sequence needs in addition to weights and optimizer state.
 
     ``tokens * (layers * kept + logits)`` with ``kept = bytes * (14 * width + 2 * key_value_width + 6 * mlp)`` per
     block, or ``bytes * width`` per block and one whole block when activations are recomputed;

@@ -1,4 +1,4 @@
-"""Packed rows in Hugging Face decoders: an attention of our own in their registry, which keeps documents apart."""
+"""Packed rows in Hugging Face decoders: our attention function in their registry, which separates documents."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _UNSERVED = {
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Let a decoder attend within the documents of its rows, which its position ids tell apart.
+    """Let a decoder attend within the documents of its rows, which are found from its position ids.
 
-    Rows whose positions run through are attended as ever. Generation with a cache goes on working.
+    Rows without restarting positions are attended as usual. Generation with a cache still works.
 
     Args:
         model: A causal language model of transformers.
@@ -52,7 +52,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 
 
 def unserved(model: PreTrainedModel) -> Iterator[str]:
-    """Say what keeps a model from taking packed rows.
+    """Yield the reasons why a model does not support packed rows.
 
     Args:
         model: A model of transformers.
@@ -73,18 +73,18 @@ def unserved(model: PreTrainedModel) -> Iterator[str]:
 
 
 def register() -> None:
-    """Make our attention, and its part of the masks, known to transformers as `aitrain_packed`."""
+    """Register our attention and its mask function in transformers as `aitrain_packed`."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
 
 
 class Seen:
-    """What transformers hands from the model to its layers as the mask: the pattern, the padding, and no square.
+    """The mask that transformers passes from the model to its layers: pattern and padding, without a square matrix.
 
     Args:
         causal: Whether a query sees no later key.
         window: Keys a query sees at most on one side, itself included; None = all.
-        real: Which tokens are no padding, shape (B, L); None = all.
+        real: Which tokens are not padding, shape (B, L); None = all.
     """
 
     # no dataclass: FSDP takes those apart and puts copies together
@@ -100,11 +100,11 @@ class Seen:
         self._documents: Documents | None = None
 
     def contiguous(self) -> Seen:
-        """Return itself, which generation wants of a mask."""
+        """Return itself, as generation requires of a mask."""
         return self
 
     def documents(self, told: torch.Tensor, make: Callable[[], Documents]) -> Documents:
-        """Return the documents that a tensor tells, made by the first layer for all of them.
+        """Return the documents of a tensor, computed once for all layers.
 
         Args:
             told: Position ids or boundaries.
@@ -135,8 +135,8 @@ def mask(
         q_offset: Index of the first query.
         kv_offset: Index of the first key.
         mask_function: transformers' description of the pattern.
-        attention_mask: Which tokens are no padding, shape (B, keys so far); or what this function made before.
-        **options: What else transformers' own mask functions take.
+        attention_mask: Which tokens are not padding, shape (B, keys so far); or what this function made before.
+        **options: Other arguments of transformers' mask functions.
 
     Returns:
         The pattern; with a cache a mask, True where a query sees a key, shape (B, 1, queries, keys).
@@ -221,7 +221,7 @@ def attention(
         cu_seq_lens_q: Boundaries of the documents of all rows end to end, shape (documents + 1,): then `position_ids`
             are not asked, and nothing is read back from a GPU.
         max_length_q: Tokens of the longest document, or an upper bound.
-        **options: What else the model hands on.
+        **options: Other arguments of the model.
 
     Returns:
         Shape (B, queries, H, Dv), and None in place of the weights.
@@ -267,7 +267,7 @@ def _documents(
 
 
 _CHECKED = WeakIdKeyDictionary()
-"""Masks that the first layer has looked at."""
+"""Masks that have been checked."""
 
 
 def _refuse_leak(dense: torch.Tensor, position_ids: torch.Tensor | None) -> None:

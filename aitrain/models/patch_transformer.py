@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 PER_STEP = 16
-"""Numbers that the past passes on to each future step."""
+"""Features passed from the past to each future step."""
 
 # Shapes: B = windows, C = steps of the past, H = steps to forecast, K = known columns, N = patches, D = width,
 # Q = quantiles.
@@ -18,7 +18,7 @@ PER_STEP = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the model is made of."""
+    """Sizes of the model."""
 
     context: int
     horizon: int
@@ -43,7 +43,7 @@ class Sizes:
 
     @property
     def patches(self) -> int:
-        """N: patches that cover the past; the first may begin in front of it."""
+        """N: patches that cover the past; the first may begin before it."""
         return -(-max(self.context - self.patch, 0) // self.stride) + 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Sizes:
 
 
 class Block(nn.Module):
-    """Attention among patches and a layer for each of them, with norms in front.
+    """Attention among patches and a layer for each of them, with norms first.
 
     Args:
         sizes: Of the model.
@@ -85,7 +85,7 @@ class PatchTransformer(nn.Module):
     """Quantiles of the next steps of a series, all of them at once.
 
     The past is cut into overlapping patches, each a token with its values, which of them are there, and what is known
-    of these steps (Nie et al., arXiv:2211.14730, with layer norms in place of batch norms, which would mix the windows
+    of these steps (Nie et al., arXiv:2211.14730, with layer norms instead of batch norms, which would mix the windows
     of a micro-batch). All tokens together give some numbers per future step; these, what is known of that step, and the
     values at its place in the last seasons give its quantiles (after Das et al., arXiv:2304.08424).
 
@@ -139,7 +139,7 @@ class PatchTransformer(nn.Module):
 
 
 class Forecaster(nn.Module):
-    """The model with its scaling, for use outside of training: values as they are measured go in and come out.
+    """The model with its scaling, for use outside of training: input and output in measured units.
 
     Args:
         model: The model.
@@ -164,7 +164,7 @@ class Forecaster(nn.Module):
         Args:
             values: `(B, C)`; anything where there is none.
             observed: 1 where there is a value, else 0, `(B, C)`; at least one is there.
-            known: What is known of all steps, as it stands in the table, calendar last, `(B, C + H, K)`.
+            known: What is known of all steps, as in the table, calendar last, `(B, C + H, K)`.
             spread: Standard deviation of the whole series, `(B,)`.
         """
         count = observed.sum(1)

@@ -11,9 +11,9 @@ from transformers.utils import logging
 
 @contextmanager
 def drawn_on_the_host() -> Iterator[None]:
-    """Draw random weights on the CPU inside the block, so that they are the same on every kind of device.
+    """Initialise random weights on the CPU inside the block, so that they are the same on every device type.
 
-    Under ZeRO-3 nothing changes: there each weight is sharded while it is made, on the device that it belongs to.
+    Under ZeRO-3 nothing changes: there each weight is sharded while it is created, on its device.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 

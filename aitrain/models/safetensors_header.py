@@ -1,4 +1,4 @@
-"""Reads the header of a safetensors file with the standard library and tells whether the file is whole."""
+"""Reads the header of a safetensors file with the standard library and checks that the file is complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a header says about one tensor."""
+    """Header entry of one tensor."""
 
     dtype: str
     """Number format as safetensors names it, for instance `BF16`."""

@@ -1,4 +1,6 @@
-"""What sentence-transformers wants beside a Hugging Face folder: how tokens are pooled, and vectors of length 1."""
+"""What sentence-transformers needs in addition to a Hugging Face folder: how tokens are pooled, and vectors of length
+1.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ def add_pooling(folder: Path, keys: Embeddings, sequence_tokens: int, width: int
         folder: Where the model is.
         keys: Pooling and prefixes.
         sequence_tokens: Longest text in tokens.
-        width: Numbers of a vector.
+        width: Dimensions of a vector.
     """
     paths = ("", "1_Pooling", "2_Normalize")
     modules = [

@@ -1,4 +1,4 @@
-"""Models fetched from a hub: kept by their content, named by `aitrain.lock`, verified before a job uses them."""
+"""Models fetched from a hub: stored by their checksum, named in `aitrain.lock`, verified before a job uses them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aitrain.io.home import user_path
 from aitrain.models.assets import cache
 
 LOCK = "aitrain.lock"
-"""File in the working directory: which content each fetched name stands for."""
+"""File in the working directory: the checksum of each fetched name."""
 
 MANIFEST = ".aitrain-manifest.json"
 """File in a folder of the store: its source, and size and checksum of every other file."""
@@ -38,10 +38,10 @@ class Stored:
     """Its name on the hub."""
 
     revision: str | None
-    """What was asked for; `None` = the main branch."""
+    """The requested revision; `None` = the main branch."""
 
     commit: str
-    """The commit that this was."""
+    """Its commit."""
 
     content: str
     """Checksum of all files, and name of its folder."""
@@ -58,12 +58,12 @@ class Stored:
 def fetch(model: Model, directory: Path, report: Callable[[str], None] = print) -> Stored:
     """Download a model from the hub into the store, and write its name and content into the lock file.
 
-    This is the one command that may open a connection; it asks the hub only for this model.
+    This is the only command that may open a connection; it requests only this model from the hub.
 
     Args:
         model: The recipe's group `model`; its path is a name on a hub.
         directory: Where `aitrain.lock` goes: the working directory of the runs.
-        report: Takes one line per stage.
+        report: Called with one line per stage.
 
     Raises:
         ModelError: It cannot be downloaded or written.
@@ -106,7 +106,7 @@ def _named(name: str, revision: str | None) -> str:
 
 
 def _commit(folder: Path) -> str:
-    """Return the commit that huggingface_hub noted beside the files; `unknown` where it did not."""
+    """Return the commit that huggingface_hub recorded with the files; `unknown` if it did not."""
     for note in sorted((folder / ".cache/huggingface/download").rglob("*.metadata")):
         lines = note.read_text(encoding="utf-8").splitlines()
         if lines:
@@ -115,7 +115,7 @@ def _commit(folder: Path) -> str:
 
 
 def _keep(staging: Path, model: Model, commit: str) -> Stored:
-    """Move downloaded files into the folder that is named by their content."""
+    """Move downloaded files into the folder named by their checksum."""
     files = _checksums(staging, [path for path in sorted(staging.rglob("*")) if path.is_file()])
     if not files:
         raise ModelError(f"model.path={model.path} has none of the files that a model needs: check the name")
@@ -145,7 +145,7 @@ def _checksums(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def verify(folder: Path) -> None:
-    """Refuse a model of the store that is not what was fetched; any other folder is left alone.
+    """Refuse a model of the store that differs from what was fetched; other folders are not checked.
 
     Args:
         folder: A model folder.
@@ -171,7 +171,7 @@ def verify(folder: Path) -> None:
 
 
 def find(model: Model, directory: Path | None = None) -> Stored | None:
-    """Return what a name on a hub stands for here, or `None` when it was not fetched.
+    """Return the stored model of a hub name, or `None` if it was not fetched.
 
     Args:
         model: The recipe's group `model`.
@@ -193,7 +193,7 @@ def find(model: Model, directory: Path | None = None) -> Stored | None:
 
 
 def pinned(model: Model) -> Model:
-    """Return the group `model` with the folder of the store in place of a name that was fetched.
+    """Return the group `model` with a fetched name replaced by its folder in the store.
 
     Args:
         model: The recipe's group `model`.

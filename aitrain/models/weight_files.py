@@ -1,4 +1,4 @@
-"""The weight files of a model folder: which there are, whether they are whole, what their headers say. No torch."""
+"""The weight files of a model folder: which exist, whether they are complete, and their headers. No torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from aitrain.models.safetensors_header import Tensor, read_tensors
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 SAFE = "convert it with model.save_pretrained(folder, safe_serialization=True) and name that folder"
-"""What to do with weights that are a pickle."""
+"""Advice for pickle weights."""
 
 
 def read_json(path: Path) -> dict:
-    """Return a JSON object; an absent or broken file is an empty one here, its reader will complain.
+    """Return a JSON object; an absent or broken file counts as empty, because its reader reports it.
 
     Args:
         path: The file.
@@ -33,7 +33,7 @@ def weight_faults(path: Path, tensors: dict[str, Tensor]) -> Iterator[str]:
 
     Args:
         path: A model folder.
-        tensors: Gets what the headers say about each tensor.
+        tensors: Filled with the header entries of each tensor.
 
     Yields:
         One sentence per fault.

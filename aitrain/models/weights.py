@@ -1,4 +1,4 @@
-"""Puts the trained tensors of a checkpoint into a model that was built anew: weights, and buffers that belong to it."""
+"""Loads the trained tensors of a checkpoint into a rebuilt model: weights and persistent buffers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aitrain.errors import ModelError
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | None = None) -> nn.Module:
-    """Return a model with trained tensors in the place of its own, in evaluation mode.
+    """Load trained tensors into a model and return it in evaluation mode.
 
     Args:
         model: A model as it was trained.

@@ -17,7 +17,7 @@ device; on the CPU they then need Triton's interpreter, `TRITON_INTERPRET=1`).""
 
 
 def use_kernels(tensor: torch.Tensor) -> bool:
-    """Tell whether the op on this tensor runs as a Triton kernel.
+    """Return whether the op on this tensor runs as a Triton kernel.
 
     Args:
         tensor: An input of the op; its device decides.

@@ -27,7 +27,7 @@ FLAGS = (
 
 
 class BuildError(Exception):
-    """Why there is no library; the caller says it and takes another implementation."""
+    """Why there is no library; the caller reports it and uses another implementation."""
 
 
 def cache_folder() -> Path:

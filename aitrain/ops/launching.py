@@ -1,4 +1,4 @@
-"""What every launch of a kernel asks: rows that need no copy, and warps of the GPU at hand."""
+"""Shared by all kernel launches: rows that need no copy, and warps of the GPU at hand."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def own_optimizer(config: CustomOptim) -> tuple[type, dict[str, Any]]:
 
 
 def _is_ours(config: AdamW, device: str) -> bool:
-    """Return whether our own AdamW takes the step; without kernels torch's fused one is quicker, except for 8 bits."""
+    """Return whether our own AdamW takes the step; without kernels torch's fused one is faster, except for 8 bits."""
     if config.fused is not FusedStep.auto:
         return config.fused is FusedStep.always
     return device == "cuda" and (isinstance(config, AdamW8bit) or use_kernels(torch.empty(0, device=device)))

@@ -18,12 +18,12 @@ from aitrain.ops.adamw.table import TableCache
 
 STATES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}
 SMALLEST_8BIT = 4096
-"""Tensors with fewer elements keep fp32 moments: norms and biases are sensitive and weigh nothing."""
+"""Tensors with fewer elements keep fp32 moments: norms and biases are sensitive and take little memory."""
 
 
 @dataclass
 class _Launch:
-    """Tensors of a group that one launch serves, with the place their gradients come from."""
+    """Tensors of a group that share one launch, with the source of their gradients."""
 
     group: dict[str, Any]
     step: torch.Tensor
@@ -35,15 +35,15 @@ class _Launch:
 
 
 class FusedAdamW(torch.optim.Optimizer):
-    """AdamW with decoupled weight decay over fp32 or bf16 parameters, whole or sharded (DTensor).
+    """AdamW with decoupled weight decay over fp32 or bf16 parameters, unsharded or sharded (DTensor).
 
     bf16 parameters are rounded stochastically: with rounding to nearest, an update below half a unit in the last place
     (2^-9 of the weight) would be lost. The random bits depend on seed, step and element only, so that a resumed run,
     and a run on more ranks, draws the same ones.
 
     State of a parameter: `step` (0-dimensional, on the device, one tensor for all parameters that began together),
-    `exp_avg` and `exp_avg_sq`; with 8 bits these two are codes, and `exp_avg_scale`, `exp_avg_sq_scale` stand beside.
-    Bytes per parameter, gradient included: `Bucket`.
+    `exp_avg` and `exp_avg_sq`; with 8 bits these two are codes, and `exp_avg_scale`, `exp_avg_sq_scale` are kept with
+    them. Bytes per parameter, gradient included: `Bucket`.
 
     Args:
         params: Parameters or groups.
@@ -187,7 +187,7 @@ class FusedAdamW(torch.optim.Optimizer):
         return whole[0] if len(whole) == 1 else torch.cat(whole)
 
     def _plan(self) -> list[_Launch]:
-        """Return the launches of this step with its gradients; rebuilt only when tensors came or went."""
+        """Return the launches of this step with its gradients; rebuilt only when tensors were added or removed."""
         current = all(
             (param.grad is None) == (moment is None)
             and (moment is None or (state.get("exp_avg") is moment and state.get("step") is counter))
@@ -259,7 +259,7 @@ class FusedAdamW(torch.optim.Optimizer):
         return {"exp_avg": zero, "exp_avg_sq": torch.zeros_like(zero), **scales}
 
     def _share_steps(self, group: dict[str, Any]) -> None:
-        """Give parameters with the same count one counter: after loading, each has a copy of its own."""
+        """Share one counter among parameters with the same count: after loading, each has its own copy."""
         states = [self.state[param] for param in group["params"] if "step" in self.state[param]]
         if len({id(state["step"]) for state in states}) <= 1:
             return

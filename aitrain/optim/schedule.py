@@ -35,8 +35,8 @@ def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> flo
         total_steps: Optimizer steps of the whole run.
 
     Returns:
-        A number from 0 to 1: rising over the warm-up (the first step is not zero), then as the schedule says. A fall
-        ends behind the last step, which would do nothing at a rate of 0.
+        A number from 0 to 1: rising over the warm-up (the first step is not zero), then as the schedule says. A decay
+        ends after the last step, because a step at rate 0 would have no effect.
 
     Raises:
         RecipeError: Warm-up and decay are together longer than the run.

@@ -1,1 +1,1 @@
-"""The run's story, read from its directory."""
+"""Summaries of runs, read from their directories."""

@@ -43,10 +43,10 @@ class RunSummary:
     """Loss of the last step; `None` = no step yet."""
 
     state: str
-    """Where the run stands, by its own events."""
+    """State of the run, from its own events."""
 
     is_over: bool = False
-    """Whether it is finished, so that it is in no queue."""
+    """Whether it is finished, and so is not queued."""
 
     total_steps: int | None = None
     """Optimizer steps of the whole run; `None` = not known yet."""
@@ -67,10 +67,10 @@ class RunSummary:
     """Profile that it was submitted with."""
 
     trouble: str | None = None
-    """What ended it the last time, if that was not on purpose."""
+    """What ended it last, if that was not on purpose."""
 
     restarts: int = 0
-    """How often a job has gone on with it by itself."""
+    """How often a job has continued it automatically."""
 
     best_validation: float | None = None
     """Best value of the held-out metric so far; `None` = never measured."""
@@ -104,7 +104,7 @@ def runs(folder: Path) -> list[RunSummary]:
 
 
 def summary(run: Path) -> RunSummary:
-    """Return where one run stands.
+    """Return the state of one run.
 
     Args:
         run: Run directory.
@@ -170,7 +170,7 @@ def differences(found: Sequence[RunSummary], most: int = 4) -> dict[Path, str]:
 
 
 _NOT_COMPARED = ("run.", "facts", "cluster.", "logger.")
-"""Beginnings of keys that tell nothing of what was trained."""
+"""Prefixes of keys that do not affect training."""
 
 
 def _leaves(file: Path) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _leaves(file: Path) -> dict[str, Any]:
 
 
 def _newest(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole records at the end of a file of JSON lines, the newest first."""
+    """Yield the complete records at the end of a file of JSON lines, the newest first."""
     if not file.is_file():
         return
     with open(file, "rb") as stream:

@@ -1,1 +1,1 @@
-"""Strategies: how Lightning spreads a model over ranks, and how its state is read and written whole."""
+"""Strategies: how Lightning distributes a model over ranks, and how its unsharded state is read and written."""

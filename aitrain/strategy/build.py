@@ -1,4 +1,4 @@
-"""From the recipe's strategy to a Lightning strategy that offers whole state."""
+"""From the recipe's strategy to a Lightning strategy with access to its unsharded state."""
 
 from __future__ import annotations
 

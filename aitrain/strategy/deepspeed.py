@@ -1,4 +1,6 @@
-"""DeepSpeed ZeRO under Lightning: on CPUs too, with the loss scaled once, weights kept and state readable whole."""
+"""DeepSpeed ZeRO under Lightning: on CPUs too, with the loss scaled once, pretrained weights kept and unsharded
+state.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,9 @@ class DeepSpeedZero(DeepSpeedStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Do nothing: the pretrained model is built sharded (`building`), adapters are made whole and sharded after."""
+        """Do nothing: the pretrained model is built sharded (`building`), adapters are built unsharded and sharded
+        later.
+        """
         yield
 
     @contextmanager
@@ -179,7 +183,7 @@ class DeepSpeedZero(DeepSpeedStrategy):
         return self.optimizers[0]
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield name and whole fp32 master value (on the CPU) of every trained parameter and persistent buffer."""
+        """Yield name and unsharded fp32 master value (on the CPU) of every trained parameter and persistent buffer."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in trained(self.trained_model):
@@ -193,7 +197,7 @@ class DeepSpeedZero(DeepSpeedStrategy):
         """Set every trained parameter, in the model's precision and in the fp32 master copy, and persistent buffers.
 
         Args:
-            read: Returns the whole tensor of a name.
+            read: Returns the unsharded tensor of a name.
         """
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param
@@ -207,7 +211,7 @@ class DeepSpeedZero(DeepSpeedStrategy):
             buffer.copy_(read(name))
 
     def full_optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Yield parameter name, state key and whole value (on the CPU) of the optimizer's state."""
+        """Yield parameter name, state key and unsharded value (on the CPU) of the optimizer's state."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._link_optimizer_state()
@@ -225,7 +229,7 @@ class DeepSpeedZero(DeepSpeedStrategy):
 
         Args:
             keys: Parameter name -> state keys that were saved.
-            read: Returns the whole value of (name, key).
+            read: Returns the unsharded value of (name, key).
         """
         from deepspeed.utils import safe_set_full_optimizer_state
 
@@ -250,8 +254,8 @@ class DeepSpeedZero(DeepSpeedStrategy):
     def _link_optimizer_state(self) -> None:
         """Let stages 1 and 2 find each parameter's slice of the optimizer state.
 
-        DeepSpeed links once, inside the first step of the first parameter group: the groups after it have no state yet
-        then, and stay without.
+        DeepSpeed links once, inside the first step of the first parameter group: later groups have no state yet at that
+        point and are never linked.
         """
         if self._stage < 3:
             self._zero_optimizer._hp_optimizer_states_linked = False

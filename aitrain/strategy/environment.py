@@ -1,4 +1,4 @@
-"""Tells Lightning which rank this is, from our own reading of the launcher instead of Lightning's guess."""
+"""Tells Lightning which rank this is, from our own detection of the launcher."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RankEnvironment(ClusterEnvironment):
         return self.ranks.world
 
     def set_world_size(self, size: int) -> None:
-        """Refuse to change what the launcher said.
+        """Refuse to change what the launcher set.
 
         Args:
             size: What Lightning computed.
@@ -57,7 +57,7 @@ class RankEnvironment(ClusterEnvironment):
         return self.ranks.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Refuse to change what the launcher said.
+        """Refuse to change what the launcher set.
 
         Args:
             rank: What Lightning computed.

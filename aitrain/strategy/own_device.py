@@ -1,4 +1,4 @@
-"""Tells Lightning which device each local rank has, also where every rank sees only its own."""
+"""Tells Lightning which device each local rank has, also if every rank sees only its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 
 
 class OwnDevice(CUDAAccelerator):
-    """Lightning's CUDA accelerator without its count of visible devices, which it compares with the local ranks."""
+    """Lightning's CUDA accelerator without its check of visible devices against local ranks."""
 
     @staticmethod
     def parse_devices(devices: Any) -> list[int]:

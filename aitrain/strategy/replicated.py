@@ -1,4 +1,4 @@
-"""Every rank holds the whole model: one device, or data parallel over several."""
+"""Every rank holds the full model: one device, or data parallel over several."""
 
 from __future__ import annotations
 

@@ -12,20 +12,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from aitrain.optim.fused_adamw import FusedAdamW
 
 Reader = Callable[[str], torch.Tensor]
-"""Returns the whole fp32 tensor of a name, on the CPU."""
+"""Returns the unsharded fp32 tensor of a name, on the CPU."""
 
 
 class StateAccess(Protocol):
     """What every strategy offers. All methods are collective: every rank calls them in the same order."""
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield name and whole fp32 value (on the CPU) of every trained parameter and persistent buffer."""
+        """Yield name and unsharded fp32 value (on the CPU) of every trained parameter and persistent buffer."""
 
     def put_full_weights(self, read: Reader) -> None:
         """Set every trained parameter and persistent buffer, master weights included."""
 
     def full_optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Yield parameter name, state key and whole value (on the CPU) of the optimizer's state."""
+        """Yield parameter name, state key and unsharded value (on the CPU) of the optimizer's state."""
 
     def put_full_optimizer_state(self, keys: Mapping[str, list[str]], read: Callable[[str, str], torch.Tensor]) -> None:
         """Set the optimizer's state from parameter name -> keys and a reader of (name, key)."""
@@ -71,11 +71,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def copy_whole(target: torch.Tensor, value: torch.Tensor) -> None:
-    """Write a whole value into a tensor that may be sharded; no communication.
+    """Write an unsharded value into a tensor that may be sharded; no communication.
 
     Args:
         target: A plain tensor or a DTensor.
-        value: The whole value, of the target's unsharded shape.
+        value: The unsharded value, of the target's unsharded shape.
     """
     value = value.to(target.device)
     if isinstance(target, DTensor):
@@ -97,7 +97,7 @@ class LocalState:
         return model
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield name and whole fp32 value (on the CPU) of every trained parameter and persistent buffer."""
+        """Yield name and unsharded fp32 value (on the CPU) of every trained parameter and persistent buffer."""
         for name, parameter in trained(self.trained_model):
             yield name, whole(parameter)
         for name, buffer in persistent_buffers(self.trained_model):
@@ -107,7 +107,7 @@ class LocalState:
         """Set every trained parameter and persistent buffer.
 
         Args:
-            read: Returns the whole tensor of a name.
+            read: Returns the unsharded tensor of a name.
         """
         for name, parameter in trained(self.trained_model):
             copy_whole(parameter, read(name))
@@ -115,7 +115,7 @@ class LocalState:
             copy_whole(buffer, read(name))
 
     def full_optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Yield parameter name, state key and whole value (on the CPU) of the optimizer's state."""
+        """Yield parameter name, state key and unsharded value (on the CPU) of the optimizer's state."""
         state = self.optimizers[0].state
         for name, parameter in trained(self.trained_model):
             for key, value in state.get(parameter, {}).items():
@@ -127,7 +127,7 @@ class LocalState:
 
         Args:
             keys: Parameter name -> state keys that were saved.
-            read: Returns the whole value of (name, key).
+            read: Returns the unsharded value of (name, key).
         """
         optimizer = self.optimizers[0]
         fused = any(group.get("fused") for group in optimizer.param_groups)
@@ -162,5 +162,5 @@ class LocalState:
         return norm
 
     def last_gradient_norm(self) -> torch.Tensor | float | None:
-        """Return None: `clip_gradients` has told the norm already."""
+        """Return None: `clip_gradients` has already returned the norm."""
         return None

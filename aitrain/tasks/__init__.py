@@ -1,1 +1,1 @@
-"""Tasks: one LightningModule each, whose step is plain PyTorch."""
+"""Tasks: what is trained, one class each, in plain PyTorch."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class CausalLM(Task):
-    """A causal language model under training; see `Task`."""
+    """A causal language model in training; see `Task`."""
 
     weight_unit = "tokens"
 
@@ -72,7 +72,7 @@ class CausalLM(Task):
         }
 
     def samples(self, group: Group, watch: Watch = unwatched) -> Splits:
-        """Tokenise and mask the data, or find it done; see `Task.samples`.
+        """Tokenise and mask the data, or find it in the cache; see `Task.samples`.
 
         Args:
             group: The ranks.
@@ -113,7 +113,7 @@ class CausalLM(Task):
                 )
 
     def remarks(self) -> list[str]:
-        """Say which tokens a template brings along, and that they are trained."""
+        """Report the tokens that a template adds, and that they are trained."""
         found, words = template_tokens(self.located), []
         if found.added:
             words.append(f"added to the tokenizer and trained: {', '.join(found.added)}")
@@ -160,7 +160,7 @@ class CausalLM(Task):
         )
 
     def smaller(self) -> list[str]:
-        """Return how to make a sequence need less memory."""
+        """Return how to reduce the memory of a sequence."""
         return [f"data.sequence_tokens={self.sequence_tokens // 2}"]
 
     def flops_per_unit(self) -> float | None:
@@ -182,7 +182,7 @@ class CausalLM(Task):
         return apply_adapter(built, self.config.adapter, trained_tokens=template_tokens(self.located).trained)
 
     def finish(self, model: nn.Module) -> None:
-        """Let aitrain's fused ops replace what they can, and recompute activations where the recipe says so.
+        """Apply aitrain's fused ops, and recompute activations if the recipe says so.
 
         Args:
             model: What `build` returned.
@@ -197,7 +197,7 @@ class CausalLM(Task):
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def starting_notes(self, model: nn.Module, device: torch.device) -> Iterator[Note]:
-        """Let a fused model check itself, and say what is fused and what not.
+        """Check a fused model, and report what is fused.
 
         Args:
             model: The model.
@@ -212,7 +212,7 @@ class CausalLM(Task):
         yield Note("fused", facts | {"check": None if check is None else asdict(check)}, f"fused ops: {told}")
 
     def _check_fused(self, model: nn.Module, device: torch.device) -> FusedCheck | None:
-        """Compare the fused model with its unfused self on a few tokens; None where no loss is fused."""
+        """Compare the fused model with its unfused version on a few tokens; None where no loss is fused."""
         if not self._fused:
             return None
         ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
@@ -248,7 +248,7 @@ class CausalLM(Task):
         return Measured(torch.stack([loss, tokens, right]))
 
     def metrics(self, found: Measured) -> dict[str, float]:
-        """Return loss (mean negative log-likelihood in nats), perplexity and the share of first guesses that are right.
+        """Return loss (mean negative log-likelihood in nats), perplexity and the token accuracy.
 
         Args:
             found: Sums over all batches.
@@ -258,7 +258,7 @@ class CausalLM(Task):
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "token_accuracy": right / tokens}
 
     def sentence(self, metrics: Mapping[str, float]) -> str:
-        """Return metrics as a person reads them.
+        """Return metrics in readable form.
 
         Args:
             metrics: From `metrics`.
@@ -305,7 +305,7 @@ class CausalLM(Task):
         return {"input_ids": batch["input_ids"], "logits_to_keep": positions, "use_cache": False}, targets
 
     def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:
-        """Let the model go on from the recipe's prompts, taking its first guess at each token.
+        """Complete the recipe's prompts, with greedy decoding.
 
         Args:
             model: The model.
@@ -318,7 +318,7 @@ class CausalLM(Task):
     # ---------------------------------------------------------------- afterwards
 
     def trained_model(self, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-        """Build the model and put the trained tensors into it.
+        """Build the model and load the trained tensors.
 
         Args:
             weights: Trained tensors of a checkpoint.
@@ -332,7 +332,7 @@ class CausalLM(Task):
 
         Args:
             weights: Trained tensors of a checkpoint.
-            job: Where to, and what its card tells.
+            job: Destination, and facts for its model card.
         """
         from aitrain.models.export import Card, export_folder
 
@@ -363,7 +363,7 @@ class CausalLM(Task):
             yield from prompts.generate(model, self.tokenizer, self.config, [question], device)
 
     def harness_model(self, harness: Any, model: nn.Module) -> Any:
-        """Return the model as the LM evaluation harness takes it.
+        """Return the model wrapped for the LM evaluation harness.
 
         Args:
             harness: The package `lm_eval`.

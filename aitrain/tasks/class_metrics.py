@@ -8,7 +8,7 @@ from torchmetrics.functional import classification as tm
 
 
 def classes_in(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Return accuracy, macro F1 and balanced accuracy of the first guesses.
+    """Return accuracy, macro F1 and balanced accuracy of the most probable class.
 
     Args:
         logits: `(N, C)`.
@@ -26,7 +26,7 @@ def single_label_metrics(logits: torch.Tensor, labels: torch.Tensor) -> tuple[di
     """Return the metrics of a classifier with one label per sample, and the temperature that calibrates it.
 
     The calibration error is the expected one over 15 bins (Naeini et al. 2015); the temperature is fitted on these same
-    samples (Guo et al., arXiv:1706.04599), so the error after it is a little too good.
+    samples (Guo et al., arXiv:1706.04599), so the error after it is slightly optimistic.
 
     Args:
         logits: `(N, C)`.

@@ -1,4 +1,4 @@
-"""What the tasks share that sort samples into classes: losses, metrics, and probabilities that can be believed."""
+"""Shared parts of classification tasks: losses, metrics and calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Classifier(Pretrained):
         return {"classes": self.classes, "temperature": self.temperature}
 
     def recall(self, values: Mapping[str, Any]) -> None:
-        """Take back what `learned` gave.
+        """Restore what `learned` returned.
 
         Args:
             values: From a checkpoint.
@@ -108,7 +108,7 @@ class Classifier(Pretrained):
         return labels
 
     def names_of(self, columns: Columns, index: int) -> str:
-        """Return the classes of a sample as a person reads them.
+        """Return the classes of a sample in readable form.
 
         Args:
             columns: With the field `labels`.
@@ -127,7 +127,7 @@ class Classifier(Pretrained):
         return columns
 
     def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
-        """Return what the commonest class, or none, would reach.
+        """Return the metrics of always predicting the most common class, or none.
 
         Args:
             splits: The samples.
@@ -201,7 +201,7 @@ class Classifier(Pretrained):
         return super().metrics(found) | metrics
 
     def said(self, logits: torch.Tensor) -> dict[str, Any]:
-        """Return what logits say as plain values: `label` and `probabilities`.
+        """Return predictions from logits as plain values: `label` and `probabilities`.
 
         Args:
             logits: Of one sample, `(C,)`.
@@ -212,7 +212,7 @@ class Classifier(Pretrained):
         return {"label": chosen if self.several else max(shares, key=shares.__getitem__), "probabilities": shares}
 
     def named(self, logits: torch.Tensor) -> str:
-        """Return what logits say, with its probability.
+        """Return the prediction from logits with its probability.
 
         Args:
             logits: Of one sample, `(C,)`.

@@ -34,7 +34,7 @@ from aitrain.tasks.metric import Metric
 from aitrain.tasks.task import Watch, unwatched
 
 VERSION = 1
-"""Raised whenever the same images would be prepared otherwise."""
+"""Raised whenever the same images would be prepared differently."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ImageSamples:
         return np.ones(len(self), dtype=np.int64)
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put images into one batch.
+        """Collate images into one batch.
 
         Args:
             rows: Numbers of the images.

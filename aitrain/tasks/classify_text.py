@@ -1,4 +1,4 @@
-"""Which class a text belongs to: cross entropy over a pretrained body, and probabilities that can be believed."""
+"""Which class a text belongs to: cross entropy over a pretrained body, with calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from aitrain.tasks.task import Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
 
 VERSION = 1
-"""Raised whenever the same input would be prepared otherwise."""
+"""Raised whenever the same input would be prepared differently."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LabelledSamples:
         return self.columns.lengths("ids")
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put texts into one padded batch.
+        """Collate texts into one padded batch.
 
         Args:
             rows: Numbers of the texts.

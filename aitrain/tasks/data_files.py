@@ -19,10 +19,10 @@ from aitrain.errors import AitrainError, DataError
 from aitrain.models.assets import local_path
 
 SPLITS = ("train", "training", "test", "validation", "valid", "val", "dev", "eval")
-"""Names under which people keep data to train on and data to measure with side by side."""
+"""Common names of training and evaluation files in one folder."""
 
 _HIDDEN = (".", "~$")
-"""Begins of the names of hidden files, and of those by which Office marks that a file is open."""
+"""Prefixes of hidden files and of the lock files of Office."""
 
 
 def source_of(given: str | Path, data: Data | None = None, key: str = "data.path") -> Source:
@@ -130,7 +130,7 @@ def data_faults(config: RunConfig) -> list[str]:
 
 
 def _idle_keys(data: Data, files: Sequence[Path]) -> Iterator[str]:
-    """Yield keys that say how files are read of which there is none."""
+    """Yield keys for a kind of file of which there is none."""
     if not isinstance(data, Readable) or not files:
         return
     names = [file.name.lower() for file in files]
@@ -175,7 +175,7 @@ def _beside(path: Path) -> str:
 
 
 def reading_notes(config: RunConfig) -> list[str]:
-    """Return what was found out about the data files that the recipe does not say: encodings, delimiters, sheets.
+    """Return what was detected about the data files: encodings, delimiters, sheets.
 
     Args:
         config: A checked configuration.

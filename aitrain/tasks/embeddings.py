@@ -1,4 +1,4 @@
-"""Vectors for search: each question is to be nearest its own text among all texts of the global batch."""
+"""Text embeddings for search: each question is trained to be closest to its own text in the global batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from aitrain.tasks.task import ExportJob, Measured, Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
 
 VERSION = 1
-"""Raised whenever the same input would be prepared otherwise."""
+"""Raised whenever the same input would be prepared differently."""
 
 # Shapes: M = pairs of a micro-batch, G = pairs of the global batch, T = texts of a pair (question, answer, negatives),
 # D = width of a vector.
@@ -71,7 +71,7 @@ class PairSamples:
         return np.split(self.columns.get("ids", index), ends[:-1])
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put pairs into one padded batch.
+        """Collate pairs into one padded batch.
 
         Args:
             rows: Numbers of the pairs.
@@ -188,7 +188,7 @@ class Embeddings(TextEncoder, GatheringTask):
         return self.vectors(model, batch).unflatten(0, batch["marks"].shape)
 
     def marks(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return numbers by which equal texts are found, `(M, T)`; -1 where there is none.
+        """Return hashes to find equal texts, `(M, T)`; -1 where there is none.
 
         Args:
             batch: From `PairSamples.collate`.
@@ -199,7 +199,7 @@ class Embeddings(TextEncoder, GatheringTask):
     def gathered_loss(self, outputs: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
         """Return the sum over the pairs of the cross entropy of each question's own text among all texts.
 
-        A text that is the same as a question's own one is no negative of it. With `matryoshka`, the losses at all
+        A text that is the same as a question's own one is not a negative of it. With `matryoshka`, the losses at all
         lengths are averaged.
 
         Args:
@@ -258,7 +258,7 @@ class Embeddings(TextEncoder, GatheringTask):
         return {"loss": loss} | search_metrics(ranks_of(scores, right))
 
     def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
-        """Return what counting the words in common reaches.
+        """Return the metrics of counting common words.
 
         Args:
             splits: The samples.
@@ -279,7 +279,7 @@ class Embeddings(TextEncoder, GatheringTask):
         return [*texts[:count], *[texts[0]] * (count - len(texts))]
 
     def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:
-        """Let three held-out questions find their texts among up to 32.
+        """Return the nearest of up to 32 texts for three held-out questions.
 
         Args:
             model: The model.
@@ -349,7 +349,7 @@ class Embeddings(TextEncoder, GatheringTask):
 
         Args:
             weights: Trained tensors of a checkpoint.
-            job: Where to, and what its card tells.
+            job: Destination, and facts for its model card.
         """
         from aitrain.models.sentence_folder import add_pooling
 

@@ -1,4 +1,4 @@
-"""What comes next in a series: quantiles of the next steps, beside the last season again and gradient boosting."""
+"""Forecasting: quantiles of the next steps, compared with repeating the last season and with gradient boosting."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ForecastTask(Task):
         return {"seconds": self.grid.seconds, "months": self.grid.months, "known": self.known}
 
     def recall(self, values: Mapping[str, Any]) -> None:
-        """Take back what `learned` gave.
+        """Restore what `learned` returned.
 
         Args:
             values: From a checkpoint.
@@ -135,7 +135,7 @@ class ForecastTask(Task):
         return prepared_series(source, self.data, self.keys.horizon_steps, grid)
 
     def shown_sample(self, samples: Samples, index: int) -> str:
-        """Return where a window is from and what comes next in it.
+        """Return the place of a window and its next values.
 
         Args:
             samples: From `samples`.
@@ -157,7 +157,7 @@ class ForecastTask(Task):
     # ---------------------------------------------------------------- model
 
     def sizes(self) -> Sizes:
-        """Return what the model is made of."""
+        """Return the sizes of the model."""
         keys = self.keys
         known = len(self.known["centre"]) if self.known is not None else 0
         season = self.shape.season if self.grid is not None else 1
@@ -183,7 +183,7 @@ class ForecastTask(Task):
         return max(0, room.bytes_free) // (sizes.patches * per_token + 64 * sizes.horizon * room.precision_bytes)
 
     def smaller(self) -> list[str]:
-        """Return how to make a window need less memory."""
+        """Return how to reduce the memory of a window."""
         return [f"task.context_steps={max(1, self.keys.context_steps // 2)}"]
 
     def flops_per_unit(self) -> float | None:
@@ -198,7 +198,7 @@ class ForecastTask(Task):
             return PatchTransformer(self.sizes())
 
     def _said(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return the quantiles, not sorted, scaled, `(B, H, Q)`."""
+        """Return the quantiles, unsorted, scaled, `(B, H, Q)`."""
         kind = next(model.parameters()).dtype
         return model(*(batch[key].to(kind) for key in ("values", "observed", "known"))).float()
 
@@ -237,7 +237,7 @@ class ForecastTask(Task):
         return metrics_of(found.sums, self.keys.quantiles)
 
     def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
-        """Return what the last season again and gradient boosting reach.
+        """Return the metrics of repeating the last season and of gradient boosting.
 
         Args:
             splits: The samples.
@@ -316,7 +316,7 @@ class ForecastTask(Task):
     # ---------------------------------------------------------------- afterwards
 
     def predictions(self, model: nn.Module, path: Path, device: torch.device) -> Iterator[dict[str, Any]]:
-        """Yield the quantiles of each step behind the last value of every series of a file.
+        """Yield the quantiles of each step after the last value of every series of a file.
 
         Args:
             model: From `trained_model`.
@@ -349,7 +349,7 @@ class ForecastTask(Task):
 
         Args:
             weights: Trained tensors of a checkpoint.
-            job: Where to, and what its card tells.
+            job: Destination, and facts for its model card.
         """
         from aitrain.tasks.forecast_export import write_forecaster
 

@@ -1,4 +1,4 @@
-"""Forecasts to compare with: the last season again, and gradient boosting on what was seen of the same windows."""
+"""Baseline forecasts: repeating the last season, and gradient boosting on the same windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from aitrain.data.windows import WindowSamples
 
 MOST_ROWS = 40_000
-"""Steps that gradient boosting learns from, drawn at random; more make it slower and hardly better."""
+"""Steps that gradient boosting learns from, drawn at random; more make it slower but hardly better."""
 
 LAGS, SEASONS = 3, 3
 """Last values, and values of the same place in the last seasons, that it sees."""
@@ -20,7 +20,7 @@ LAGS, SEASONS = 3, 3
 
 
 def seasonal_naive(samples: WindowSamples, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the last season again and again, `(N, H)`; where that has no value, the season before, or the mean.
+    """Return the last season repeated, `(N, H)`; where that has no value, the season before it, or the mean.
 
     Args:
         samples: The windows.

@@ -14,16 +14,16 @@ from aitrain.data.windows import write_series
 from aitrain.tasks.token_data import cache_folder
 
 VERSION = 2
-"""Raised whenever the same table would be prepared otherwise."""
+"""Raised whenever the same table would be prepared differently."""
 
 
 def prepared_series(source: Source, data: Series, horizon: int, grid: Grid | None) -> Path:
-    """Return the folder of a prepared table, made now if it is not there.
+    """Return the folder of a prepared table, created if it does not exist.
 
     Args:
         source: The data files.
         data: How it is read.
-        horizon: Steps behind the last value for which the calendar is wanted.
+        horizon: Steps after the last value for which calendar columns are needed.
         grid: The steps of the training data; None = this is the training data.
 
     Raises:

@@ -61,7 +61,7 @@ def write_forecaster(
         model: With its trained weights, on the CPU.
         sizes: What it is made of.
         settings: What else is to be known to use it; `known` has `centre` and `scale` of the known columns.
-        job: Where to, and what its card tells.
+        job: Destination, and facts for its model card.
         config: The run.
 
     Raises:
@@ -111,7 +111,7 @@ def card(sizes: Sizes, settings: dict[str, Any], job: ExportJob, config: RunConf
     """Return the model card.
 
     Args:
-        sizes: What the model is made of.
+        sizes: Sizes of the model.
         settings: What else is to be known to use it.
         job: What is told of the run.
         config: The run.

@@ -1,4 +1,4 @@
-"""Forecasts as a picture: what was seen, what came, and between which values it was expected."""
+"""Forecasts as a picture: past values, future values and the forecast range."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class GatheringTask(Task):
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return what the loss is made of, one row per row of the batch.
+        """Return the inputs of the loss, one row per row of the batch.
 
         Args:
             model: The model.
@@ -33,7 +33,7 @@ class GatheringTask(Task):
 
     @abstractmethod
     def marks(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return whole numbers that the loss needs of each row: which rows are samples, which are alike.
+        """Return integers that the loss needs for each row: which rows are samples, and which are equal.
 
         Args:
             batch: What `Samples.collate` made, on the device.
@@ -52,7 +52,7 @@ class GatheringTask(Task):
         """
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return the loss of a batch that is all there is.
+        """Return the loss of a single batch.
 
         Args:
             model: The model.

@@ -1,4 +1,4 @@
-"""Learning from single answers that were found good or bad (KTO)."""
+"""Preference tuning on single answers labelled good or bad (KTO)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from aitrain.tasks.task import Measured
 
 @dataclass(frozen=True)
 class JudgedSamples(PreferenceSamples):
-    """Answers with their judgement, and the same prompts with answers of others; see `Samples`."""
+    """Answers with their labels, and the same prompts with answers of other records; see `Samples`."""
 
     sides: ClassVar[tuple[str, str]] = ("answer", "other")
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put answers into one padded batch.
+        """Collate answers into one padded batch.
 
         Args:
             rows: Numbers of the answers.
@@ -44,10 +44,10 @@ class JudgedSamples(PreferenceSamples):
 
 
 class KtoTask(GatheringTask, PreferenceTask):
-    """A language model that learns from judged answers; see `Task`.
+    """A language model that is tuned on judged answers; see `Task`.
 
-    How probable answers have become that nobody judged, a mean over the whole global batch, is where good and bad part:
-    so the loss of one answer depends on the others, and the trainer gathers.
+    The reference point is how probable unjudged answers have become, a mean over the global batch: so the
+    loss of one answer depends on the others, and the trainer gathers.
     """
 
     sample = "answer"
@@ -132,7 +132,7 @@ class KtoTask(GatheringTask, PreferenceTask):
         return Measured(sums, torch.cat([self.outputs(model, batch).float(), good.float()], 1))
 
     def metrics(self, found: Measured) -> dict[str, float]:
-        """Return loss, the share of answers that are told apart correctly, and how far good and bad ones are apart.
+        """Return loss, the share of answers classified correctly, and the distance between good and bad ones.
 
         Args:
             found: Outputs and judgements of all answers.
@@ -146,7 +146,7 @@ class KtoTask(GatheringTask, PreferenceTask):
         return {"loss": loss, "accuracy": float(right.mean()), "margin": means[0] - means[1]}
 
     def picture(self, found: Measured, file: Path) -> bool:
-        """Draw how far the answers are on the side of their judgement.
+        """Draw the margins of the answers.
 
         Args:
             found: Outputs and judgements of all answers.
@@ -163,7 +163,7 @@ class KtoTask(GatheringTask, PreferenceTask):
         return True
 
     def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
-        """Return what a coin and always giving the commoner judgement reach.
+        """Return the metrics of guessing and of always predicting the more common label.
 
         Args:
             splits: The samples.
@@ -189,7 +189,7 @@ class KtoTask(GatheringTask, PreferenceTask):
 
 
 def reference_point(others: torch.Tensor) -> torch.Tensor:
-    """Return how much more probable answers have become that nobody judged: 0 at least, and without a gradient.
+    """Return how much more probable unjudged answers have become: at least 0, and without a gradient.
 
     Args:
         others: How much more probable each is than at the start, `(G,)`.

@@ -1,4 +1,4 @@
-"""The number by which a run is judged. No torch."""
+"""The primary metric of a run. No torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """The number by which a run is judged: checkpoints, early stopping and sweeps look at this one."""
+    """The primary metric of a run, used by checkpoints, early stopping and sweeps."""
 
     name: str = "loss"
     greater_is_better: bool = False
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Tell whether a value is better than another one.
+        """Return whether a value is better than another one.
 
         Args:
             value: The new value.

@@ -1,4 +1,4 @@
-"""Pictures of what a run has reached, as SVG: readable in black and white, with the numbers in them.
+"""Pictures of results as SVG: readable in black and white, with the numbers in them.
 
 Written by hand: matplotlib would do it, but where it is installed torchmetrics loads it at every start (0.6 s).
 """
@@ -16,7 +16,7 @@ import torch
 from aitrain.io import write_text
 
 LARGEST = 30
-"""Classes of a confusion matrix; of more, the commonest are drawn."""
+"""Classes of a confusion matrix; with more, the most common are drawn."""
 
 CELL, LINE, LETTER = 34, 22, 6.5
 """Side of a cell, height of a bar with its space, and width of a letter, in pixels."""
@@ -36,7 +36,7 @@ def save(width: float, height: float, parts: Sequence[str], file: Path) -> None:
 
 
 def confusion_matrix(guesses: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], file: Path) -> None:
-    """Draw how often each class was taken for each other.
+    """Draw a confusion matrix.
 
     Args:
         guesses: int64 `(N,)`.
@@ -90,7 +90,7 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, file: Path) 
 
 
 def histogram(values: Sequence[float], title: str, below: str, file: Path, bins: int = 20) -> None:
-    """Draw how often values fall between which limits; those above zero in blue, those below in grey.
+    """Draw a histogram; values above zero in blue, those below in grey.
 
     Args:
         values: At least one.

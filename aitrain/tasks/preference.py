@@ -1,4 +1,4 @@
-"""Learning from pairs of answers (DPO, IPO, SimPO, ORPO): the better one is to become more probable than the other."""
+"""Preference tuning on pairs of answers (DPO, IPO, SimPO, ORPO): the better one is made more probable."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from aitrain.tasks.task import Measured, Room, Watch, unwatched
 from aitrain.tasks.token_data import cache_folder, data_files
 
 VERSION = 1
-"""Raised whenever the same input would be prepared otherwise."""
+"""Raised whenever the same input would be prepared differently."""
 
 AT_ONCE = 4
-"""Pairs at once while the reference is computed."""
+"""Micro-batch in pairs while the reference is computed."""
 
 # Shapes: M = pairs of a micro-batch; a batch has 2 M rows, first the better answers, then the others.
 
@@ -69,7 +69,7 @@ class PreferenceSamples:
         return self.columns.lengths(self.sides[0]) + self.columns.lengths(self.sides[1])
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put pairs into one padded batch.
+        """Collate pairs into one padded batch.
 
         Args:
             rows: Numbers of the pairs.
@@ -91,7 +91,7 @@ class PreferenceSamples:
 
 
 class PreferenceTask(CausalLM):
-    """A language model that learns from pairs of answers; see `Task`."""
+    """A language model that is tuned on pairs of answers; see `Task`."""
 
     primary = Metric("accuracy", greater_is_better=True)
     weight_unit = "pairs"
@@ -164,7 +164,7 @@ class PreferenceTask(CausalLM):
     def _with_reference(self, samples: PreferenceSamples, folder: Path, group: Group) -> PreferenceSamples:
         """Return the samples with the log-probabilities of the model as it is at the start.
 
-        They are computed once, each rank doing a share, and kept in the cache: a run that goes on finds them.
+        They are computed once, each rank doing a share, and kept in the cache: a resumed run finds them.
         """
         precision = self.config.trainer.precision.name
         content = {"reference of": folder.name, "model": self.facts()["model"], "init": self.config.model.init.name}
@@ -188,7 +188,9 @@ class PreferenceTask(CausalLM):
         return replace(samples, reference=group.from_first(values))
 
     def _reference(self, samples: PreferenceSamples, rows: range) -> npt.NDArray[np.float32]:
-        """Compute the log-probabilities of some pairs under the base model, which is built for that and let go."""
+        """Compute the log-probabilities of some pairs under the base model, which is built for that and then
+        released.
+        """
         device = torch.device(self.accelerator)
         torch.manual_seed(self.config.seed)
         model = nn.Module.to(build_model(self.located), device).eval()
@@ -290,7 +292,7 @@ class PreferenceTask(CausalLM):
         return True
 
     def sentence(self, metrics: Mapping[str, float]) -> str:
-        """Return metrics as a person reads them.
+        """Return metrics in readable form.
 
         Args:
             metrics: From `metrics`.
@@ -298,7 +300,7 @@ class PreferenceTask(CausalLM):
         return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
     def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
-        """Return what a coin and always preferring the longer or the shorter answer reach.
+        """Return the metrics of guessing and of always preferring the longer or the shorter answer.
 
         Args:
             splits: The samples.

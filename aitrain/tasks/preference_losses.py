@@ -1,4 +1,4 @@
-"""Losses of pairs of answers, each as its paper has it, over sums of log-probabilities."""
+"""Losses of pairs of answers as in their papers, on sums of log-probabilities."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Answers:
         return self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens
 
     def margins(self, keys: Preference) -> torch.Tensor:
-        """Return by how much the better answer is ahead, in the loss's own measure; above 0 = told apart rightly.
+        """Return by how much the better answer is ahead, in the loss's own measure; above 0 = ranked correctly.
 
         Args:
             keys: The recipe's task.

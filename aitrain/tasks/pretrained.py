@@ -1,4 +1,4 @@
-"""What the tasks share that start from a Hugging Face model with a head: how it is built, and how it is exported."""
+"""Shared parts of tasks that start from a Hugging Face model with a head: building and exporting it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Pretrained(Task):
     """Name of transformers' automatic class."""
 
     adapter_kind: ClassVar[str] = "FEATURE_EXTRACTION"
-    """peft's word for the task."""
+    """Task type of peft."""
 
     use: ClassVar[str] = "feature-extraction"
-    """What the exported model is for, as hubs name it."""
+    """Purpose of the exported model, as hubs name it."""
 
     def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> None:
         super().__init__(config, accelerator, located)
@@ -44,16 +44,16 @@ class Pretrained(Task):
             raise RecipeError("adapter=qlora is for causal language models: write adapter=lora")
 
     def settings(self) -> dict[str, Any]:
-        """Return what goes into the model's config: number and names of the labels."""
+        """Return settings for the model's config: number and names of the labels."""
         return {}
 
     def preparation(self) -> dict[str, Any]:
-        """Return what decides how a file is prepared, beside its content: plain values."""
+        """Return the settings that determine how a file is prepared, as plain values."""
         return {}
 
     @abstractmethod
     def processor(self) -> Any:
-        """Return what belongs to the model in an exported folder: its tokenizer, or what prepares its images."""
+        """Return what belongs to the model in an exported folder: its tokenizer or image processor."""
 
     def check_source(self, source: Source) -> None:
         """Refuse a path that cannot hold data.
@@ -110,7 +110,7 @@ class Pretrained(Task):
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def trained_model(self, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-        """Build the model and put the trained tensors into it.
+        """Build the model and load the trained tensors.
 
         Args:
             weights: Trained tensors of a checkpoint.
@@ -122,7 +122,7 @@ class Pretrained(Task):
 
         Args:
             weights: Trained tensors of a checkpoint.
-            job: Where to, and what its card tells.
+            job: Destination, and facts for its model card.
         """
         from aitrain.models.export import Card, export_folder
 
@@ -141,7 +141,7 @@ class Pretrained(Task):
         export_folder(self.config, self.located, model, job.to, job.merge, card, job.go_on, job.flat, words=processor)
 
     def lora_share(self) -> float:
-        """Return roughly which share of the weights is trained."""
+        """Return an estimate of the share of trained weights."""
         return 0.01 if isinstance(self.config.adapter, Lora) else 1.0
 
     def prepared(

@@ -1,4 +1,4 @@
-"""Prompts and answers of a language model: as its chat template writes them, greedily."""
+"""Prompts and answers of a language model, with its chat template and greedy decoding."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from aitrain.errors import RecipeError
 
 @dataclass(frozen=True)
 class Question:
-    """Something that a model is to answer."""
+    """A prompt for a model."""
 
     text: str
-    """As people see it."""
+    """The prompt as shown to users."""
 
     ids: list[int]
-    """As the model reads it."""
+    """The prompt as the model reads it."""
 
     expected: str | None = None
-    """The right answer, where it is known."""
+    """The target answer, if known."""
 
 
 def asked(config: RunConfig, tokenizer: Any) -> list[Question]:
@@ -44,7 +44,7 @@ def asked(config: RunConfig, tokenizer: Any) -> list[Question]:
 
 
 def of_held_out(config: RunConfig, tokenizer: Any, tokens: TokenSet, context: int | None) -> list[Question]:
-    """Return the first question of some held-out conversations with its right answer (`evaluate.answered_samples`).
+    """Return the first question of some held-out conversations with its target answer (`evaluate.answered_samples`).
 
     Args:
         config: The run.
@@ -67,7 +67,7 @@ def of_held_out(config: RunConfig, tokenizer: Any, tokens: TokenSet, context: in
 
 
 def last_words(text: str, tokenizer: Any) -> str:
-    """Return what the user says last in a text that a chat template has written up to the model's turn.
+    """Return the user's last message in a text rendered by a chat template up to the model's turn.
 
     Args:
         text: The text.
@@ -97,7 +97,7 @@ def generate(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, str]]:
-    """Let a Hugging Face model answer, taking its first guess at each token.
+    """Generate answers with a Hugging Face model, with greedy decoding.
 
     Args:
         model: A model with `generate`.
@@ -146,7 +146,7 @@ def stop_tokens(model: Any, ends: Sequence[int]) -> list[int]:
 
 
 def end_tokens(config: RunConfig, tokenizer: Any) -> list[int]:
-    """Return the ids with which the chat template ends a turn of the assistant; none where the task has no turns.
+    """Return the ids with which the chat template ends a turn of the assistant; none if the task has no turns.
 
     Args:
         config: The run.
@@ -167,7 +167,7 @@ def template_end_tokens(tokenizer: Any) -> list[int]:
 
 
 class _Stop(StoppingCriteria):
-    """Ends a generation at the next token when the run is asked to stop."""
+    """Ends generation at the next token if the run is asked to stop."""
 
     def __init__(self, stop: Callable[[], bool]) -> None:
         self.stop = stop

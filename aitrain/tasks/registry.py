@@ -1,4 +1,4 @@
-"""Finds the task that a recipe names: one of ours, or a class in a file of the user's."""
+"""Finds the task that a recipe names: one of ours, or a class in the user's file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BUILT_IN: dict[type, str] = {
 """Keys of a task -> its class."""
 
 KTO = "aitrain.tasks.kto:KtoTask"
-"""The one loss of `task=preference` that sees the whole global batch."""
+"""The only loss of `task=preference` that needs the full global batch."""
 
 
 def class_of(config: RunConfig) -> type[Task]:
@@ -66,7 +66,7 @@ def class_of(config: RunConfig) -> type[Task]:
 
 
 def located_model(config: RunConfig) -> Located | None:
-    """Look at the model that a recipe starts from; None where its task brings its own.
+    """Locate the model that a recipe starts from; None if its task brings its own.
 
     Args:
         config: The run.
@@ -79,7 +79,7 @@ def located_model(config: RunConfig) -> Located | None:
 
 
 def task_of(config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> Task:
-    """Make the task of a run.
+    """Build the task of a run.
 
     Args:
         config: The run.

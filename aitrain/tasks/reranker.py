@@ -1,4 +1,4 @@
-"""Which of some texts answers a question best: a cross-encoder reads the question and each text together."""
+"""Reranking: a cross-encoder reads a question together with each text and scores it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from aitrain.tasks.task import Measured, Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
 
 VERSION = 1
-"""Raised whenever the same input would be prepared otherwise."""
+"""Raised whenever the same input would be prepared differently."""
 
 METRICS = ("mrr", "ndcg_at_10", "recall_at_1")
 
@@ -72,7 +72,7 @@ class CandidateSamples:
         return np.split(self.columns.get(name, index), ends[:-1])
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put questions into one padded batch.
+        """Collate questions into one padded batch.
 
         Args:
             rows: Numbers of the questions.
@@ -106,7 +106,7 @@ class Reranker(TextEncoder):
         self._shown: CandidateSamples | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return that the head has one number: how well a text answers."""
+        """Return settings for a head with one output: how well a text answers."""
         return {"num_labels": 1}
 
     def samples(self, group: Group, watch: Watch = unwatched) -> Splits:
@@ -218,7 +218,7 @@ class Reranker(TextEncoder):
         return super().metrics(found) | _placed(found.rows)
 
     def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
-        """Return what chance and counting the words in common reach.
+        """Return the metrics of guessing and of counting common words.
 
         Args:
             splits: The samples.
@@ -237,7 +237,7 @@ class Reranker(TextEncoder):
         return {"chance": {name: chance[name] for name in METRICS}, "words in common": _placed(common)}
 
     def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:
-        """Let the model choose the text for three held-out questions.
+        """Return the best text for three held-out questions.
 
         Args:
             model: The model.
@@ -260,7 +260,7 @@ class Reranker(TextEncoder):
         return found
 
     def picture(self, found: Measured, file: Path) -> bool:
-        """Draw at which place the right text stands.
+        """Draw the ranks of the right text.
 
         Args:
             found: The scores of all candidates.

@@ -6,7 +6,7 @@ import torch
 
 
 def ranks_of(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return the place of each question's right text, from 1; of texts with the same score, half stand before it.
+    """Return the place of each question's right text, from 1; of texts with the same score, half count as before it.
 
     Args:
         scores: `(Q, N)`.

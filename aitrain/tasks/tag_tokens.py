@@ -1,4 +1,4 @@
-"""Which stretches of a text are names, dates or places: a label per word, measured by whole entities."""
+"""Token classification: a label per word, evaluated on complete entities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from aitrain.tasks.task import Measured, Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
 
 VERSION = 1
-"""Raised whenever the same input would be prepared otherwise."""
+"""Raised whenever the same input would be prepared differently."""
 
 IGNORED = -100
 """Label of a token that is not the first of a word."""
@@ -56,7 +56,7 @@ class TaggedSamples:
         return self.columns.lengths("ids")
 
     def collate(self, rows: Integers, size: int) -> Batch:
-        """Put texts into one padded batch.
+        """Collate texts into one padded batch.
 
         Args:
             rows: Numbers of the texts.
@@ -107,7 +107,7 @@ class TagTokens(TextEncoder):
         return {"labels": self.labels}
 
     def recall(self, values: Mapping[str, Any]) -> None:
-        """Take back what `learned` gave.
+        """Restore what `learned` returned.
 
         Args:
             values: From a checkpoint.
@@ -181,7 +181,7 @@ class TagTokens(TextEncoder):
             yield ids, firsts
 
     def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
-        """Return what a list of the training data's words with their commonest label reaches.
+        """Return the metrics of labelling each word with its most common label in the training data.
 
         Args:
             splits: The samples.
@@ -243,7 +243,7 @@ class TagTokens(TextEncoder):
         return Measured(torch.cat([sums, torch.from_numpy(counts.flatten()).to(sums.device)]))
 
     def metrics(self, found: Measured) -> dict[str, float]:
-        """Return loss, and precision, recall and F1 of whole entities, exactly as they are marked.
+        """Return loss, and precision, recall and F1 of whole entities, with exact boundaries.
 
         Args:
             found: Sums over all texts.
@@ -285,7 +285,7 @@ class TagTokens(TextEncoder):
         return found
 
     def predictions(self, model: nn.Module, path: Path, device: torch.device) -> Iterator[dict[str, Any]]:
-        """Yield the entities of each text of a file, and the text with their kinds in the place of their words.
+        """Yield the entities of each text of a file, and the text with their kinds in place of their words.
 
         Args:
             model: From `trained_model`.

@@ -1,4 +1,4 @@
-"""The seam between training and what is trained: the trainer knows this class, and no task by name."""
+"""The interface between the trainer and tasks: the trainer knows only this class, and no task by name."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from aitrain.models.weights import with_weights
 from aitrain.tasks.metric import Metric
 
 Watch = Callable[[], None]
-"""Called between the parts of long work; what it raises ends the work, and nothing is left of it."""
+"""Called between the parts of long work; an exception that it raises ends the work, and partial results are removed."""
 
 
 def unwatched() -> None:
-    """Let work go on: a `Watch` where nobody watches."""
+    """Do nothing: a `Watch` that never interrupts."""
 
 
 @dataclass
 class Measured:
-    """What one batch, or all of them, tell about a model."""
+    """Measurements of a model on one batch, or on all of them."""
 
     sums: torch.Tensor
     """float64 `(K,)`, added over batches and ranks. The first two are the sum of the losses and of their weights."""
@@ -42,7 +42,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Note:
-    """What a task has to say when training starts."""
+    """Messages of a task when training starts."""
 
     event: str
     facts: dict[str, Any]
@@ -54,7 +54,7 @@ class Room:
     """Memory for one micro-batch on one device."""
 
     bytes_free: int
-    """What is left beside weights, gradients and optimizer state, in bytes."""
+    """Memory left after weights, gradients and optimizer state, in bytes."""
 
     precision_bytes: int
     """Bytes of one activation: 4 in fp32, 2 in bf16."""
@@ -62,7 +62,7 @@ class Room:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What an export is to write, and what its card tells."""
+    """What an export writes, and the facts for its model card."""
 
     to: Path
     """Folder to make; it does not exist."""
@@ -100,10 +100,10 @@ class ExportJob:
 
 
 class Task(ABC):
-    """What is trained: samples, model, loss, metrics, export.
+    """A task: samples, model, loss, metrics, export.
 
     A task is made once per process. It may keep what it reads (a tokenizer, the names of the classes), but no tensor of
-    the model under training: that one is handed to each method.
+    the model in training, which is passed to each method.
 
     Args:
         config: The run.
@@ -112,7 +112,7 @@ class Task(ABC):
     """
 
     primary: Metric = Metric()
-    """What a run is judged by."""
+    """The primary metric."""
 
     unit: str = ""
     """What throughput counts: tokens, images, windows; empty = as the recipe's task says."""
@@ -130,10 +130,10 @@ class Task(ABC):
     """Whether one can talk to the trained model (`aitrain chat`)."""
 
     most_on_cpu: ClassVar[int] = 8
-    """Samples at once above which a CPU is not faster; where their lengths differ, more is only more padding."""
+    """Micro-batch above which a CPU is not faster; with samples of different lengths, more only adds padding."""
 
     weight_unit: ClassVar[str] = "samples"
-    """What the loss is a mean over: tokens, images, pairs."""
+    """The unit over which the loss is averaged: tokens, images, pairs."""
 
     def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Any = None) -> None:
         self.config = config
@@ -148,7 +148,7 @@ class Task(ABC):
     # ---------------------------------------------------------------- before training
 
     def facts(self) -> dict[str, Any]:
-        """Return plain values that tell this model, and all that comes with it, from others."""
+        """Return plain values that identify this model and everything that belongs to it."""
         return {}
 
     @abstractmethod
@@ -164,7 +164,7 @@ class Task(ABC):
         """
 
     def refuse_late(self, splits: Splits) -> None:  # noqa: B027 (most tasks have nothing to do here)
-        """Refuse what only shows when model and data are known; `train` and `check` ask this.
+        """Refuse what can be found only once model and data are known; called by `train` and `check`.
 
         Args:
             splits: The samples.
@@ -174,14 +174,14 @@ class Task(ABC):
         """
 
     def dry_build(self) -> None:  # noqa: B027 (most tasks have nothing to do here)
-        """Find what building the model would refuse, without weights; `check` asks this.
+        """Find faults of building the model, without loading weights; called by `check`.
 
         Raises:
             ModelError: It cannot be built.
         """
 
     def shown_sample(self, samples: Samples, index: int) -> str:
-        """Return one sample as text, for a person who wants to see what is trained on.
+        """Return one sample as readable text.
 
         Args:
             samples: The samples.
@@ -204,7 +204,7 @@ class Task(ABC):
         return None
 
     def smaller(self) -> list[str]:
-        """Return words `key=value` that make one sample need less memory, for a run that was out of it."""
+        """Return words `key=value` that reduce the memory of a sample, for a run that ran out of it."""
         return []
 
     def flops_per_unit(self) -> float | None:
@@ -218,7 +218,7 @@ class Task(ABC):
         return {}
 
     def recall(self, values: Mapping[str, Any]) -> None:  # noqa: B027 (most tasks have nothing to do here)
-        """Take back what `learned` gave, where no samples are read.
+        """Restore what `learned` returned, for use without samples.
 
         Args:
             values: From a checkpoint.
@@ -228,21 +228,21 @@ class Task(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Build the model; called once, inside the strategy's own way of building, with the recipe's seed set."""
+        """Build the model; called once, in the strategy's build context, with the recipe's seed set."""
 
     def finish(self, model: nn.Module) -> None:  # noqa: B027 (most tasks have nothing to do here)
-        """Change the built model where the strategy's way of building must not see it.
+        """Change the built model outside the strategy's build context.
 
         Args:
             model: What `build` returned.
         """
 
     def remarks(self) -> list[str]:
-        """Return what a user should know about model and tokenizer before anything is trained, one sentence each."""
+        """Return notes about model and tokenizer for the user before training, one sentence each."""
         return []
 
     def starting_notes(self, model: nn.Module, device: torch.device) -> Iterator[Note]:
-        """Yield what is to be said when the model is ready; every rank calls this.
+        """Yield messages for the user once the model is ready; every rank calls this.
 
         Args:
             model: The model, in evaluation mode and without gradients.
@@ -275,7 +275,7 @@ class Task(ABC):
         """
 
     def metrics(self, found: Measured) -> dict[str, float]:
-        """Return the metrics of all held-out samples together, `loss` and the primary metric among them.
+        """Return the metrics over all held-out samples, including `loss` and the primary metric.
 
         Args:
             found: Sums over all batches and ranks, and the rows of all samples in their order.
@@ -284,7 +284,7 @@ class Task(ABC):
         return {"loss": total / weight}
 
     def sentence(self, metrics: Mapping[str, float]) -> str:
-        """Return metrics as a person reads them.
+        """Return metrics in readable form.
 
         Args:
             metrics: From `metrics`.
@@ -292,7 +292,7 @@ class Task(ABC):
         return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
 
     def baselines(self, splits: Splits) -> dict[str, dict[str, float]]:
-        """Return what trivial answers reach on the held-out data, under their names; printed beside the result.
+        """Return the metrics of trivial baselines on the held-out data, by name; printed with the result.
 
         Args:
             splits: The samples.
@@ -312,7 +312,7 @@ class Task(ABC):
         return False
 
     def answers(self, model: nn.Module, device: torch.device, stop: Callable[[], bool]) -> list[dict[str, str]]:
-        """Let the model show what it does, before and after training, on a few inputs that stay the same.
+        """Return example outputs of the model, before and after training, on a few fixed inputs.
 
         Every rank does the same, because under sharded strategies each step needs all of them.
 
@@ -329,7 +329,7 @@ class Task(ABC):
     # ---------------------------------------------------------------- afterwards
 
     def trained_model(self, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-        """Build the model on the CPU in float32 and put the trained tensors of a checkpoint into it.
+        """Build the model on the CPU in float32 and load the trained tensors of a checkpoint.
 
         Args:
             weights: Trained tensors, named as in `named_parameters()` of the model that was trained.
@@ -345,18 +345,18 @@ class Task(ABC):
 
         Args:
             weights: Trained tensors of a checkpoint.
-            job: Where to, and what its card tells.
+            job: Destination, and facts for its model card.
 
         Raises:
-            AitrainError: It cannot be written; nothing is left of it.
+            AitrainError: It cannot be written; nothing is left behind.
         """
 
     def predictions(self, model: nn.Module, path: Path, device: torch.device) -> Iterator[dict[str, Any]]:
-        """Yield what the model says to each record of a file, as plain values.
+        """Yield the prediction for each record of a file, as plain values.
 
         Args:
             model: From `trained_model`, in evaluation mode.
-            path: A file of records as in training; what is to be predicted may be absent.
+            path: A file of records as in training; the targets may be absent.
             device: Where the model is.
 
         Raises:
@@ -366,13 +366,13 @@ class Task(ABC):
         raise RecipeError("this task has no predictions for a file: write a method `predictions` in your class")
 
     def harness_model(self, harness: Any, model: nn.Module) -> Any:
-        """Return the model as the LM evaluation harness takes it.
+        """Return the model wrapped for the LM evaluation harness.
 
         Args:
             harness: The package `lm_eval`.
             model: From `trained_model`.
 
         Raises:
-            RecipeError: This is no language model.
+            RecipeError: This is not a language model.
         """
         raise RecipeError("--lm-eval measures language models, and this run trains another kind: leave it out")

@@ -1,4 +1,4 @@
-"""What the tasks on whole texts share: a pretrained body with a head, its tokenizer, and the exported folder."""
+"""Shared parts of tasks on texts: a pretrained model with a head, its tokenizer, and the exported folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TextEncoder(Pretrained):
     """A text model with a head; see `Task`."""
 
     texts_per_sample: int = 1
-    """Sequences that one sample puts into a batch."""
+    """Sequences per sample."""
 
     def __init__(self, config: RunConfig, accelerator: str = "cpu", located: Located | None = None) -> None:
         super().__init__(config, accelerator, located)
@@ -63,7 +63,7 @@ class TextEncoder(Pretrained):
         return texts // self.texts_per_sample
 
     def smaller(self) -> list[str]:
-        """Return how to make a text need less memory."""
+        """Return how to reduce the memory of a text."""
         return [f"data.sequence_tokens={self.sequence_tokens // 2}"]
 
     def flops_per_unit(self) -> float | None:
@@ -93,7 +93,7 @@ class TextEncoder(Pretrained):
         return cast(list[list[int]], found["input_ids"])
 
     def padded(self, sequences: Sequence[Any], size: int) -> Batch:
-        """Put token sequences into one batch, padded on the right.
+        """Collate token sequences into one batch, padded on the right.
 
         Args:
             sequences: Token ids of each sample, at most `size`.

@@ -1,4 +1,4 @@
-"""Token sequences of a run: prepared once by rank 0, then mapped by every rank; and how a person sees one."""
+"""Token sequences of a run: prepared once by rank 0, then memory-mapped by every rank; and their display."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def data_files(config: RunConfig) -> Files:
 
 
 def prepared_tokens(config: RunConfig, tokenizer: Any, group: Group, watch: Watch = unwatched) -> Prepared:
-    """Tokenise and mask the data, or find it done; rank 0 works while the others wait.
+    """Tokenise and mask the data, or find it in the cache; rank 0 works while the others wait.
 
     Args:
         config: The run.
@@ -96,7 +96,7 @@ def _account(prepared: Prepared) -> list[tuple[str, str, int]]:
 
 
 def _as_on_first(config: RunConfig, tokenizer: Any, folders: list[Path]) -> Prepared:
-    """Open what rank 0 has prepared; where its cache is on a disk of its node, this node prepares its own."""
+    """Open what rank 0 has prepared; if its cache is on a node-local disk, this node prepares its own."""
     if all(folder.is_dir() for folder in folders):
         return open_prepared(folders, _sequences(config), config.seed)
     return prepare(_sequences(config), config.task, tokenizer, cache_folder(), config.seed, data_files(config))
@@ -111,7 +111,7 @@ def _show(done: int, total: int | None) -> None:
 
 
 def account_of(prepared: Prepared) -> dict[str, Any]:
-    """Return what tells a run's data from other data; see `Splits.fingerprint`.
+    """Return plain values that identify a run's data; see `Splits.fingerprint`.
 
     Args:
         prepared: The prepared samples.

@@ -1,4 +1,4 @@
-"""What is wrong with the Python files that a recipe names, found before a run begins."""
+"""Checks of the Python files that a recipe names, before a run starts."""
 
 from __future__ import annotations
 

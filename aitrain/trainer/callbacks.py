@@ -1,4 +1,4 @@
-"""Callbacks beside our own: those of the user's files, and torch's profiler."""
+"""Additional callbacks: those of the user's files, and torch's profiler."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def user_callbacks(words: list[str]) -> list[pl.Callback]:
-    """Make the callbacks of the user's files.
+    """Build the callbacks of the user's files.
 
     Args:
         words: `FILE.py:CLASS`, as in `trainer.callbacks`.
 
     Raises:
-        RecipeError: There is no such class, it is no callback, or it cannot be made without arguments.
+        RecipeError: There is no such class, it is not a callback, or it cannot be constructed without arguments.
     """
     made = []
     for word in words:
@@ -40,10 +40,10 @@ def user_callbacks(words: list[str]) -> list[pl.Callback]:
 
 
 def own_callbacks(session: Session) -> list[pl.Callback]:
-    """Return what runs beside our own callback.
+    """Return the callbacks that run in addition to our own.
 
     Args:
-        session: What the parts share.
+        session: State shared by the parts.
 
     Raises:
         RecipeError: A class of the user's cannot be used.
@@ -61,7 +61,7 @@ class Profile(pl.Callback):
     """Records some optimizer steps with torch's profiler.
 
     Args:
-        session: What the parts share.
+        session: State shared by the parts.
         first: First step that is recorded, from 1.
         last: Last one.
         file: Where the trace goes.
@@ -72,7 +72,7 @@ class Profile(pl.Callback):
         self.profiler: torch.profiler.profile | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Begin in front of the first micro-batch of the first step.
+        """Start before the first micro-batch of the first step.
 
         Args:
             trainer: Lightning's trainer.
@@ -88,7 +88,7 @@ class Profile(pl.Callback):
             self.profiler.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End behind the last step, which is counted by then, or where the run ends before it.
+        """Stop after the last step, or when the run ends before it.
 
         Args:
             trainer: Lightning's trainer.

@@ -1,4 +1,6 @@
-"""How a run goes on: from which checkpoint, with which inputs, at which learning rate; rank 0 finds out, all follow."""
+"""How a run is continued: from which checkpoint, with which inputs, at which learning rate. Rank 0 decides for all
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ from aitrain.trainer.resume_options import ResumeOptions
 from aitrain.trainer.run_directory import RunDirectory
 
 RATE_TOLERANCE = 0.01
-"""A learning rate that jumps by more than this share, because the length of the run has changed, needs a word."""
+"""A learning rate that jumps by more than this share, because the length of the run has changed, must be accepted by
+the user.
+"""
 
 
 def tidy(directory: RunDirectory, config: RunConfig) -> None:
-    """Remove what a killed process of this run has left half-written, with a word.
+    """Remove and report what a killed process of this run left half-written.
 
     Args:
         directory: The run.
@@ -44,7 +48,7 @@ def tidy(directory: RunDirectory, config: RunConfig) -> None:
 def starting_point(
     directory: RunDirectory, config: RunConfig, group: Group, options: ResumeOptions
 ) -> Checkpoint | None:
-    """Return the checkpoint that a run goes on from, or None when it has none yet; the same on every rank.
+    """Return the checkpoint that a run continues from, or None when it has none yet; the same on every rank.
 
     Args:
         directory: The run.
@@ -69,12 +73,13 @@ def starting_point(
 
 
 def set_aside_later(directory: RunDirectory, config: RunConfig, chosen: Checkpoint, options: ResumeOptions) -> None:
-    """Rename the checkpoints behind the one that a run goes on from; rank 0 calls this when nothing speaks against it.
+    """Rename the checkpoints after the one that a run continues from; rank 0 calls this once the run is known to be
+    valid.
 
     Args:
         directory: The run.
         config: Its configuration.
-        chosen: Where it goes on.
+        chosen: Where it continues.
         options: Whether the user has chosen it; else later ones are damaged.
     """
     why = "damaged" if options.checkpoint == "newest" else "superseded"
@@ -83,10 +88,10 @@ def set_aside_later(directory: RunDirectory, config: RunConfig, chosen: Checkpoi
 
 
 def refuse_changed_rate(config: RunConfig, progress: Progress, steps: int, options: ResumeOptions) -> None:
-    """Refuse a length that makes the learning rate jump, unless the user has said so.
+    """Refuse a length that makes the learning rate jump, unless the user accepts it.
 
     Args:
-        config: The run as it goes on.
+        config: The continued run.
         progress: How far it is, and how long it was to be.
         steps: How long it is to be now.
         options: What the user says about it.
@@ -119,13 +124,13 @@ def compare_inputs(
     group: Group,
     options: ResumeOptions,
 ) -> dict[str, Any]:
-    """Compare model and data with those that the run began with, and keep what there is; the same on every rank.
+    """Compare model and data with those at the start of the run, and record them; the same on every rank.
 
     Args:
         directory: The run.
         task: What is trained.
         splits: The samples.
-        resume: The checkpoint it goes on from.
+        resume: The checkpoint it continues from.
         group: The ranks.
         options: Whether changes are accepted.
 

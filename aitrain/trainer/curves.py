@@ -1,4 +1,4 @@
-"""How a run went, drawn from its `metrics.jsonl` and `events.jsonl`: a chart in the terminal, a page of curves."""
+"""Curves of a run, drawn from its `metrics.jsonl` and `events.jsonl`: a chart for the terminal and an SVG page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aitrain.tasks.pictures import save, text
 Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 560, 150, 70, 34, 46
-"""Of one panel of the page, in pixels: its plot, what is left of it, above it and below it."""
+"""Sizes of one panel of the page, in pixels: plot and margins."""
 
 ROWS, LARGEST = 6, 64
 """Rows and most columns of the chart in a terminal."""
@@ -39,7 +39,7 @@ class Curves:
 
 
 def read_curves(metrics: Path, events: Path, metric: Metric) -> Curves:
-    """Read what a run has written down.
+    """Read the logs of a run.
 
     Args:
         metrics: Its `metrics.jsonl`.
@@ -76,7 +76,7 @@ def _add(points: Points, step: float, value: Any) -> None:
 
 
 def chart(points: Points, width: int | None = None) -> list[str]:
-    """Return a small chart of block characters; nothing for screen readers, and where there is too little to see.
+    """Return a small chart of block characters; nothing for screen readers, or if there are too few points.
 
     Args:
         points: Step and value, in order.
@@ -106,7 +106,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _can_draw() -> bool:
-    """Whether standard error, where the account of a run goes, can show block characters."""
+    """Whether standard error can show block characters."""
     encoding = getattr(sys.stderr, "encoding", None) or "ascii"
     try:
         BLOCKS.encode(encoding)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: one moving line on a terminal, plain lines in a log. No torch."""
+"""The progress display of a run: one updated line on a terminal, plain lines in a log. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aitrain.trainer.logs import note
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people write it.
+    """Return a duration in readable form.
 
     Args:
         seconds: Any length.
@@ -31,9 +31,9 @@ class Display:
     """Shows the steps of a run on rank 0 and nothing elsewhere.
 
     Args:
-        active: Whether this rank speaks.
+        active: Whether this rank prints.
         total_steps: Optimizer steps of the whole run.
-        out: Where to; the terminal (standard error) when absent.
+        out: Stream to write to; standard error when absent.
         line_every_s: Without a terminal, seconds between plain lines.
     """
 
@@ -68,7 +68,7 @@ class Display:
         self.out.flush()
 
     def _bar(self, done: int, room: int) -> str:
-        """Return a bar of what is done; nothing where there is little room beside the text."""
+        """Return a progress bar; empty if there is little room next to the text."""
         width = min(24, room)
         if width < 8:
             return ""
@@ -78,7 +78,7 @@ class Display:
         return f"[{full * filled}{empty * (width - filled)}] "
 
     def say(self, text: str) -> None:
-        """Show a line for good.
+        """Print a permanent line.
 
         Args:
             text: One or more lines.

@@ -1,4 +1,4 @@
-"""Measuring a model on held-out data, while it is trained through any strategy, or from a checkpoint."""
+"""Evaluation of a model on held-out data, during training under any strategy, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def evaluating(trainer: pl.Trainer) -> Iterator[None]:
 
 
 class Sums:
-    """Adds up what single batches tell, and brings the samples' rows into their order.
+    """Adds up the measurements of batches, and restores the order of the samples' rows.
 
     Args:
         device: Where the sums are kept.
@@ -69,7 +69,7 @@ class Sums:
         self.rows: list[tuple[list[int], torch.Tensor]] = []
 
     def add(self, found: Measured, rows: Iterable[int]) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
             found: What a task measured.
@@ -107,10 +107,10 @@ def validate(
         task: What is trained.
         loader: This rank's share of the held-out batches, as many on every rank.
         group: The ranks.
-        stopper: Whether the run was asked to stop, looked at between batches.
+        stopper: Whether the run was asked to stop; checked between batches.
 
     Returns:
-        What was measured; None when the run was asked to stop before the end.
+        What was measured; None if the run was asked to stop before the end.
     """
     strategy = trainer.strategy
     sums = Sums(strategy.root_device)
@@ -126,7 +126,7 @@ def validate(
 
 
 def answers(trainer: pl.Trainer, task: Task, model: nn.Module, stopper: Stopper) -> list[dict[str, str]]:
-    """Let the model show what it does on the inputs that the task chooses; every rank calls this.
+    """Return example outputs of the model on inputs that the task chooses; every rank calls this.
 
     Args:
         trainer: A trainer whose strategy is set up.
@@ -207,19 +207,19 @@ def model_of(task: Task, checkpoint: store.Checkpoint, directory: RunDirectory) 
 def measure(
     task: Task, model: nn.Module, held_out: Samples, stop: Callable[[], bool] = lambda: False
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Measure a model on held-out data and let it show what it does, in this process alone.
+    """Measure a model on held-out data and return example outputs, in this process alone.
 
     Args:
         task: What is trained.
         model: Its model, in evaluation mode.
         held_out: The samples.
-        stop: Whether to give up, looked at between batches.
+        stop: Whether to stop early; checked between batches.
 
     Returns:
         The task's metrics, and the answers.
 
     Raises:
-        Interrupted: It was to give up.
+        Interrupted: It was stopped.
     """
     config = task.config
     rows = config.evaluate.micro_batch_samples or config.trainer.micro_batch_samples or 1
@@ -238,7 +238,7 @@ def measure(
 
 
 def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -> None:
-    """Do the last evaluation of a run that was asked to stop in it: its steps are done, so no trainer will do it.
+    """Run the last evaluation of a run that was stopped during it: its steps are done, so no trainer will.
 
     Args:
         directory: The run.
@@ -246,7 +246,7 @@ def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -
         stop: Whether to give up.
 
     Raises:
-        Interrupted: It was to give up; the evaluation is still due then.
+        Interrupted: It was stopped; the evaluation is then still due.
     """
     config = directory.config()
     done = step in (event.get("step") for event in directory.all_of("evaluated"))

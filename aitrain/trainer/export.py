@@ -17,7 +17,7 @@ from aitrain.trainer.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be exported, and how."""
+    """What to export, and how."""
 
     merge: bool = True
     """Merge the adapter into the model's weights; else only the adapter is written."""
@@ -26,10 +26,10 @@ class Wanted:
     """`newest`, `best` or a step."""
 
     flat: bool = False
-    """Write the one thing that was asked for into the folder itself; else `model` and `adapter` inside it."""
+    """Write the requested part into the folder itself; else `model` and `adapter` inside it."""
 
     replace: bool = False
-    """Take the place of a folder that is there already; it goes when the new one is whole."""
+    """Replace an existing folder; it is removed once the new one is complete."""
 
     changed_inputs: bool = False
     """Export although the base model has changed since the run started."""
@@ -73,12 +73,12 @@ def export(run: Path, to: Path, wanted: Wanted, stop: Callable[[], bool] = lambd
         run: The run directory.
         to: Folder to make.
         wanted: What and how.
-        stop: Whether to give up, looked at between the parts of the work.
+        stop: Whether to stop early; checked between the parts of the work.
 
     Raises:
         RecipeError: `to` exists already, or the base model has changed.
         CheckpointError: There is no such checkpoint.
-        Interrupted: It was to give up; nothing is left of it.
+        Interrupted: It was stopped; nothing is left behind.
     """
     from aitrain.tasks.registry import task_of
     from aitrain.tasks.task import ExportJob

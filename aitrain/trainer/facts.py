@@ -1,4 +1,4 @@
-"""What a run trains: checksums of model and data, taken at its start, compared ever after."""
+"""Checksums of the model and the data of a run, taken at its start and compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aitrain.errors import RecipeError
 from aitrain.io.user_code import digests
 
 Facts = dict[str, Any]
-"""Plain values, as they stand under `facts` in `run.yaml` and in every checkpoint."""
+"""Plain values, as kept under `facts` in `run.yaml` and in every checkpoint."""
 
 
 def code_facts(config: RunConfig) -> Facts:
@@ -32,7 +32,7 @@ def first_difference(then: Facts, now: Facts, config: RunConfig) -> str | None:
     """Return how what is there now differs from what the run began with, or None.
 
     Args:
-        then: Facts of the run; empty in runs of before such facts were kept.
+        then: Facts of the run; empty in runs from before such facts were kept.
         now: Facts of today; what is absent is not compared.
         config: The run, for the message.
     """
@@ -72,7 +72,7 @@ def _data_difference(then: Facts, now: Facts, unit: str) -> str | None:
 
 
 def refuse_difference(then: Facts, now: Facts, config: RunConfig, run: Path) -> None:
-    """Refuse to go on with a run whose model or data are not what they were.
+    """Refuse to continue a run whose model or data has changed.
 
     Args:
         then: Facts of the run.

@@ -1,4 +1,4 @@
-"""Training, end to end, as one rank sees it: data, model, strategy, Lightning's trainer, fit, export."""
+"""Training from start to end on one rank: data, model, strategy, Lightning's trainer, fit, export."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ from aitrain.trainer.training_callback import Session, TrainingCallback
 
 
 def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, options: ResumeOptions | None = None) -> int:
-    """Train a run from its frozen configuration, going on from its newest good checkpoint when it has one.
+    """Train a run from its frozen configuration, continuing from its newest good checkpoint if it has one.
 
     Args:
         directory: The run.
         ranks: This process's place.
         group: The process group, when it exists already.
-        options: What the user says about going on.
+        options: What the user says about continuing.
 
     Returns:
         The exit code: done, or stopped on purpose with a good checkpoint.
@@ -114,7 +114,7 @@ def fit(directory: RunDirectory, ranks: Ranks, group: Group | None = None, optio
 
 
 def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Group, RunConfig, str, Located | None]:
-    """Bring the ranks together: rank 0 reads what is trained, gets the model ready, and tells the others.
+    """Connect the ranks: rank 0 reads the configuration, locates the model, and broadcasts both.
 
     Args:
         directory: The run.
@@ -125,7 +125,7 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
         The ranks, the configuration, `cpu` or `cuda`, and the model that the task starts from.
 
     Raises:
-        AitrainError: There is no GPU where one is asked, two ranks share one, or the model cannot be used.
+        AitrainError: A GPU is requested and there is none, two ranks share one, or the model cannot be used.
     """
     # with ranks of our own launcher the file is on this machine
     group = group or Group(ranks, choose_accelerator(directory.config()))
@@ -146,7 +146,7 @@ def meet(directory: RunDirectory, ranks: Ranks, group: Group | None) -> tuple[Gr
 
 
 def leave_if_asked(directory: RunDirectory, stopper: Stopper) -> None:
-    """End here when the run was asked to stop before it did a step; every rank calls this.
+    """End here if the run was asked to stop before its first step; every rank calls this.
 
     Args:
         directory: The run.
@@ -162,7 +162,7 @@ def leave_if_asked(directory: RunDirectory, stopper: Stopper) -> None:
 
 
 def leave_preparing(stopper: Stopper) -> None:
-    """End while the data is read, when the run was asked to stop; nothing is left of the preparation.
+    """End during data preparation if the run was asked to stop; nothing of the preparation is left.
 
     Args:
         stopper: Whether it was.
@@ -175,7 +175,7 @@ def leave_preparing(stopper: Stopper) -> None:
 
 
 def plan_steps(config: RunConfig, size: int, ranks: Ranks, rows: int, first_step: int) -> StepPlan:
-    """Plan which samples each rank sees when.
+    """Plan which rank sees which samples at which step.
 
     Args:
         config: The run.
@@ -205,7 +205,7 @@ def train_loader(task: Task, splits: Splits, plan: StepPlan) -> DataLoader[dict[
     Args:
         task: What is trained.
         splits: The samples.
-        plan: Which of them this rank gets when.
+        plan: Which of them this rank gets at which step.
     """
     batches = MicroBatches(splits.train, plan, whole_share=isinstance(task, GatheringTask))
     return DataLoader(
@@ -235,10 +235,10 @@ def held_out_loader(config: RunConfig, splits: Splits, ranks: Ranks, rows: int) 
 
 
 def build_trainer(session: Session, accelerator: str, accumulation: int) -> pl.Trainer:
-    """Build Lightning's trainer: it runs the steps; everything between them is ours (`training_callback.py`).
+    """Build Lightning's trainer: it runs the steps; our callback does everything between them (`training_callback.py`).
 
     Args:
-        session: What the parts share.
+        session: State shared by the parts.
         accelerator: `cpu` or `cuda`.
         accumulation: Micro-batches per rank and optimizer step.
     """
@@ -269,17 +269,17 @@ def build_trainer(session: Session, accelerator: str, accumulation: int) -> pl.T
 
 
 def run_trainer(trainer: pl.Trainer, session: Session, loader: DataLoader[dict[str, Any]]) -> None:
-    """Fit, and turn what can be fixed into an answer.
+    """Run the training, and turn faults that a user can fix into messages.
 
-    What is made at random is made alike on every rank; dropout is seeded apart by rank when training starts.
+    Random initialisation is the same on every rank; dropout is seeded per rank when training starts.
 
     Args:
         trainer: Lightning's trainer.
-        session: What the parts share.
+        session: State shared by the parts.
         loader: This rank's micro-batches.
 
     Raises:
-        AitrainError: The device's memory was not enough.
+        AitrainError: The device ran out of memory.
     """
     random.seed(session.config.seed)
     torch.manual_seed(session.config.seed)
@@ -292,10 +292,10 @@ def run_trainer(trainer: pl.Trainer, session: Session, loader: DataLoader[dict[s
 
 
 def out_of_memory(session: Session, accumulation: int) -> str:
-    """Say what to change when memory was not enough.
+    """Return what to change after running out of memory.
 
     Args:
-        session: What the parts share.
+        session: State shared by the parts.
         accumulation: Micro-batches per rank and optimizer step.
     """
     config, world = session.config, session.group.ranks.data_size
@@ -321,7 +321,7 @@ def choose_accelerator(config: RunConfig) -> str:
         config: The run.
 
     Raises:
-        RecipeError: A GPU is asked and torch sees none.
+        RecipeError: A GPU is requested and torch sees none.
     """
     there = torch.cuda.is_available()
     if config.trainer.accelerator is Accelerator.cuda and not there:
@@ -332,11 +332,11 @@ def choose_accelerator(config: RunConfig) -> str:
 
 
 def announce(session: Session, plan: StepPlan, accelerator: str, options: ResumeOptions) -> None:
-    """Say what starts, to the user and to `events.jsonl`.
+    """Report the start of the run to the user and in `events.jsonl`.
 
     Args:
-        session: What the parts share.
-        plan: Which samples this rank gets when.
+        session: State shared by the parts.
+        plan: Which samples this rank gets at which step.
         accelerator: `cpu` or `cuda`.
         options: How the run is resumed.
     """
@@ -382,7 +382,7 @@ def _device(accelerator: str) -> str:
 
 
 def quiet() -> None:
-    """Silence Lightning's advice about features that aitrain does itself; errors and warnings of others stay."""
+    """Silence Lightning's advice about features that aitrain provides itself; other warnings and errors remain."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning.pytorch.*")
     warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used.*")

@@ -1,4 +1,4 @@
-"""The audit of `aitrain check`: what `train` would refuse is found without loading weights, and the data is shown."""
+"""The audit of `aitrain check`: finds what `train` would refuse without loading weights, and shows the data."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from aitrain.trainer.settle import few_steps, settle_length, settle_precision
 
 
 def audit(config: RunConfig, show: int) -> bool:
-    """Build what can be built without weights, prepare the data and print what it holds.
+    """Build what needs no weights, prepare the data and print a summary of it.
 
     Args:
         config: A configuration whose recipe, machine and files were checked.
         show: Samples to print with their trained tokens coloured.
 
     Returns:
-        Whether there was nothing to warn of.
+        Whether there were no warnings.
 
     Raises:
         RecipeError: The run could not be trained as asked.

@@ -1,4 +1,4 @@
-"""What can be refused only when model and data are known: `train` and `check` ask the same."""
+"""Faults that can be found only once model and data are known; shared by `train` and `check`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aitrain.trainer.progress import Progress
 
 
 def refuse_late_faults(task: Task, splits: Splits, steps: int) -> None:
-    """Refuse what only shows when model and data are known; `check` asks this too.
+    """Refuse what can be found only once model and data are known; `check` calls this too.
 
     Args:
         task: What is trained.
@@ -27,7 +27,7 @@ def refuse_late_faults(task: Task, splits: Splits, steps: int) -> None:
 
 
 def refuse_finished(config: RunConfig, steps: int, progress: Progress) -> None:
-    """Refuse to go on with a run that has done everything.
+    """Refuse to continue a run that is complete.
 
     Args:
         config: The run.

@@ -1,4 +1,4 @@
-"""`logs/rank-N.log`: what a rank says, warns and dies of; libraries speak there, and not on the user's terminal."""
+"""`logs/rank-N.log`: messages, warnings and errors of a rank; libraries log there, and not to the user's terminal."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SPEAKS_BY_ITSELF = ("DeepSpeed", "wandb")
 
 
 class _RankFile(logging.FileHandler):
-    """A log file whose own failure is told once, and never ends a run: what matters is written elsewhere."""
+    """A log file that reports its own failure once and never ends a run."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Say once that the log goes no further.
+        """Report once that the log cannot be continued.
 
         Args:
             record: What could not be written.
@@ -78,7 +78,7 @@ def rank_log(directory: RunDirectory, ranks: Ranks) -> Iterator[None]:
 
 
 def hush_libraries() -> None:
-    """Let libraries that write to the terminal by themselves write to the log; to be called after their import."""
+    """Redirect libraries that write to the terminal to the log; to be called after their import."""
     for name in _SPEAKS_BY_ITSELF:
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):

@@ -1,4 +1,4 @@
-"""The one LightningModule of the house: it scales a task's loss by the weight of the global batch."""
+"""The only LightningModule of aitrain: it scales a task's loss by the weight of the global batch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from aitrain.tasks.task import Measured, Task
 
 @dataclass(frozen=True)
 class Held:
-    """What a micro-batch of a gathering task waits for its turn with."""
+    """State that a micro-batch of a gathering task keeps until its backward pass."""
 
     gradient: torch.Tensor
     """Of the loss, by each of its outputs."""
 
     host: torch.Tensor
-    """State of torch's random generator in front of it."""
+    """State of torch's random generator before it."""
 
     device: torch.Tensor | None
     """The same of the GPU."""
 
     def restore(self, device: torch.device) -> None:
-        """Let the generators draw what they drew when the outputs were computed first.
+        """Restore the random generators to their state at the first computation of the outputs.
 
         Args:
             device: Of the model.
@@ -45,7 +45,7 @@ def _generators(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None
 
 
 class Module(pl.LightningModule):
-    """A task's model under training.
+    """A task's model in training.
 
     Args:
         task: What is trained.
@@ -73,7 +73,7 @@ class Module(pl.LightningModule):
 
     @property
     def built(self) -> nn.Module:
-        """The model; it is there once the strategy has built it."""
+        """The model; available once the strategy has built it."""
         assert self.model is not None, "configure_model has not run"
         return self.model
 
@@ -100,7 +100,7 @@ class Module(pl.LightningModule):
     def _gathered_step(self, task: GatheringTask, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return a scalar whose gradient is this micro-batch's part of the gradient of the whole global batch's loss.
 
-        In front of the first micro-batch of a step, all of this rank's micro-batches go through the model without
+        Before the first micro-batch of a step, all of this rank's micro-batches go through the model without
         gradients; the outputs of all ranks make the loss, and its gradient by each output is kept. Then every
         micro-batch goes through once more, with the same random draws, and its outputs times those gradients are what
         is differentiated. So the loss sees the whole global batch, and memory holds one micro-batch.
@@ -143,7 +143,9 @@ class Module(pl.LightningModule):
         return self.task.measure(self.built, batch)
 
     def configure_model(self) -> None:
-        """Build the model once, in the strategy's way (sharded while it loads, where the strategy can)."""
+        """Build the model once, in the strategy's build context (sharded while it loads, if the strategy supports
+        it).
+        """
         if self.model is not None:
             return
         building: Callable[[], AbstractContextManager[None]] = getattr(self.trainer.strategy, "building", nullcontext)

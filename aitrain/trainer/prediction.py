@@ -1,4 +1,4 @@
-"""What a trained model says to the records of a file: one JSON object per line."""
+"""Predictions of a trained model for the records of a file: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from aitrain.trainer.run_directory import RunDirectory
 
 
 def predict(run: Path, file: Path, to: Path | None, checkpoint: str, changed_inputs: bool = False) -> None:
-    """Print what a run's model says to the records of a file, or write it.
+    """Print or write the predictions of a run's model for the records of a file.
 
     Args:
         run: The run directory.
-        file: Records as in training; what is to be predicted may be absent.
+        file: Records as in training; the targets may be absent.
         to: File to write, `.jsonl`; None = standard output.
         checkpoint: `newest`, `best` or a step.
         changed_inputs: Predict although the base model has changed since the run started.

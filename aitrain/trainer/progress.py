@@ -1,4 +1,4 @@
-"""How far a run is: the plain numbers that a checkpoint keeps and a resumed run goes on from. No torch."""
+"""Progress of a run: the numbers that a checkpoint keeps and a resumed run continues from. No torch."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Progress:
         return cls(**{key: now[key] for key in cls.__dataclass_fields__ if key in now})
 
     def note_kept(self, metric: Metric) -> None:
-        """Take in that this step's checkpoint is kept.
+        """Record that the checkpoint of this step is kept.
 
         Args:
             metric: The primary metric.
@@ -66,20 +66,20 @@ class Progress:
             self.best_step = self.step
 
     def is_stopped_early(self, patience: int | None) -> bool:
-        """Return whether the primary metric has no longer improved for as long as the run waits for it.
+        """Return whether the primary metric has not improved within the patience of the run.
 
         Args:
-            patience: Evaluations without improvement that end a run; None = it is never ended so.
+            patience: Evaluations without improvement that end a run; None = never stop early.
         """
         return patience is not None and self.evaluations_without_improvement >= patience
 
     def judge(self, value: float, metric: Metric, min_improvement: float) -> bool:
-        """Take in what was measured on the held-out data.
+        """Record a measurement on the held-out data.
 
         Args:
             value: The primary metric.
             metric: Which one that is.
-            min_improvement: A smaller improvement is none.
+            min_improvement: Smaller improvements do not count.
 
         Returns:
             Whether it is the best so far.

@@ -1,4 +1,4 @@
-"""Entry of one rank that aitrain itself started on this machine: `python -m aitrain.trainer.rank RUN_DIR`."""
+"""Entry point of a rank that aitrain itself started on this machine: `python -m aitrain.trainer.rank RUN_DIR`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the devices can hold and do: micro-batch from memory, floating-point operations, peaks."""
+"""Capacity of the devices: micro-batch from memory, floating-point operations, peak rates."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from aitrain.errors import RecipeError
 from aitrain.tasks.task import Room, Task
 
 HOST_SHARE = 0.6
-"""Share of the free host memory that training on a CPU plans with; the rest is the system's and the loader's."""
+"""Share of the free host memory that training on a CPU may use; the rest is for the system and the loader."""
 
 DEVICE_SHARE = 0.85
-"""Share of the free device memory that is planned with; fragmentation and libraries need the rest."""
+"""Share of the free device memory that training may use; fragmentation and libraries need the rest."""
 
 WITHOUT_ESTIMATE = 32
-"""Samples at once of a task that cannot estimate what fits."""
+"""Micro-batch of a task that cannot estimate what fits."""
 
 PEAK_BF16 = {
     "H100": 989e12,

@@ -1,4 +1,4 @@
-"""Restarts of a job by itself: counted, and given up when they bring the run no further. No torch."""
+"""Automatic restarts of a job: counted, and ended when they make no progress. No torch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from aitrain.trainer.run_directory import RunDirectory
 
 PROGRESS = ("checkpoint", "finished")
 RUNNING = "running"
-"""File in `logs/` of a run that the job which trains it keeps fresh, and removes at its end."""
+"""File in `logs/` of a run that the job training it keeps updating, and removes at its end."""
 
 FRESH_S = 5.0
 """Seconds between two touches of that file."""
 
 STALE_S = 25.0
-"""Seconds without a touch after which its job is gone."""
+"""Seconds without a touch after which the job counts as gone."""
 
 ENDING_S = 120.0
-"""Seconds that another job gets to end, for instance after `aitrain stop`."""
+"""Seconds to wait for another job to end, for instance after `aitrain stop`."""
 
 
 def claim(directory: RunDirectory, environment: Mapping[str, str]) -> None:
-    """Make sure that no other job trains this run, so that two never write into it; wait for one that is ending.
+    """Make sure that no other job trains this run, so that two never write to it; wait for one that is ending.
 
     Args:
         directory: The run.
@@ -74,7 +74,7 @@ def _holder(mark: Path) -> str:
 
 
 def note_launch(directory: RunDirectory, environment: Mapping[str, str], most: int) -> None:
-    """Note that a job starts a run, or goes on with it, and refuse one restart too many without a new checkpoint.
+    """Record that a job starts or continues a run, and refuse too many restarts without a new checkpoint.
 
     Only restarts that nobody asked for count: a requeued job, or the next one of a chain.
 
@@ -84,7 +84,7 @@ def note_launch(directory: RunDirectory, environment: Mapping[str, str], most: i
         most: Restarts in a row without a new checkpoint that are allowed.
 
     Raises:
-        GuardError: The run did not get on in any of them (exit code 4).
+        GuardError: The run made no progress in any of them (exit code 4).
         LaunchError: Another job trains the run.
     """
     job = job_number(environment)

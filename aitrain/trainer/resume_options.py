@@ -1,4 +1,4 @@
-"""What a user says about resuming a run beside the keys: words of `aitrain resume`. No torch."""
+"""How a user wants a run resumed, apart from its keys: options of `aitrain resume`. No torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class ResumeOptions:
     """`newest`, or a step to go back to."""
 
     changed_inputs: bool = False
-    """Go on although model or data are not those that the run began with."""
+    """Continue although the model or the data has changed since the run started."""
 
     changed_rate: bool = False
-    """Go on although another length of the run makes the learning rate jump."""
+    """Continue although the new length of the run makes the learning rate jump."""
 
     def words(self) -> list[str]:
         """Return it as words of a command line, for the ranks."""

@@ -1,4 +1,4 @@
-"""The run directory: where its parts stand, and the two append-only logs. No torch."""
+"""The run directory: the places of its parts, and the two append-only logs. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FREE = "free space on that disk, then continue with `aitrain resume {}`"
 
 
 def default_directory(config: RunConfig) -> str:
-    """Return where a run lives whose recipe does not say it, an absolute path.
+    """Return the directory of a run whose recipe names none, an absolute path.
 
     Args:
         config: The run.
@@ -43,7 +43,7 @@ def fixed(config: RunConfig) -> RunConfig:
 
 
 def whole_records(file: Path) -> list[dict[str, Any]]:
-    """Return the records of a file of JSON lines; a line that a crash has cut is none.
+    """Return the records of a file of JSON lines; a line cut off by a crash is left out.
 
     Args:
         file: The file; may not exist.
@@ -126,7 +126,7 @@ class RunDirectory:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the run has done no step yet, so that nothing is lost with its directory."""
+        """Whether the run has done no step yet, so that its directory can be removed without loss."""
         began = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
         return not began and not any((self.path / "checkpoints").glob("step-*"))
 
@@ -149,15 +149,15 @@ class RunDirectory:
         return load(self.config_file)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the run found out at its start about model and data; empty before that."""
+        """Return the facts about model and data recorded at the start of the run; empty before that."""
         return load_facts(self.config_file)
 
     def freeze(self, config: RunConfig, facts: dict[str, Any] | None = None) -> None:
         """Write the configuration anew.
 
         Args:
-            config: What the run goes on with.
-            facts: What it found out; as before when absent.
+            config: The new configuration.
+            facts: The recorded facts; unchanged when absent.
         """
         with writing(str(self.config_file), _FREE.format(self.path)):
             freeze(config, self.config_file, self.facts() if facts is None else facts)
@@ -192,11 +192,12 @@ class RunDirectory:
         return [entry for entry in whole_records(self.events_file) if entry.get("event") in kinds]
 
     def learned(self, step: int, kept: dict[str, Any]) -> dict[str, Any]:
-        """Return what a task had learned from its data at a step: what a late evaluation found, else what was kept.
+        """Return what a task had learned from its data at a step: from a late evaluation if there was one, else as kept
+        in the checkpoint.
 
         Args:
             step: Step of a checkpoint.
-            kept: What stands in the checkpoint.
+            kept: As kept in the checkpoint.
         """
         late = [entry["values"] for entry in self.all_of("learned") if entry["step"] == step]
         found: dict[str, Any] = late[-1] if late else kept
@@ -214,7 +215,7 @@ class RunDirectory:
             append_line(self.events_file, json.dumps(entry, ensure_ascii=False))
 
     def note_failure(self, why: str) -> None:
-        """Append that the run ended badly, where that can still be written.
+        """Append that the run failed, if that can still be written.
 
         Args:
             why: What ended it.
@@ -246,7 +247,7 @@ class RunDirectory:
             write_text(self.metrics_file, "".join(f"{json.dumps(record)}\n" for record in records))
 
     def forget_steps_after(self, step: int) -> None:
-        """Drop the records of steps that will be done again, so that each step stands in the file once.
+        """Drop the records of steps that will be done again, so that each step is in the file once.
 
         Args:
             step: Last optimizer step that the resumed checkpoint has done.

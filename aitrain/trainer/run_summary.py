@@ -1,4 +1,4 @@
-"""How a run ends: export, and a short account for the person who started it."""
+"""The end of a run: export, and a short summary for the user."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from aitrain.trainer.training_callback import Session
 
 
 def finish(session: Session, code: int) -> int:
-    """Close the run on rank 0: export when done, then say what came of it.
+    """Close the run on rank 0: export if done, then print the summary.
 
     Args:
-        session: What the parts of the run share.
+        session: State shared by the parts of the run.
         code: The exit code so far.
 
     Returns:
-        The exit code; a run that is asked to stop while it exports wants to be started again.
+        The exit code; a run that is stopped while it exports must be started again.
 
     Raises:
         AitrainError: The export could not be written.
@@ -54,7 +54,7 @@ def finish(session: Session, code: int) -> int:
 
 
 def _curves_file(directory: RunDirectory, curves: Curves) -> Path | None:
-    """Write the page of curves; return its file, or None where there is nothing to draw yet."""
+    """Write the page of curves; return its file, or None if there is nothing to draw yet."""
     file = directory.path / "report" / "curves.svg"
     file.parent.mkdir(exist_ok=True)
     if draw(curves, file):
@@ -65,7 +65,7 @@ def _curves_file(directory: RunDirectory, curves: Curves) -> Path | None:
 
 
 def _picture(session: Session) -> Path | None:
-    """Let the task draw what was measured at the end; return the file, or None where there is no picture."""
+    """Let the task draw the final measurements; return the file, or None if there is no picture."""
     assert session.measured is not None, "asked only behind an evaluation"
     file = session.directory.path / "report" / f"{session.task.primary.name}.svg"
     file.parent.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def _picture(session: Session) -> Path | None:
 
 
 def _export_at_end(directory: RunDirectory, config: RunConfig, step: int, stopper: Stopper, display: Display) -> int:
-    """Write `export/` in place of an older one, and note which step stands there; return the exit code."""
+    """Write `export/` replacing an older one, and record its step; return the exit code."""
     if not config.export.at_end:
         return EXIT_DONE
     display.say("exporting ...")
@@ -99,7 +99,7 @@ def _export_at_end(directory: RunDirectory, config: RunConfig, step: int, stoppe
 
 
 def finish_interrupted(directory: RunDirectory, group: Group, steps: int, stopper: Stopper) -> int:
-    """Export a run that had done its last step, and was killed before it was exported.
+    """Export a run that was killed between its last step and its export.
 
     Args:
         directory: The run.
@@ -131,7 +131,7 @@ def finish_interrupted(directory: RunDirectory, group: Group, steps: int, stoppe
 
 
 def finish_stopped_early(directory: RunDirectory, group: Group, progress: Progress, stopper: Stopper) -> int:
-    """Say that a run has ended by itself, and export it if that was interrupted.
+    """Report that a run has stopped early, and export it if that was interrupted.
 
     Args:
         directory: The run.
@@ -156,7 +156,7 @@ def finish_stopped_early(directory: RunDirectory, group: Group, progress: Progre
 
 
 def _held_out_lines(progress: Progress, metric: Metric) -> list[str]:
-    """Return what the held-out data says, before and after."""
+    """Return the held-out metrics before and after training."""
     name, found = f"held-out {metric.name.replace('_', ' ')}", list(progress.validation.items())
     if len(found) == 1:
         return [f"{name}  {found[0][1]:.4f} at step {found[0][0]}"]
@@ -172,7 +172,7 @@ def _held_out_lines(progress: Progress, metric: Metric) -> list[str]:
 
 
 def _best_line(progress: Progress, metric: Metric, baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return who is best on the held-out data, the trained model or a simple answer; nothing where nobody compares."""
+    """Return which is best on the held-out data, the trained model or a baseline; nothing without baselines."""
     values = {name: found[metric.name] for name, found in baselines.items() if metric.name in found}
     if not values or not progress.validation:
         return []
@@ -209,16 +209,16 @@ def _answer_lines(before: Sequence[Mapping[str, str]], after: Sequence[Mapping[s
 
 
 def _short(text: str, most: int = 300) -> str:
-    """Return a text on one line, without its middle where it is long."""
+    """Return a text on one line, shortened in the middle if it is long."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
 def account(session: Session, code: int) -> list[str]:
-    """Return the lines a person reads at the end.
+    """Return the lines of the final summary.
 
     Args:
-        session: What the parts of the run share.
+        session: State shared by the parts of the run.
         code: The exit code.
     """
     progress, directory, config = session.progress, session.directory, session.config

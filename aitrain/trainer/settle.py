@@ -1,4 +1,4 @@
-"""Settles what a recipe leaves open (`auto`): arithmetic, and batch and length from the size of the data."""
+"""Chooses values for `auto`: precision from the machine, global batch and epochs from the size of the data."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from aitrain.dist.ranks import Ranks
 from aitrain.trainer.run_directory import RunDirectory
 
 WANTED_STEPS = 100
-"""Optimizer steps from which a fine-tuned model usually shows what it has seen."""
+"""Optimizer steps after which a fine-tuned model usually shows an effect."""
 
 FEW_STEPS = 50
 """Optimizer steps below which the user is warned."""
 
 BATCHES = (32, 16, 8, 4)
-"""Global batches that are chosen from, the largest first."""
+"""Global batches to choose from, the largest first."""
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 10
 """More passes over few samples memorise them."""
 
 
 def settle_precision(config: RunConfig, accelerator: str) -> RunConfig:
-    """Return the configuration with the arithmetic of this machine: bf16 on a GPU, fp32 on a CPU.
+    """Return the configuration with the precision of this machine: bf16 on a GPU, fp32 on a CPU.
 
     Args:
         config: The run.
@@ -39,10 +39,10 @@ def settle_precision(config: RunConfig, accelerator: str) -> RunConfig:
 
 
 def settle_length(config: RunConfig, size: int, ranks: int) -> RunConfig:
-    """Return the configuration with a global batch and a number of epochs in place of `auto`.
+    """Return the configuration with `auto` replaced by a global batch and a number of epochs.
 
     The batch is the largest with which `FEWEST_EPOCHS` give `WANTED_STEPS` optimizer steps; with few samples, more
-    epochs are taken. Once chosen, both are frozen in the run, so that it goes on with them on any number of ranks.
+    epochs are taken. Once chosen, both are frozen in the run, so that it continues with them on any number of ranks.
 
     Args:
         config: The run.
@@ -60,7 +60,7 @@ def settle_length(config: RunConfig, size: int, ranks: int) -> RunConfig:
 
 
 def settle(directory: RunDirectory, config: RunConfig, size: int, ranks: Ranks, group: Group) -> RunConfig:
-    """Choose what the recipe leaves open (`auto`) and freeze it, once.
+    """Choose the values for `auto` and freeze them, once.
 
     Args:
         directory: The run.
@@ -87,7 +87,7 @@ def _batch(size: int, at_once: int) -> int:
 
 
 def few_steps(config: RunConfig, size: int) -> str | None:
-    """Return a warning where a run is too short to learn much, with the keys that make it longer.
+    """Return a warning if a run is too short to learn much, with the keys that make it longer.
 
     Args:
         config: The run, settled.

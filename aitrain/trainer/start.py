@@ -1,4 +1,4 @@
-"""How a run is started: checked once, frozen once, then one process per device, whoever starts them."""
+"""Starts a run: it is checked once, frozen once, and then run by one process per device."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ FROZEN = "run.yaml"
 
 @dataclass(frozen=True)
 class Start:
-    """What rank 0 found out before the others come in."""
+    """What rank 0 has prepared for the other ranks."""
 
     path: Path
     """Run directory."""
 
     is_new: bool = False
-    """Whether the directory was made just now."""
+    """Whether the directory is new."""
 
     is_finished: bool = False
     """Whether there is nothing left to do."""
 
     before: tuple[bytes, int] | None = None
-    """What `run.yaml` held and how long `events.jsonl` was before a run that goes on was changed."""
+    """The content of `run.yaml` and the length of `events.jsonl` before a resumed run was changed."""
 
 
 def train(recipe: str, overrides: Sequence[str]) -> int:
@@ -57,7 +57,7 @@ def train(recipe: str, overrides: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        AitrainError: Anything the user can fix; nothing has been made then.
+        AitrainError: Anything the user can fix; nothing has been written then.
     """
 
     def new_run() -> Start:
@@ -85,7 +85,7 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
         The exit code; a run that is finished already is done.
 
     Raises:
-        AitrainError: Anything the user can fix; the run is as it was then.
+        AitrainError: Anything the user can fix; the run is then unchanged.
     """
 
     def new_or_same() -> Start:
@@ -114,7 +114,7 @@ def train_or_resume(recipe: str, overrides: Sequence[str]) -> int:
 
 
 def _unless_finished(directory: RunDirectory, config: RunConfig, overrides: Sequence[str]) -> Start:
-    """Go on with a run, unless it is finished and is not to become longer."""
+    """Continue a run, unless it is finished and is not to become longer."""
     before = directory.config().trainer
     same_length = (before.max_steps, before.max_epochs) == (config.trainer.max_steps, config.trainer.max_epochs)
     if directory.is_finished and same_length:
@@ -124,7 +124,7 @@ def _unless_finished(directory: RunDirectory, config: RunConfig, overrides: Sequ
 
 
 def _going_on(directory: RunDirectory, config: RunConfig, overrides: Sequence[str]) -> Start:
-    """Check a run that goes on, and freeze what has changed."""
+    """Check a resumed run, and freeze what has changed."""
     refuse_faults(config, new_run=False)
     if config == directory.config():
         return Start(directory.path)
@@ -136,18 +136,18 @@ def _going_on(directory: RunDirectory, config: RunConfig, overrides: Sequence[st
 
 
 def resume(run: Path, overrides: Sequence[str], options: ResumeOptions | None = None) -> int:
-    """Go on with a run from its newest good checkpoint, on any number of ranks.
+    """Continue a run from its newest good checkpoint, on any number of ranks.
 
     Args:
         run: The run directory.
         overrides: Words `key=value`; only keys that losses do not depend on.
-        options: What the user says about going on beside the keys.
+        options: What the user says about continuing beside the keys.
 
     Returns:
         The exit code.
 
     Raises:
-        AitrainError: Anything the user can fix; the run is as it was then.
+        AitrainError: Anything the user can fix; the run is then unchanged.
     """
 
     def same_run() -> Start:
@@ -181,9 +181,9 @@ def _start(prepare: Callable[[], Start], options: ResumeOptions = ResumeOptions(
 
 @contextmanager
 def _tidied(directory: RunDirectory, start: Start) -> Iterator[None]:
-    """When a run ends badly: take a new one away that has done no step, note in any other that it failed.
+    """After a failure: remove a new run that has done no step, record the failure in any other.
 
-    A run that was refused before it went on is as it was.
+    A run that was refused before it continued is left unchanged.
     """
 
     def leave(number: int, _: object) -> None:
@@ -211,20 +211,22 @@ def _tidied(directory: RunDirectory, start: Start) -> Iterator[None]:
 
 
 def _is_told(error: BaseException) -> bool:
-    """Whether the user knows why a run ended; after a bug of ours what it wrote is kept."""
+    """Whether the user can know why a run ended; after a bug of ours, its files are kept."""
     if isinstance(error, SystemExit):
         return error.code in (AitrainError.exit_code, DataError.exit_code, 130, 143)
     return isinstance(error, (AitrainError, KeyboardInterrupt))
 
 
 def _done(directory: RunDirectory) -> int:
-    """Say that there is nothing left to do."""
+    """Report that nothing is left to do."""
     print(f"{directory.path} is already finished: nothing left to do", file=sys.stderr)
     return EXIT_DONE
 
 
 def _as_rank(ranks: Ranks, prepare: Callable[[], Start], options: ResumeOptions) -> int:
-    """Run as one of many that torchrun or srun started: rank 0 checks and freezes, the others read what it froze."""
+    """Run as one of many that torchrun or srun started: rank 0 checks and freezes the configuration, the others read
+    it.
+    """
     with without_collection():
         from aitrain.dist.group import Group
         from aitrain.trainer.fit import fit

@@ -1,4 +1,4 @@
-"""Stopping on purpose: signals set a flag, all ranks agree on it at the edge of a step."""
+"""Stopping on purpose: signals set a flag, on which all ranks agree between two steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from aitrain.trainer.time_limit import TimeLimit
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 EXIT_AT_ONCE = 130
-"""What shells report for a program that Ctrl-C ended."""
+"""Exit code that shells report for a program ended by Ctrl-C."""
 
 
 class Stopper:
-    """Catches the signals that ask a run to stop; a second Ctrl-C stops at once.
+    """Catches the signals that ask a run to stop; a second Ctrl-C stops immediately.
 
     Args:
         group: The ranks.
@@ -52,10 +52,10 @@ class Stopper:
         return self.agreed_with(False)[0]
 
     def agreed_with(self, wish: bool) -> tuple[bool, bool]:
-        """Return whether any rank was asked to stop, and whether any has a wish; every rank must call this.
+        """Return whether any rank was asked to stop, and whether any requests something; every rank must call this.
 
         Args:
-            wish: This rank's wish; it travels together with the question about stopping.
+            wish: This rank's request; it is sent together with the stop flag.
         """
         heartbeat.beat_again()
         if self.reason is None and self.limit.is_near():
@@ -67,7 +67,7 @@ class Stopper:
 
 
 def own_signals(trainer: Any) -> None:
-    """Keep Lightning from answering SIGTERM in our place.
+    """Keep Lightning from handling SIGTERM.
 
     Lightning 2.6 wraps our handler, broadcasts a tensor inside it (amid whatever collective is under way), ends the run
     after the next micro-batch with exit code 0 and no checkpoint, and asks every rank for its flag before every
@@ -77,7 +77,7 @@ def own_signals(trainer: Any) -> None:
         trainer: A `lightning.pytorch.Trainer` that has not started.
 
     Raises:
-        AttributeError: This Lightning does it elsewhere, so that a stop would go wrong unseen.
+        AttributeError: This version of Lightning does it elsewhere, so a stop would fail unnoticed.
     """
     for owner, name in (
         (trainer._signal_connector, "register_signal_handlers"),
@@ -88,4 +88,4 @@ def own_signals(trainer: Any) -> None:
 
 
 def _nothing() -> None:
-    """Do what Lightning shall do about signals."""
+    """Replace the signal handling of Lightning."""

@@ -1,4 +1,4 @@
-"""A rank under srun runs as the child of a supervisor; what that finds is kept in the run directory. No torch."""
+"""Runs a rank under srun as the child of a supervisor, whose findings are kept in the run directory. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aitrain.trainer.restarts import RUNNING
 from aitrain.trainer.run_directory import RunDirectory
 
 EXCLUDED = "excluded-nodes"
-"""File in `logs/` of a run: one name per line of the nodes that its job script shall avoid from now on."""
+"""File in `logs/` of a run: names of the nodes that its job script must avoid from now on, one per line."""
 
 
 def is_wanted() -> bool:
@@ -37,7 +37,7 @@ def supervise(words: Sequence[str]) -> int:
         from its newest checkpoint.
 
     Raises:
-        LaunchError: The ranks contradict each other, or have no port to meet at.
+        LaunchError: The ranks contradict each other, or have no port to connect to.
     """
     early_signals.hold()
     ranks = detect()
@@ -45,7 +45,7 @@ def supervise(words: Sequence[str]) -> int:
 
 
 def touch(run: Path) -> None:
-    """Keep the mark fresh by which another job sees that this one trains the run.
+    """Keep updating the mark that shows other jobs that this one trains the run.
 
     Args:
         run: The run directory.
@@ -55,7 +55,7 @@ def touch(run: Path) -> None:
 
 
 def note_end(verdict: Verdict, run: Path | None) -> None:
-    """Keep how a run ended for its job script, and a failure in its events, its node in the list of those to avoid.
+    """Record how a run ended for its job script; a failure also goes to its events, and its node to the list to avoid.
 
     Args:
         verdict: How.

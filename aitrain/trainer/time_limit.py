@@ -1,4 +1,4 @@
-"""The time limit of the Slurm job around a run, read from Slurm: a run saves even when no signal comes. No torch."""
+"""The time limit of the Slurm job of a run, read from Slurm, so that a run saves even without a signal. No torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ SMALLEST_RESERVE_S = 60.0
 """Seconds before the limit at which a run stops by itself: Slurm looks every 30 s, and a step must end."""
 
 LARGEST_SHARE = 0.25
-"""Share of the time that a job had at the start which is kept back at most."""
+"""Largest share of a job's initial time that is reserved for saving."""
 
 PATIENCE_S = 20.0
 
 
 class TimeLimit:
-    """When this job ends, and whether a run has to stop now to be saved before.
+    """The end of this job, and whether a run must stop now to be saved in time.
 
     Args:
         environment: Variables of the job.
@@ -35,7 +35,7 @@ class TimeLimit:
         return min(SMALLEST_RESERVE_S + 2 * self._save_s, LARGEST_SHARE * self._left_at_start)
 
     def note_save(self, seconds: float) -> None:
-        """Take note of how long a checkpoint takes.
+        """Record how long a checkpoint takes.
 
         Args:
             seconds: The time.
@@ -43,7 +43,7 @@ class TimeLimit:
         self._save_s = max(self._save_s, seconds)
 
     def is_near(self) -> bool:
-        """Return whether the run has to stop now; a limit that was moved meanwhile is read anew."""
+        """Return whether the run has to stop now; a limit that was changed meanwhile is read again."""
         if self.end is None or time.time() + self.reserve_s < self.end:
             return False
         self.end = end_of_job({key: value for key, value in self._environment.items() if key != "SLURM_JOB_END_TIME"})
@@ -53,7 +53,7 @@ class TimeLimit:
 def end_of_job(environment: Mapping[str, str]) -> float | None:
     """Return when Slurm ends the job around this process, in seconds since 1970; `None` = no job, no limit, not known.
 
-    Slurm 22.05 does not tell it in the environment; then scontrol is asked, where there is one (not in containers).
+    Slurm 22.05 does not set it in the environment; scontrol is then used, if available (not in containers).
 
     Args:
         environment: Variables of the job.

@@ -1,4 +1,6 @@
-"""Trackers beside `metrics.jsonl`: wandb (offline unless asked) and TensorBoard, through Lightning's loggers."""
+"""Trackers in addition to `metrics.jsonl`: wandb (offline unless asked) and TensorBoard, through Lightning's
+loggers.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from aitrain.trainer.run_directory import RunDirectory
 
 
 def build_trackers(config: RunConfig, directory: RunDirectory, step: int = 0) -> list[Logger]:
-    """Build the recipe's trackers; called on rank 0 only. A run that goes on continues its wandb run and its curves.
+    """Build the recipe's trackers; called on rank 0 only. A resumed run continues its wandb run and its curves.
 
     Args:
         config: The run.
-        directory: Where it lives.
+        directory: Its directory.
         step: Optimizer steps done before.
 
     Raises:
@@ -74,7 +76,7 @@ def close_trackers(trackers: list[Logger], failed: bool = False) -> None:
 
     Args:
         trackers: From `build_trackers`.
-        failed: Whether the run ended badly.
+        failed: Whether the run failed.
     """
     for tracker in trackers:
         tracker.finalize("failed" if failed else "success")

@@ -1,4 +1,4 @@
-"""What happens between two optimizer steps, in order: measure, evaluate, keep, stop."""
+"""What happens between two optimizer steps, in order: log, evaluate, save, stop."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from aitrain.trainer.stopping import Stopper
 
 @dataclass
 class Session:
-    """What the parts of a running training share.
+    """State that the parts of a training run share.
 
     Attributes:
         config: The run.
-        directory: Where it lives.
+        directory: Its directory.
         group: The ranks.
         task: What is trained.
         module: Its model under training.
         validation: This rank's held-out batches, or None.
         progress: How far the run is.
         total_steps: Optimizer steps of the whole run.
-        display: What a person sees.
+        display: The progress display.
         stopper: Whether the run was asked to stop.
-        trackers: Lightning loggers beside `metrics.jsonl`; empty on every rank but the first.
-        resume: The checkpoint the run goes on from, or None.
+        trackers: Lightning loggers in addition to `metrics.jsonl`; empty on every rank but the first.
+        resume: The checkpoint the run continues from, or None.
         facts: Checksums of model and data, for the checkpoints.
         flops_per_unit: Floating-point operations per unit of forward and backward, an estimate; None = not known.
         peak_flops: Peak of one device, or None where it is not known.
-        baselines: What trivial answers reach on the held-out data.
+        baselines: Metrics of trivial baselines on the held-out data.
         measured: What the last evaluation has found.
         before: What the model answered before training.
         after: What it answers now.
@@ -83,15 +83,15 @@ class Session:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, the one that writes and speaks."""
+        """Whether this is rank 0, the one that writes and prints."""
         return self.group.ranks.is_first
 
 
 class TrainingCallback(pl.Callback):
-    """Runs at the edges of optimizer steps.
+    """Runs at the start and end of every optimizer step.
 
     Args:
-        session: What the parts share.
+        session: State shared by the parts.
     """
 
     def __init__(self, session: Session) -> None:
@@ -101,7 +101,7 @@ class TrainingCallback(pl.Callback):
         self._lr = math.nan
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the state of a resumed checkpoint, measure the starting point.
+        """Restore the state of the checkpoint, and evaluate the starting point.
 
         Args:
             trainer: Lightning's trainer.
@@ -123,7 +123,7 @@ class TrainingCallback(pl.Callback):
         self._edge = self._saved_at = time.monotonic()
 
     def _catch_up(self, trainer: pl.Trainer) -> None:
-        """Do the evaluation that was due at the checkpoint's step when the run was asked to stop there."""
+        """Run the evaluation that was due at the checkpoint's step when the run was stopped there."""
         session = self.session
         step = session.progress.step
         if str(step) in session.progress.validation or not _due(session.config.evaluate.every_steps, step):
@@ -138,7 +138,7 @@ class TrainingCallback(pl.Callback):
             self._event("stopped", reason=EARLY)
 
     def _tell_notes(self, trainer: pl.Trainer) -> None:
-        """Say what the task has to say of its model."""
+        """Report what the task has to say about its model."""
         session = self.session
         with evaluating(trainer):
             notes = list(session.task.starting_notes(session.module.built, trainer.strategy.root_device))
@@ -176,7 +176,7 @@ class TrainingCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
     ) -> None:
-        """At the end of an optimizer step: measure, evaluate, keep, stop.
+        """At the end of an optimizer step: log, evaluate, save, stop.
 
         Args:
             trainer: Lightning's trainer.
@@ -249,7 +249,7 @@ class TrainingCallback(pl.Callback):
         }
 
     def _mfu(self, per_s: float) -> float | None:
-        """Return the share of the devices' peak that is used, where both are known."""
+        """Return the model FLOPs utilisation (MFU), if both rates are known."""
         flops, peak = self.session.flops_per_unit, self.session.peak_flops
         return float(f"{flops * per_s / self.session.group.ranks.world / peak:.4g}") if flops and peak else None
 
@@ -307,9 +307,9 @@ EARLY = "early: the validation metric no longer improves"
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
-    """Seed torch apart on every rank: what is drawn while training (dropout) must differ between them.
+    """Seed torch differently on every rank: random draws in training (dropout) must differ between them.
 
-    A resumed run takes the generators of its checkpoint; this counts for ranks that the checkpoint does not have.
+    A resumed run restores the generators of its checkpoint; this is for ranks that the checkpoint does not have.
 
     Args:
         seed: The recipe's seed.
@@ -329,10 +329,10 @@ def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group, fac
 
     Args:
         trainer: A trainer whose strategy is set up.
-        folder: Where the checkpoints stand.
+        folder: Folder of the checkpoints.
         progress: How far the run is.
         group: The ranks.
-        facts: What is kept beside it, plain values.
+        facts: Plain values to keep with it.
 
     Returns:
         The checkpoint's directory.
@@ -356,7 +356,7 @@ def save(trainer: pl.Trainer, folder: Any, progress: Progress, group: Group, fac
 
 
 def restore(trainer: pl.Trainer, checkpoint: store.Checkpoint, rank: int) -> None:
-    """Put a checkpoint's weights, optimizer state and random generators into a run that is set up.
+    """Load a checkpoint's weights, optimizer state and random generators into a run that is set up.
 
     Args:
         trainer: A trainer whose strategy is set up.

@@ -336,7 +336,7 @@ def test_disk_full_while_the_data_is_prepared(words: list[str], place: Path) -> 
 
 
 def test_disk_full_at_a_checkpoint_keeps_the_one_before(words: list[str], place: Path) -> None:
-    """The second checkpoint fails; the first is whole, and the run goes on from it when there is room."""
+    """The second checkpoint fails; the first is whole, and the run continues from it when there is room."""
     assert cli.main([*words, "trainer.max_steps=1", "export.at_end=false", "schedule=constant"]) == 0
     done = limited(["resume", "run", "trainer.max_steps=2"], file_size(100_000))
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""A run that goes on: as long as it was to be, at the rate it was to have, and silent where nothing is left to do."""
+"""A resumed run: as long as it was to be, at the rate it was to have, and silent where nothing is left to do."""
 
 from __future__ import annotations
 

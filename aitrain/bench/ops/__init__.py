@@ -1,1 +1,1 @@
-"""`aitrain bench ops`: every fused op beside eager PyTorch, torch.compile and the published kernels, in one process."""
+"""`aitrain bench ops`: every fused op against eager PyTorch, torch.compile and published kernels, in one process."""

@@ -1,4 +1,4 @@
-"""`python -m aitrain.bench.ops`: the same without the command line, for machines that hold little beside torch."""
+"""`python -m aitrain.bench.ops`: the same without the command line, for machines with little more than torch."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What is compared: an op at one shape, its inputs, the exact answer, and who computes it."""
+"""A benchmark case: an op at one shape, its inputs, the exact answer, and the providers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
 """Largest relative error (2-norms) of any output or gradient that still counts as right.
 
 Five roundings of bf16 (2^-8 each), five of fp16 (2^-10), and for fp32 sums of a million terms in any order: beyond this
-something else was computed. Errors within it stand in the table.
+something else was computed. Errors within it are shown in the table.
 """
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Somebody who computes the op."""
+    """An implementation of the op."""
 
     name: str
     load: Callable[[], Function]
@@ -43,7 +43,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class Work:
-    """What any implementation has to do at least."""
+    """Minimum work of any implementation."""
 
     bytes: float = 0.0
     """To read from and write to the device's memory."""

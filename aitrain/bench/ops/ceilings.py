@@ -1,4 +1,4 @@
-"""The two rates that nothing on this device can beat, measured first: copying memory, and a large matrix product."""
+"""The two upper bounds of this device, measured first: copying memory, and a large matrix product."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RIVALS = ("liger-kernel", "cut-cross-entropy", "quack-kernels", "torchao", "bits
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this device can do at best."""
+    """Best rates of this device."""
 
     copy_bytes_per_s: float
     """Bytes read plus bytes written."""

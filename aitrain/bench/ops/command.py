@@ -1,4 +1,4 @@
-"""The words of `aitrain bench ops`, its time limit, and the files it writes."""
+"""The options of `aitrain bench ops`, its time limit, and its output files."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SLACK_S = 10.0
 
 
 class OutOfTime(BaseException):
-    """The minutes are over, in the middle of a case; no rival may catch it."""
+    """The time is up in the middle of a case; no rival may catch this."""
 
 
 @dataclass
 class _Found:
-    """What there is to report so far."""
+    """Results so far."""
 
     around: dict[str, str]
     rows: list[Row] = field(default_factory=list)
@@ -138,7 +138,9 @@ def _alarm(end: float) -> Iterator[None]:
 
 
 def _run_parts(parts: Sequence[str], bench: Bench, found: _Found, end: float, files: tuple[Path, Path] | None) -> None:
-    """Run all parts, each in its share of the time; what had to wait runs in what is left, or is told."""
+    """Run all parts, each in its share of the time; cases that had to wait run in the remaining time, or are
+    reported.
+    """
     waiting: list[tuple[str, Case]] = []
     for number, part in enumerate(parts):
         try:

@@ -1,4 +1,4 @@
-"""Whether a provider computed the right thing; who did not is not timed."""
+"""Whether a provider is correct; others are not timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One case: every provider is checked against the exact answer; those that are right are timed beside each other."""
+"""One case: every provider is checked against the exact answer; correct ones are timed side by side."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A provider that gave the right answer."""
+    """A correct provider."""
 
     provider: Provider
     function: Function
@@ -107,7 +107,7 @@ def _in_short(fault: Exception) -> str:
 
 
 def _launch(case: Case, mode: str, who: _Ready, shared: Inputs) -> Launch:
-    """Return what is timed, and what is made ready before it."""
+    """Return the timed function, and its setup."""
 
     def refill() -> None:
         for name in who.provider.overwrites:

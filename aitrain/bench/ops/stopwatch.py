@@ -1,4 +1,4 @@
-"""Times launches one by one, providers in rotating order, so that clocks and heat meet all of them alike."""
+"""Times launches one by one, providers in rotating order, so that clocks and heat affect all of them equally."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Launch:
 
 @dataclass
 class Times:
-    """What was measured of one provider."""
+    """Measurements of one provider."""
 
     seconds: list[float] = field(default_factory=list)
     """Per launch: on a GPU what passed on the device, with the launch itself hidden; on a CPU wall time."""

@@ -1,4 +1,4 @@
-"""The results as CSV for machines and as Markdown for people."""
+"""The results as CSV and as Markdown."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def to_csv(rows: Sequence[Row], surroundings: Mapping[str, str]) -> str:
 
 
 def to_markdown(rows: Sequence[Row], surroundings: Mapping[str, str], remarks: Sequence[str]) -> str:
-    """Return the report for people.
+    """Return the report as text.
 
     Args:
         rows: In the order they were measured.

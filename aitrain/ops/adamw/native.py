@@ -24,7 +24,7 @@ PARTIALS = 1024
 
 
 def use_native(tensor: torch.Tensor) -> bool:
-    """Tell whether the CUDA C++ kernels run; never while `AITRAIN_OPS` names another implementation.
+    """Return whether the CUDA C++ kernels run; never while `AITRAIN_OPS` names another implementation.
 
     Args:
         tensor: A tensor of the op; its device decides.

@@ -1,4 +1,4 @@
-"""Where the documents of a pack begin and end, worked out once and shared by every layer."""
+"""Where the documents of a pack begin and end, computed once and shared by every layer."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def documents_of(
 
     Args:
         position_ids: Position of every token in its document, integers of shape (B, L).
-        real: Which tokens are no padding, shape (B, L); None = all. A run of padding is a document of its own, whatever
-            its positions, wherever it lies.
+        real: Which tokens are not padding, shape (B, L); None = all. A run of padding is a document of its own,
+            whatever its positions, wherever it lies.
         max_seqlen: Upper bound of a document's tokens; None = L.
         max_documents: Upper bound of the documents in all rows. With it nothing is read back from the GPU: the list of
             boundaries is filled up with empty documents. None = count them.

@@ -36,7 +36,7 @@ def found(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
 
 
 def takes(function: Callable[..., Any], *names: str) -> bool:
-    """Tell whether a function has these parameters.
+    """Return whether a function has these parameters.
 
     Args:
         function: Any function with a signature.

@@ -1,1 +1,1 @@
-"""Cross entropy of given logits, row by row; the linear losses stand on the same rows."""
+"""Cross entropy of given logits, row by row; the linear losses use the same row passes."""

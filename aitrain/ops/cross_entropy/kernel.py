@@ -1,4 +1,4 @@
-"""Triton kernels of the row passes: logits come once from memory, and once more from the cache to be overwritten."""
+"""Triton kernels of the row passes: logits are read once from memory, and once from the cache to be overwritten."""
 
 from __future__ import annotations
 

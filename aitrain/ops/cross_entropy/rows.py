@@ -1,4 +1,4 @@
-"""Row passes over logits in plain PyTorch, in place where it can be: the CPU's way, and a GPU's without Triton.
+"""Row passes over logits in plain PyTorch, in place if possible: for CPUs, and for GPUs without Triton.
 
 Every function here takes targets in which an ignored row is -1, and gives such a row zeros. A target outside the
 classes is refused on the CPU and makes its row NaN on a GPU, which cannot be asked without waiting for it.
@@ -19,7 +19,7 @@ _LOWEST = -1e30
 
 
 class Statistics(NamedTuple):
-    """What a row of logits z tells, each `(R,)`, float32 (float64 of float64 logits), 0 of ignored rows."""
+    """Statistics of a row of logits z, each `(R,)`, float32 (float64 of float64 logits), 0 of ignored rows."""
 
     lse: torch.Tensor
     """logsumexp(z)."""

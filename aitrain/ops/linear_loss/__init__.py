@@ -1,1 +1,1 @@
-"""Losses of a linear head, computed in chunks of rows so that the logits never exist as a whole."""
+"""Losses of a linear head, computed in chunks of rows so that the full logits are never stored."""

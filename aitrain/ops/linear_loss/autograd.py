@@ -17,7 +17,7 @@ from aitrain.ops.registration import register
 
 
 class Options(NamedTuple):
-    """What is no tensor, as plain numbers that an op's schema can hold."""
+    """Arguments that are not tensors, as plain numbers for an op's schema."""
 
     terms: tuple[float, float, float, float]
     """`logit_scale`, `softcap`, `label_smoothing`, `z_loss`."""
@@ -39,10 +39,10 @@ class Options(NamedTuple):
 
 
 class SummedLoss(torch.autograd.Function):
-    """`scale * sum(losses)`; its gradients are made in the forward pass, where the logits are at hand.
+    """`scale * sum(losses)`; its gradients are made in the forward pass, where the logits are available.
 
-    So the backward pass needs no weight, which a sharding strategy has put away again by then. A second backward pass
-    makes them anew, from the weight.
+    So the backward pass needs no weight, which a sharding strategy has released by then. A second backward pass
+    recomputes them from the weight.
     """
 
     @staticmethod
@@ -65,7 +65,7 @@ class SummedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[Any, ...]:
-        """Hand out the gradients, times the upstream one."""
+        """Return the gradients, times the upstream one."""
         gradients, ctx.gradients = ctx.gradients, None
         hidden, weight, bias, targets, scale = ctx.saved_tensors
         if gradients is None:
@@ -165,7 +165,7 @@ def row_statistics(
 
 
 def dispatched(hidden: torch.Tensor) -> bool:
-    """Tell whether the registered ops are wanted: by the compiler, and by fake tensors, which have shapes alone.
+    """Return whether the registered ops are needed: by the compiler, and by fake tensors, which have shapes alone.
 
     Args:
         hidden: An input.

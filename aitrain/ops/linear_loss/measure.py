@@ -1,4 +1,4 @@
-"""What evaluation wants of a linear head: losses and the likeliest class of each row, without keeping the logits."""
+"""What evaluation needs from a linear head: losses and the likeliest class of each row, without keeping the logits."""
 
 from __future__ import annotations
 

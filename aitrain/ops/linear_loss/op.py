@@ -16,7 +16,7 @@ REDUCTIONS = ("sum", "mean", "none")
 
 
 class LogProbs(NamedTuple):
-    """What the head says of each row, in nats; 0 where it is ignored. Shape of the targets, float32 or float64."""
+    """Output of the head for each row, in nats; 0 where it is ignored. Shape of the targets, float32 or float64."""
 
     logprobs: torch.Tensor
     """Log-probability of the target."""

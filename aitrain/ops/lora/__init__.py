@@ -1,1 +1,1 @@
-"""Frozen linear layers with low-rank adapters beside them, alone, several of one input, or behind a gate."""
+"""Frozen linear layers with low-rank adapters: one, several with the same input, or after a gate."""

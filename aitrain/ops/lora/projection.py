@@ -1,4 +1,4 @@
-"""One adapted projection, and how several of them lie side by side in the arguments of an op."""
+"""One adapted projection, and how several are passed as arguments of an op."""
 
 from __future__ import annotations
 

@@ -215,10 +215,10 @@ def _processors(device: torch.device) -> int:
 
 
 class Norm(NamedTuple):
-    """What tells one norm from another."""
+    """Parameters that distinguish the norms."""
 
     centred: bool = False
-    """Whether the mean is taken away: LayerNorm."""
+    """Whether the mean is subtracted: LayerNorm."""
 
     offset: float = 0.0
     round_first: bool = False

@@ -16,11 +16,11 @@ def test_as_near_as_torch(name: str) -> None:
     torch.manual_seed(0)
     case = CASES[name]
     inputs = case.inputs(CUDA)
-    yardstick = next(entry.name for entry in case.providers if entry.name in ("eager", "torch foreach"))
+    reference = next(entry.name for entry in case.providers if entry.name in ("eager", "torch foreach"))
     outputs = len(case.upstream) or 1
     exact = case.exact(inputs)
     for number, (ours, torchs, wide) in enumerate(
-        zip(answer(case, "ours", inputs), answer(case, yardstick, inputs), exact, strict=True)
+        zip(answer(case, "ours", inputs), answer(case, reference, inputs), exact, strict=True)
     ):
         kept = ours if ours.dtype == torchs.dtype else ours.to(torchs.dtype)  # a loss may come in fp32
         assert_close_as_torch(kept, torchs, wide, factor=2.0 if number < outputs else 3.0)

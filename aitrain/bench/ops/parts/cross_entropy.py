@@ -1,4 +1,4 @@
-"""Cross entropy of logits that are there: ours, Liger, Quack, and the plain way."""
+"""Cross entropy of given logits: ours, Liger, Quack, and plain PyTorch."""
 
 from __future__ import annotations
 

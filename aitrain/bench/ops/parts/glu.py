@@ -1,4 +1,4 @@
-"""SwiGLU and GeGLU: ours, Liger, and the plain way."""
+"""SwiGLU and GeGLU: ours, Liger, and plain PyTorch."""
 
 from __future__ import annotations
 

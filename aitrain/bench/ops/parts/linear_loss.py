@@ -1,4 +1,4 @@
-"""The loss of a linear head, without its logits ever being whole: ours, Liger, CCE, Quack, and the plain way."""
+"""The loss of a linear head, without ever storing all logits: ours, Liger, CCE, Quack, and plain PyTorch."""
 
 from __future__ import annotations
 

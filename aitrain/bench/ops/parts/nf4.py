@@ -1,4 +1,4 @@
-"""4-bit weights turned into numbers: ours, bitsandbytes, torchao, and the plain way."""
+"""Dequantisation of 4-bit weights: ours, bitsandbytes, torchao, and plain PyTorch."""
 
 from __future__ import annotations
 

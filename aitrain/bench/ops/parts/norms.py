@@ -1,4 +1,4 @@
-"""RMSNorm with and without residual, and LayerNorm: ours, torch, Liger, Quack, and the plain way."""
+"""RMSNorm with and without residual, and LayerNorm: ours, torch, Liger, Quack, and plain PyTorch."""
 
 from __future__ import annotations
 
