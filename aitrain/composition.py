@@ -162,7 +162,7 @@ def _options(chosen: tuple[tuple[str, str], ...]) -> DictConfig:
 
 @cache
 def _register() -> None:
-    """Tell Hydra the schemas."""
+    """Register the schemas with Hydra."""
     store = ConfigStore.instance()
     store.store(name="_run", node=RunConfig)
     for group, options in GROUPS.items():

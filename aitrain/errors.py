@@ -18,7 +18,7 @@ class AitrainError(Exception):
 
 
 class RecipeError(AitrainError):
-    """One or more faults in a recipe or its overrides, all of them reported at once."""
+    """One or more faults in a recipe or its overrides, all reported together."""
 
     def __init__(self, faults: str | Sequence[str]) -> None:
         self.faults: list[str] = [faults] if isinstance(faults, str) else list(faults)

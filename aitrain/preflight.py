@@ -334,7 +334,7 @@ def model_faults(config: RunConfig, found: ModelFacts | None = None) -> list[str
 
 
 def refuse_faults(config: RunConfig, new_run: bool = True, environment: Mapping[str, str] | None = None) -> None:
-    """Refuse a run that cannot work here, with every reason at once.
+    """Refuse a run that cannot work here, with all reasons.
 
     Args:
         config: A checked configuration.

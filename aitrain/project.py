@@ -139,7 +139,7 @@ def _data_keys(recipe: str) -> Readable:
 
 
 def _own_model(recipe: str) -> str | None:
-    """Return the model that a recipe names, `null` where it needs none; None where the user chooses it."""
+    """Return the model that a recipe names, `null` if it needs none; None if the user chooses it."""
     found = model_of(find(recipe))
     return "null" if found is None else None if found == "???" else found
 

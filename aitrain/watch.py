@@ -134,7 +134,7 @@ def by_success(found: Sequence[RunSummary]) -> list[RunSummary]:
 
 
 def _words_of_sweep(folder: Path) -> dict[str, str]:
-    """Return what the runs of a sweep differ in, by the name of their folder; empty where there is no sweep."""
+    """Return what the runs of a sweep differ in, by the name of their folder; empty if there is no sweep."""
     try:
         words = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -250,7 +250,7 @@ def stop(path: Path, now: bool) -> str:
 
     Args:
         path: Run directory.
-        now: End it at once, without a save.
+        now: End it immediately, without saving.
 
     Returns:
         What was done, for the user.

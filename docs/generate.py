@@ -92,8 +92,8 @@ prescribed, and which file systems are purged.
 
 RECIPES_INTRO = """# Recipes
 
-A recipe is one short file. Run it by name (`aitrain train NAME`) or by path, change any key behind it, and look before
-you start with `aitrain check NAME`. What the keys mean stands under [Every key](keys.md).
+A recipe is one short file. Run it by name (`aitrain train NAME`) or by path, change any key on the command line,
+and check before you start with `aitrain check NAME`. [Every key](keys.md) explains the keys.
 """
 
 
@@ -152,10 +152,19 @@ def recipes_page() -> str:
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         about = header(path)
         body = "\n".join(path.read_text(encoding="utf-8").splitlines()[len(about) :]).strip("\n")
-        # a line of its own becomes a paragraph; an indented one goes on from the line above
-        paragraphs = re.sub(r"\n +", " ", "\n".join(about)).replace("\n", "\n\n")
-        out += [f"## {path.stem}\n", paragraphs + "\n", f'```yaml title="recipes/{path.name}"\n{body}\n```\n']
-    return "\n".join(out).rstrip() + "\n"
+        # an indented line continues the line above
+        first, *others = re.sub(r"\n +", " ", "\n".join(about)).split("\n")
+        points = [f"- **{word}**: {text}" for word, text in (line.split(": ", 1) for line in others) if word != "Short"]
+        code = f'```yaml title="recipes/{path.name}"\n{body}\n```\n'
+        out += [f"## {path.stem}\n", first + "\n", "\n".join(points) + "\n", code]
+    return "\n".join([*out, *measured_costs()]).rstrip() + "\n"
+
+
+def measured_costs() -> list[str]:
+    """Return the section on what the recipes cost, from the newest table in `tests/bench/results`."""
+    newest = max((ROOT / "tests/bench/results").glob("recipes-cost-*.md"))
+    _, _, about, table = newest.read_text(encoding="utf-8").split("\n", 3)
+    return ["## Time, memory and loss\n", f"{about}\n{table}"]
 
 
 def first_job(cluster: Cluster) -> list[str]:
@@ -320,7 +329,7 @@ def profile_keys(cls: type, prefix: str) -> list[str]:
 
     Args:
         cls: Dataclass of the profile or of a group.
-        prefix: What stands before its keys, with a dot at its end.
+        prefix: Prefix of its keys, ending with a dot.
     """
     out = [f"### {prefix.rstrip('.') or 'At the top'}\n", class_doc(cls) + "\n", HEAD]
     out += [row_line(row) for row in _profile_rows(cls, prefix)] + [""]

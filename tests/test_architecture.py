@@ -357,6 +357,21 @@ def test_generated_pages_are_up_to_date() -> None:
         assert written == text(), f"docs/{page} is behind its source: run `make docs`"
 
 
+def test_every_message_that_troubleshooting_quotes_exists() -> None:
+    said = []
+    for node in (node for path in (ROOT / "aitrain").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.JoinedStr):
+            said.append("".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            said.append(node.value)
+    text = "\n".join(said)
+    rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 30
+    parts = {part.strip(" ;:,") for row in rows for part in re.split(r"\.\.\.|\b(?:\d\w*|[A-Z]{4,}|N)\b|'[^']*'", row)}
+    missing = [part for part in parts if len(part) > 7 and part not in text]
+    assert not missing, f"troubleshooting.md quotes what no message has: {missing}"
+
+
 def test_no_page_of_a_site_is_left_over() -> None:
     assert {f"sites/{path.name}" for path in (ROOT / "docs/sites").iterdir()} == {
         page for page in generator().PAGES if page.startswith("sites/")

@@ -36,14 +36,14 @@ class Row:
     """Largest of all rounds."""
 
     to_bare: float | None
-    """Median, over steps and rounds, of its step time divided by the reference's on the same batch; None where the
+    """Median, over steps and rounds, of its step time divided by the reference's on the same batch; None if the
     losses differ."""
 
     to_bare_rounds: list[float]
     """The same median within each round: their spread shows how reliable the ratio is."""
 
     to_trl: float | None
-    """As `to_bare`, to TRL; None where TRL did not run or did other work."""
+    """As `to_bare`, to TRL; None if TRL did not run or did other work."""
 
     loss_difference: float
     """Largest relative difference from the reference's losses, over all steps and rounds."""

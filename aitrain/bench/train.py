@@ -34,7 +34,7 @@ ALWAYS = ("bare", "aitrain")
 """Providers without which there is nothing to compare."""
 
 RIVALS = {"bare": ["bare, all logits"], "trl": ["trl"]}
-"""Word of `--rivals` -> providers beside the reference and aitrain, which always run."""
+"""Word of `--rivals` -> providers in addition to the reference and aitrain, which always run."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -44,7 +44,7 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The plain values saved beside the tensors."""
+        """The plain values saved with the tensors."""
         state: dict[str, Any] = self.manifest["state"]
         return state
 

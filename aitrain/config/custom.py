@@ -37,10 +37,10 @@ def typed_options(owner: type, given: dict[str, Any], prefix: str) -> Any:
     Args:
         owner: The user's class.
         given: Values from the recipe.
-        prefix: What stands before the keys, for messages: `task.options.`.
+        prefix: Prefix of the keys, for messages: `task.options.`.
 
     Returns:
-        The options; None where the class has no `Options`.
+        The options; None if the class has no `Options`.
 
     Raises:
         RecipeError: A key does not exist, is missing or has a value of the wrong type; every fault is told.

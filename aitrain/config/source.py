@@ -154,7 +154,7 @@ def key_lines(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int]]:
 
     Args:
         node: The mapping.
-        prefix: What stands before its keys, with a dot at its end; empty for the root.
+        prefix: Prefix of its keys, ending with a dot; empty for the root.
     """
     for key, value in node.value:
         name = f"{prefix}{key.value}"
@@ -188,7 +188,7 @@ def short(path: Path) -> list[str]:
 
 
 def model_of(path: Path) -> str | None:
-    """Return the model that a recipe starts from, `???` where the user chooses it; None where it needs none.
+    """Return the model that a recipe starts from, `???` where the user chooses it; None if it needs none.
 
     Args:
         path: The recipe's file.

@@ -45,11 +45,11 @@ class Key:
     """Whether a list of files may be given instead of one."""
 
     auto: Any = None
-    """Value that the word `auto` stands for, where it may be given in place of a number."""
+    """Value that the word `auto` stands for, where it may be given instead of a number."""
 
     @property
     def is_needed(self) -> bool:
-        """Whether somebody must give a value."""
+        """Whether the user must give a value."""
         return self.default is NO_DEFAULT or self.default == MISSING
 
 

@@ -103,7 +103,7 @@ def missing_column(record: dict[str, Any], name: str, where: str, key: str = "")
         record: The record.
         name: The missing field.
         where: Place of the record.
-        key: Key that names this field, for instance `data.text_field`; empty where only `data.columns` does.
+        key: Key that names this field, for instance `data.text_field`; empty if only `data.columns` does.
     """
     there = ", ".join(map(repr, record)) or "none"
     guess = proposed([column for column in record if isinstance(column, str)], [name])

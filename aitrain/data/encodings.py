@@ -66,7 +66,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def marked_encoding(path: Path) -> str | None:
-    """Return the encoding that a file's byte order mark names; None where it has none.
+    """Return the encoding that a file's byte order mark names; None if it has none.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Records with labels: read, checked all at once, and split so that every class is in both parts."""
+"""Records with labels: read, checked together, and split so that every class is in both parts."""
 
 from __future__ import annotations
 

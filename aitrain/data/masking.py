@@ -22,9 +22,9 @@ class Encoded:
 def encode(
     tokenizer: Any, batch: Sequence[tuple[str, Rendered]], most_characters: int | None = None
 ) -> list[Encoded | DataError]:
-    """Tokenise many conversations at once, which a fast tokenizer does on all cores.
+    """Tokenise many conversations at once, for which a fast tokenizer uses all cores.
 
-    The whole text is tokenised once; a token is marked when it overlaps a trained span. So the model sees the
+    The complete text is tokenised once; a token is marked when it overlaps a trained span. So the model sees the
     same tokens as at inference, whatever merges the tokenizer makes.
 
     Args:

@@ -56,7 +56,7 @@ def sample_index(seed: int, n: int, size: int, shuffle: bool) -> int:
 
 
 def sample_indices(seed: int, n: Integers, size: int, shuffle: bool) -> Integers:
-    """Do `sample_index` for many sample numbers at once.
+    """Vectorised `sample_index`.
 
     Args:
         seed: Any integer.

@@ -74,7 +74,8 @@ class Prepared:
 def prepare(
     data: Sequences, task: Task, tokenizer: Any, cache: Path, seed: int, files: Files, progress: Progress | None = None
 ) -> Prepared:
-    """Tokenise and mask the data, or find it in the cache: a folder named by the content of everything that decides it.
+    """Tokenise and mask the data, or find it in the cache: a folder named by a checksum of everything that determines
+    it.
 
     Args:
         data: `Records` or `Text`.

@@ -154,7 +154,7 @@ def _columns(found: _Rows, record: Mapping[str, Any], where: str) -> Iterator[tu
 
 
 def _number(value: Any, name: str, where: str) -> float | None:
-    """Return a number, None where there is none."""
+    """Return a number, None if there is none."""
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "na", "null")):
         return None
     try:

@@ -35,7 +35,7 @@ DOCUMENTS = "documents.bin"
 """File with a checksum of every document of plain text, which cannot be recovered from the blocks."""
 
 Progress = Callable[[int, int | None], None]
-"""Called with records done and in all, None where that is not known beforehand; at the end the two are equal."""
+"""Called with records done and in all, None if that is not known beforehand; at the end the two are equal."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Tokenisation:
         task: `Sft` needs records, `Pretrain` needs text.
         tokenizer: A fast transformers tokenizer.
         progress: Called with the progress.
-        total: Records in the file, or None where that is not known beforehand.
+        total: Records in the file, or None if that is not known beforehand.
         faults: Records that cannot be used.
         broken: Why the file cannot be read to its end.
         unlearnable: Records without a trained token, where the recipe does not accept them.
@@ -201,7 +201,7 @@ class Tokenisation:
             report.drop(f"longer than data.sequence_tokens={data.sequence_tokens}", where)
 
     def _refuse(self, data: Records, report: SourceReport) -> None:
-        """Raise for faulty records and for what the recipe does not accept, all kinds at once."""
+        """Raise for faulty records and for what the recipe does not accept, all kinds together."""
         faults = []
         # of what was not tokenised the length is not known
         longer = "" if self.far_too_long else f"data.sequence_tokens={report.longest_tokens}, "
@@ -270,7 +270,7 @@ class Tokenisation:
 
 
 def longest_token(tokenizer: Any) -> int | None:
-    """Return the most characters that one token of a tokenizer stands for; None where there is no such bound.
+    """Return the most characters that one token of a tokenizer stands for; None if there is no such bound.
 
     Args:
         tokenizer: A fast transformers tokenizer.

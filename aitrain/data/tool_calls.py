@@ -21,7 +21,7 @@ def read_calls(value: Any, place: str) -> list[Call]:
         place: Place of the message, for messages.
 
     Returns:
-        The calls, with their arguments as objects; none where the field is empty.
+        The calls, with their arguments as objects; none if the field is empty.
 
     Raises:
         DataError: A call has no name, or its arguments are not a JSON object.
@@ -52,7 +52,7 @@ def read_tools(value: Any, where: str) -> list[dict[str, Any]]:
         where: Place of the record, for messages.
 
     Returns:
-        The schemas, for the chat template; none where the field is empty.
+        The schemas, for the chat template; none if the field is empty.
 
     Raises:
         DataError: It is not a list of objects with a name.

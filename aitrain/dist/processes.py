@@ -19,7 +19,7 @@ GRACE_AFTER_SECOND_S = 2.0
 
 
 def free_port() -> int:
-    """Return a TCP port of this machine that nobody listens on at this moment."""
+    """Return a TCP port of this machine that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

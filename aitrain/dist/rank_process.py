@@ -157,7 +157,7 @@ class RankProcess:
             self._drain()
 
     def _drain(self) -> None:
-        """Read what a process that has ended left behind, without waiting for grandchildren that hold its pipes."""
+        """Read the remaining output of an ended process, without waiting for grandchildren that hold its pipes."""
         for _ in range(64):
             ready = self.selector.select(0) if self.selector.get_map() else []
             if not ready:

@@ -1,4 +1,4 @@
-"""Which rank this process is, detected from its launcher: torchrun, srun, aitrain itself, or nobody. No torch."""
+"""Which rank this process is, detected from its launcher: torchrun, srun, aitrain itself, or none. No torch."""
 
 from __future__ import annotations
 

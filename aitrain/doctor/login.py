@@ -146,7 +146,7 @@ def _disk(what: str, folder: Path, parent: Path, cluster: Cluster | None, enviro
 
 
 def _quota(folder: Path) -> Finding | None:
-    """Return what Lustre says about this user's quota; `None` where there is no Lustre."""
+    """Return what Lustre says about this user's quota; `None` if there is no Lustre."""
     if shutil.which("lfs") is None:
         return None
     done = Slurm().run(["lfs", "quota", "-q", "-u", getpass.getuser(), str(folder)])

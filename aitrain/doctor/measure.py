@@ -113,7 +113,7 @@ def measure(ranks: Ranks, folder: Path) -> list[Measured]:
 
 
 def memory_errors(uuid: str) -> int | None:
-    """Return the uncorrectable memory errors of an NVIDIA GPU; `None` where nvidia-smi does not tell them.
+    """Return the uncorrectable memory errors of an NVIDIA GPU; `None` if nvidia-smi does not report them.
 
     Args:
         uuid: The device, with or without `GPU-` before it.

@@ -40,12 +40,12 @@ def _process_space() -> str:
 
 
 def remove_leftovers(folder: Path, exclusive: bool) -> list[Path]:
-    """Remove what writers that were killed have left half-written.
+    """Remove half-written files of killed writers.
 
     Args:
         folder: Folder to look in, not below it; may not exist.
-        exclusive: Whether nobody else can be writing there now, as in a run directory at its start. Else a thing goes
-            only when its process is gone, or, if that was on another machine, when it was not touched for a day.
+        exclusive: Whether no other process can be writing there now, as in a run directory at its start. Else a thing
+            goes only when its process is gone, or, if that was on another machine, when it was not touched for a day.
 
     Returns:
         What was removed.

@@ -36,7 +36,7 @@ class Process(NamedTuple):
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat behind the name; empty when there is no such process."""
+    """Return the fields of /proc/PID/stat after the name; empty when there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:

@@ -133,7 +133,7 @@ def _size_faults(cluster: Cluster, ask: Ask) -> Iterator[str]:
 def _time_faults(cluster: Cluster, ask: Ask) -> Iterator[str]:
     if ask.minutes * 60 <= ask.signal_s:
         yield (
-            f"cluster.time_min={ask.minutes} leaves no time to train, because the run is told to save {ask.signal_s} s "
+            f"cluster.time_min={ask.minutes} leaves no time to train, because the run must save {ask.signal_s} s "
             f"before the limit: write cluster.time_min={ask.signal_s // 60 + 5} or more, or a smaller cluster.signal_s"
         )
 

@@ -53,7 +53,7 @@ TEMPLATES = {
 
 
 def named(chat_template: str | None) -> NamedTemplate | None:
-    """Return the template that a recipe names; None where it names a file, or nothing.
+    """Return the template that a recipe names; None if it names a file, or nothing.
 
     Args:
         chat_template: Value of `model.chat_template`.

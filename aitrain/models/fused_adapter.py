@@ -193,7 +193,7 @@ class Neighbours:
         self._is_open, self._input, self._outputs = False, None, []
 
     def take(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
-        """Return a layer's output, each once; None where the layer has to compute its own.
+        """Return a layer's output, each once; None if the layer has to compute its own.
 
         Args:
             layer: One of the layers.

@@ -15,7 +15,7 @@ from aitrain.errors import ModelError
 _log = logging.getLogger(__name__)
 _ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Difference relative to 1 + the size of what is compared. 16-bit types: 5e-2, which rounding reaches and a wrong norm,
-cap or scale exceeds at once."""
+cap or scale exceeds."""
 
 
 @dataclass

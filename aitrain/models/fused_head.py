@@ -18,7 +18,7 @@ from aitrain.ops.linear_loss.op import linear_cross_entropy
 
 IGNORED = -100
 CAUSAL = ("ForCausalLM", "LMHeadModel")
-"""How transformers calls classes with a head behind a decoder."""
+"""Class names of transformers for a decoder with a head."""
 _PROBE_TOKENS = 8
 
 

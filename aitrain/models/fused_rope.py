@@ -27,7 +27,7 @@ def rotated_forward(module: nn.Module) -> Callable[..., Any] | str | None:
         module: Any module.
 
     Returns:
-        The forward (taking the module first), the reason why not, or None where nothing is rotated.
+        The forward (taking the module first), the reason why not, or None if nothing is rotated.
     """
     forward = inspect.unwrap(type(module).forward)
     if not isinstance(forward, FunctionType) or FUNCTION not in forward.__code__.co_names:

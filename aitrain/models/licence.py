@@ -47,7 +47,7 @@ def told_licence(path: str | None, licence: str | None) -> str | None:
 
 
 def licence_faults(path: str, licence: str | None, purpose: Purpose | None) -> list[str]:
-    """Return why a model may not be used for a purpose, one sentence each; nothing where none is stated.
+    """Return why a model may not be used for a purpose, one sentence each; nothing if none is stated.
 
     Args:
         path: `model.path`.

@@ -108,7 +108,7 @@ class Seen:
 
         Args:
             told: Position ids or boundaries.
-            make: Works them out.
+            make: Computes them.
         """
         if self._documents is None or self._told is not told:
             self._told, self._documents = told, make()
@@ -211,7 +211,7 @@ def attention(
         query: Shape (B, H, queries, D).
         key: Shape (B, Hk, keys, D).
         value: Shape (B, Hk, keys, Dv).
-        attention_mask: What `mask` returned; None where the model has no masks.
+        attention_mask: What `mask` returned; None if the model has no masks.
         dropout: Share of the weights that is dropped.
         scaling: Factor on query times key.
         sliding_window: Keys a query sees, itself included; only where the mask does not say.

@@ -174,7 +174,7 @@ _NOT_COMPARED = ("run.", "facts", "cluster.", "logger.")
 
 
 def _leaves(file: Path) -> dict[str, Any]:
-    """Return the dotted keys of a frozen configuration; none where it cannot be read."""
+    """Return the dotted keys of a frozen configuration; none if it cannot be read."""
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):

@@ -31,7 +31,7 @@ class StateAccess(Protocol):
         """Set the optimizer's state from parameter name -> keys and a reader of (name, key)."""
 
     def clip_gradients(self, max_norm: float | None) -> torch.Tensor | None:
-        """Scale the gradients to a 2-norm and return the norm before; None where the engine does it."""
+        """Scale the gradients to a 2-norm and return the norm before; None if the engine does it."""
 
     def last_gradient_norm(self) -> torch.Tensor | float | None:
         """Return the 2-norm before clipping of the last optimizer step where the engine clips; None elsewhere."""

@@ -212,7 +212,7 @@ class CausalLM(Task):
         yield Note("fused", facts | {"check": None if check is None else asdict(check)}, f"fused ops: {told}")
 
     def _check_fused(self, model: nn.Module, device: torch.device) -> FusedCheck | None:
-        """Compare the fused model with its unfused version on a few tokens; None where no loss is fused."""
+        """Compare the fused model with its unfused version on a few tokens; None if no loss is fused."""
         if not self._fused:
             return None
         ids = torch.zeros(1, 2, dtype=torch.int64, device=device)

@@ -225,7 +225,7 @@ class Classifier(Pretrained):
         return f"{self.classes[best]} ({100 * probabilities[best]:.0f} %)"
 
     def picture(self, found: Measured, file: Path) -> bool:
-        """Draw the confusion matrix; nothing where a sample may have several labels.
+        """Draw the confusion matrix; nothing if a sample may have several labels.
 
         Args:
             found: Logits and labels of all samples.

@@ -58,7 +58,7 @@ def gradient_boosting(
         seed: Chooses what is learned from.
 
     Returns:
-        None where scikit-learn is not installed.
+        None if scikit-learn is not installed.
     """
     if importlib.util.find_spec("sklearn") is None:
         return None

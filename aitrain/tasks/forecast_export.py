@@ -59,7 +59,7 @@ def write_forecaster(
 
     Args:
         model: With its trained weights, on the CPU.
-        sizes: What it is made of.
+        sizes: Sizes of the model.
         settings: What else is to be known to use it; `known` has `centre` and `scale` of the known columns.
         job: Destination, and facts for its model card.
         config: The run.
@@ -93,7 +93,7 @@ def exported(whole: Forecaster, sizes: Sizes) -> torch.export.ExportedProgram:
 
     Args:
         whole: The forecaster, in evaluation mode.
-        sizes: What it is made of.
+        sizes: Sizes of the model.
     """
     rows = torch.export.Dim("B", min=1)
     both = sizes.context + sizes.horizon
@@ -112,8 +112,8 @@ def card(sizes: Sizes, settings: dict[str, Any], job: ExportJob, config: RunConf
 
     Args:
         sizes: Sizes of the model.
-        settings: What else is to be known to use it.
-        job: What is told of the run.
+        settings: Other facts needed to use it.
+        job: Facts about the run.
         config: The run.
     """
     rows: list[tuple[str, Any]] = [

@@ -95,7 +95,7 @@ def histogram(values: Sequence[float], title: str, below: str, file: Path, bins:
     Args:
         values: At least one.
         title: What they are.
-        below: What stands below the axis.
+        below: Label below the axis.
         file: Picture to write.
         bins: Number of bars; zero is a limit of one.
     """

@@ -192,11 +192,11 @@ class Task(ABC):
         return "\n".join([f"sample {index}", *lines])
 
     def parameters(self) -> int | None:
-        """Return the number of weights of the model, an estimate; None where it is not known."""
+        """Return the number of weights of the model, an estimate; None if it is not known."""
         return None
 
     def fitting(self, room: Room) -> int | None:
-        """Estimate how many samples fit into memory at once; None where there is no estimate.
+        """Estimate how many samples fit into memory at once; None if there is no estimate.
 
         Args:
             room: The memory.
@@ -208,7 +208,7 @@ class Task(ABC):
         return []
 
     def flops_per_unit(self) -> float | None:
-        """Estimate the floating-point operations of forward and backward per unit; None where there is no estimate."""
+        """Estimate the floating-point operations of forward and backward per unit; None if there is no estimate."""
         return None
 
     def learned(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ Facts = dict[str, Any]
 
 
 def code_facts(config: RunConfig) -> Facts:
-    """Return checksums of the user's own Python files that a run uses; empty where there are none.
+    """Return checksums of the user's own Python files that a run uses; empty if there are none.
 
     Args:
         config: The run.

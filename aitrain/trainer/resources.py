@@ -36,7 +36,7 @@ PEAK_BF16 = {
 
 
 def peak_flops(accelerator: str, precision: Precision) -> float | None:
-    """Return the peak of one device in floating-point operations per second, or None where it is not known.
+    """Return the peak of one device in floating-point operations per second, or None if it is not known.
 
     Args:
         accelerator: `cpu` or `cuda`.
@@ -51,7 +51,7 @@ def peak_flops(accelerator: str, precision: Precision) -> float | None:
 
 
 def micro_batch(task: Task, ranks: Ranks, accelerator: str, group: Group) -> int:
-    """Return the samples per device at once: the recipe's, or the most that memory is estimated to hold.
+    """Return the micro-batch per device in samples: the recipe's, or the most that memory is estimated to hold.
 
     Args:
         task: What is trained.

@@ -76,7 +76,7 @@ def _holder(mark: Path) -> str:
 def note_launch(directory: RunDirectory, environment: Mapping[str, str], most: int) -> None:
     """Record that a job starts or continues a run, and refuse too many restarts without a new checkpoint.
 
-    Only restarts that nobody asked for count: a requeued job, or the next one of a chain.
+    Only automatic restarts count: a requeued job, or the next one of a chain.
 
     Args:
         directory: The run.
@@ -106,7 +106,7 @@ def note_launch(directory: RunDirectory, environment: Mapping[str, str], most: i
 
 
 def _without_progress(directory: RunDirectory) -> int:
-    """Return how many launches of jobs, after the one that somebody asked for, brought no checkpoint."""
+    """Return how many launches of jobs, after the last manual one, brought no checkpoint."""
     count = 0
     for event in directory.all_of("launched", *PROGRESS):
         if event["event"] in PROGRESS or not event["automatic"]:

@@ -66,7 +66,7 @@ def _curves_file(directory: RunDirectory, curves: Curves) -> Path | None:
 
 def _picture(session: Session) -> Path | None:
     """Let the task draw the final measurements; return the file, or None if there is no picture."""
-    assert session.measured is not None, "asked only behind an evaluation"
+    assert session.measured is not None, "called only after an evaluation"
     file = session.directory.path / "report" / f"{session.task.primary.name}.svg"
     file.parent.mkdir(exist_ok=True)
     if session.task.picture(session.measured, file):

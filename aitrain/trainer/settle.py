@@ -80,7 +80,7 @@ def settle(directory: RunDirectory, config: RunConfig, size: int, ranks: Ranks, 
 
 
 def _batch(size: int, at_once: int) -> int:
-    """Return the global batch for a number of samples, a multiple of what all ranks see at once."""
+    """Return the global batch for a number of samples, a multiple of the data-parallel ranks."""
     fitting = [batch for batch in BATCHES if FEWEST_EPOCHS * size / batch >= WANTED_STEPS]
     wanted = fitting[0] if fitting else BATCHES[-1]
     return math.ceil(wanted / at_once) * at_once

@@ -50,7 +50,7 @@ class Session:
         resume: The checkpoint the run continues from, or None.
         facts: Checksums of model and data, for the checkpoints.
         flops_per_unit: Floating-point operations per unit of forward and backward, an estimate; None = not known.
-        peak_flops: Peak of one device, or None where it is not known.
+        peak_flops: Peak of one device, or None if it is not known.
         baselines: Metrics of trivial baselines on the held-out data.
         measured: What the last evaluation has found.
         before: What the model answered before training.

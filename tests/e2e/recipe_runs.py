@@ -2,13 +2,19 @@
 
 `python tests/e2e/recipe_runs.py OUT.md [RECIPE ...]` trains each recipe with five seeds and writes the table that the
 margins of `test_shown_recipes.py` are taken from.
+
+`python tests/e2e/recipe_runs.py --cost OUT.md [RECIPE ...]` runs each recipe once, those of language models too, and
+writes the table of time, memory and loss that `docs/recipes.md` shows.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -95,6 +101,75 @@ def reached(run: Path, metric: str, less_is_better: bool = False) -> tuple[float
     return measured[0], measured[-1], (min if less_is_better else max)(others)
 
 
+CHAT = ["model.path=asset:tiny-llama", *_data("verses-en-nl", "jsonl"), "data.sequence_tokens=256"]
+SMALL_MODELS = {
+    "quickstart": [],
+    "sft_full": [*CHAT, *CPU, "optim.lr=1e-3"],
+    "sft_lora": [*CHAT, *CPU, "optim.lr=1e-3"],
+    "continued_pretraining": [
+        *("model.path=asset:tiny-llama", "data.path=asset:verse-pairs/train.jsonl", "data.text_field=positive"),
+        *(*CPU, "optim.lr=1e-3", "data.sequence_tokens=256", "trainer.global_batch_samples=8", "trainer.max_epochs=3"),
+    ],
+}
+"""Recipes of language models, which have no baseline to compare with, on a model that a CPU trains in a minute."""
+
+COST_HEAD = """# What the recipes cost on shipped data
+
+Date: {date}. {device}. Time is that of the complete command: start, data preparation, evaluations, training and
+export. Memory is the peak resident memory of the process; about {base:.1f} GB of it are Python and its libraries.
+Written by `tests/e2e/recipe_runs.py --cost`, which has the options of each run. `sft_qlora` needs a GPU: not run.
+
+| recipe | model | steps | time | memory | held-out loss | metric |
+|---|---|---|---|---|---|---|
+"""
+
+
+def cost(recipe: str, folder: Path) -> str:
+    """Run a recipe once, and return its row of the table.
+
+    Args:
+        recipe: Its name.
+        folder: Folder of the runs.
+    """
+    shown = RECIPES.get(recipe)
+    words = words_of(recipe, folder) if shown else [recipe, *SMALL_MODELS[recipe], f"run.dir={folder / recipe}"]
+    begin = time.monotonic()
+    child = subprocess.Popen([sys.executable, "-m", "aitrain", "train", *words])
+    _, status, used = os.wait4(child.pid, 0)
+    seconds = time.monotonic() - begin
+    assert status == 0, words
+    events = [json.loads(line) for line in (folder / recipe / "events.jsonl").read_text().splitlines()]
+    measured = [event for event in events if event["event"] == "evaluated"]
+    metric = shown.metric if shown else "perplexity"
+    change = [f"{measured[0][key]:.3f} to {measured[-1][key]:.3f}" for key in ("val_loss", f"val_{metric}")]
+    path = next((word for word in words if word.startswith("model.path=")), "model.path=asset:smollm2-135m-instruct")
+    model = "from random weights" if shown and shown.model is None else path.removeprefix("model.path=asset:")
+    model = model if shown is None or shown.after is None else f"that of `{shown.after}`"
+    steps = measured[-1]["step"]
+    spent, memory = f"{seconds // 60:.0f}:{seconds % 60:02.0f} min", f"{used.ru_maxrss / 1e6:.1f} GB"
+    return f"| {recipe} | {model} | {steps} | {spent} | {memory} | {change[0]} | {metric} {change[1]} |"
+
+
+def costs(out: Path, names: list[str]) -> None:
+    """Run recipes once, all if none is named, and write the table.
+
+    Args:
+        out: File to write.
+        names: Recipes to run.
+    """
+    from aitrain.bench.ops.ceilings import processor
+
+    imports = subprocess.Popen([sys.executable, "-c", "import aitrain.trainer.fit, aitrain.tasks.causal_lm"])
+    base = os.wait4(imports.pid, 0)[2].ru_maxrss / 1e6
+    device = f"{processor()}, fp32"
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in [*SMALL_MODELS, *RECIPES]:
+            if not names or recipe in names:
+                rows.append(cost(recipe, Path(folder)))
+    out.write_text(COST_HEAD.format(date=date.today(), device=device, base=base) + "\n".join(rows) + "\n")
+
+
 def main(out: Path, names: list[str]) -> None:
     """Train recipes, all if none is named, with all seeds, and write the table."""
     from aitrain.trainer.start import train
@@ -122,4 +197,7 @@ def main(out: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "--cost":
+        costs(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

@@ -70,6 +70,34 @@ def test_transformers_reads_the_same_logits(tmp_path: Path, which: str, kind: Gg
     assert error < {"f32": 1e-5, "f16": 2e-3, "bf16": 2e-2, "q8_0": 3e-2}[kind.name], error
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(GgufType))
+def test_llama_cpp_reads_the_same_logits_and_the_chat_template(tmp_path: Path, kind: GgufType) -> None:
+    name = "llama-cpp-python is not installed: it has no wheel, and pip builds it from source in some minutes"
+    llama_cpp = pytest.importorskip("llama_cpp", reason=name)
+    folder = resolve("asset:tiny-llama")
+    write_gguf(folder, tmp_path / "m.gguf", kind, "tiny", "apache-2.0")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    question = [{"role": "user", "content": "Continue: In the beginning"}]
+    text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0]
+        answer = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :]
+    there = llama_cpp.Llama(str(tmp_path / "m.gguf"), logits_all=True, n_ctx=256, verbose=False)
+    assert there.tokenize(text.encode(), add_bos=False, special=True) == ids
+    there.reset()
+    there.eval(ids)
+    found = torch.tensor(there.scores[: len(ids)])
+    error = float((found - wanted).norm() / wanted.norm())
+    # llama.cpp itself multiplies in 16 bits, and keeps keys and values in them
+    assert error < {"f32": 1e-3, "f16": 2e-3, "bf16": 2e-2, "q8_0": 3e-2}[kind.name], error
+    if kind in (GgufType.f32, GgufType.f16):
+        said = there.create_chat_completion(question, max_tokens=8, temperature=0.0)
+        assert said["choices"][0]["message"]["content"] == tokenizer.decode(answer, skip_special_tokens=True)
+
+
 def test_the_tokenizer_and_its_ends_are_kept(tmp_path: Path) -> None:
     folder = folder_of(KINDS["llama"], tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))

@@ -29,7 +29,7 @@ class Provider:
     """Imports what is needed (ImportError = absent) and returns outputs of inputs, differentiable where asked for."""
 
     package: str | None = None
-    """The distribution whose version stands in the report."""
+    """The distribution whose version is in the report."""
 
     overwrites: tuple[str, ...] = ()
     """Inputs it writes into, of which it gets copies; they are filled anew before each launch."""

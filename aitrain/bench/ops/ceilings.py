@@ -86,7 +86,7 @@ def surroundings(device: torch.device, ceilings: Ceilings) -> dict[str, str]:
     kind = "bf16 8192^3" if gpu else "fp32 1024^3"
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name() if gpu else f"{_processor()}, {torch.get_num_threads()} of its threads",
+        "device": torch.cuda.get_device_name() if gpu else f"{processor()}, {torch.get_num_threads()} of its threads",
         "driver": _driver() if gpu else "none: CPU figures, fp32, shapes so small that caches beat the copy rate",
         "aitrain": __version__,
         "python": platform.python_version(),
@@ -118,7 +118,7 @@ def _driver() -> str:
     return f"{said}, CUDA {torch.version.cuda}"
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 PIECE = 1 << 26
-"""Elements that are compared at once, so that the comparison itself takes little memory."""
+"""Elements compared per chunk, so that the comparison itself takes little memory."""
 
 
 def largest_error(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:

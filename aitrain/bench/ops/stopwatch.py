@@ -96,7 +96,7 @@ class _CpuClock:
 
 
 class _GpuClock:
-    """Events around each launch, behind a cleared cache and a sleep that lets the host queue everything first."""
+    """Events around each launch, after clearing the cache and a sleep that lets the host queue everything first."""
 
     def __init__(self, device: torch.device) -> None:
         self._filler = torch.empty(CACHE_BYTES // 4, dtype=torch.int32, device=device)

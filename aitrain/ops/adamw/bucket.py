@@ -71,7 +71,7 @@ class Bucket:
                     )
                 if tensor.shape != param.shape or not tensor.is_contiguous() or tensor.device != param.device:
                     raise ShapeError(
-                        f"adamw: a tensor of {tuple(tensor.shape)} beside a parameter of {tuple(param.shape)}: moments "
+                        f"adamw: a tensor of {tuple(tensor.shape)} for a parameter of {tuple(param.shape)}: moments "
                         "and gradients have the parameter's shape and device and are contiguous"
                     )
         for scales in (self.exp_avg_scales, self.exp_avg_sq_scales):

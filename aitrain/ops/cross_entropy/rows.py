@@ -15,7 +15,7 @@ from aitrain.ops.cross_entropy.reference import capped
 from aitrain.ops.cross_entropy.terms import LossTerms
 
 _LOWEST = -1e30
-"""Stands for log(0), so that p log(p) is 0 there and not NaN."""
+"""Replaces log(0), so that p log(p) is 0 there and not NaN."""
 
 
 class Statistics(NamedTuple):
@@ -191,7 +191,7 @@ def _working(logits: torch.Tensor, terms: LossTerms) -> torch.Tensor:
 
 
 def _slope(z: torch.Tensor, terms: LossTerms) -> torch.Tensor | None:
-    """Return d z / d (scale * logits), or None where it is 1."""
+    """Return d z / d (scale * logits), or None if it is 1."""
     return 1 - (z / terms.softcap).square_() if terms.softcap else None
 
 

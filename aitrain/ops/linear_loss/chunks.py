@@ -23,7 +23,7 @@ Wanted = tuple[bool, bool, bool]
 
 
 class Gradients(NamedTuple):
-    """Gradients of hidden, weight and bias; None where not wanted."""
+    """Gradients of hidden, weight and bias; None if not wanted."""
 
     hidden: torch.Tensor | None
     weight: torch.Tensor | None

@@ -53,10 +53,10 @@ def backward(
     dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> list[torch.Tensor | None]:
-    """Return the gradients of x, of the first a and b, of the second, ..., None where they are not wanted.
+    """Return the gradients of x, of the first a and b, of the second, ..., None if they are not wanted.
 
     Args:
-        upstream: Gradient of every output, None where there is none; not written to.
+        upstream: Gradient of every output, None if there is none; not written to.
         x: As in the forward pass.
         parts: Likewise.
         numbers: Likewise.

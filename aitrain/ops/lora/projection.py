@@ -54,7 +54,7 @@ class Projection:
 
 
 class Slots(NamedTuple):
-    """The tensors of one projection, None where there is none."""
+    """The tensors of one projection, None if there is none."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None

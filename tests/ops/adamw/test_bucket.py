@@ -27,7 +27,7 @@ def test_good_ones_pass(kind: str) -> None:
     ("column", "tensor", "said"),
     [
         ("params", torch.zeros(3, 200, dtype=torch.float16), "float16"),
-        ("grads", torch.zeros(600), r"\(600,\) beside a parameter of \(3, 200\)"),
+        ("grads", torch.zeros(600), r"\(600,\) for a parameter of \(3, 200\)"),
         ("grads", torch.zeros(200, 3).T, "contiguous"),
         ("exp_avgs", torch.zeros(3, 200, dtype=torch.uint8), "uint8"),
         ("exp_avg_sqs", torch.zeros(3, 200, device="meta"), "device"),

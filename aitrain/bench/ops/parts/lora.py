@@ -30,7 +30,7 @@ class Setting:
 
     @property
     def is_mlp(self) -> bool:
-        """Whether the layers are a gated MLP, or stand side by side."""
+        """Whether the layers are a gated MLP, or projections of the same input."""
         return "down" in self.layers
 
     @property
@@ -46,7 +46,7 @@ class Setting:
 
 
 def cases(small: bool) -> Iterator[Case]:
-    """Yield the cases, headline shapes first; layers without adapters tell what the adapters cost.
+    """Yield the cases, headline shapes first; layers without adapters show the cost of the adapters.
 
     Args:
         small: Shapes for a CPU.
