@@ -163,8 +163,8 @@ def recipes_page() -> str:
 def measured_costs() -> list[str]:
     """Return the section on what the recipes cost, from the newest table in `tests/bench/results`."""
     newest = max((ROOT / "tests/bench/results").glob("recipes-cost-*.md"))
-    _, _, about, table = newest.read_text(encoding="utf-8").split("\n", 3)
-    return ["## Time, memory and loss\n", f"{about}\n{table}"]
+    _, table = newest.read_text(encoding="utf-8").split("\n\n", 1)
+    return ["## Time, memory and loss\n", table]
 
 
 def first_job(cluster: Cluster) -> list[str]:

@@ -99,7 +99,7 @@ def test_recipes_are_listed_and_shown_in_full(capsys: pytest.CaptureFixture[str]
 
 def test_show_explains_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", "trainer.max_steps"]) == 0
-    assert "Most optimizer steps; `null` = no such limit" in capsys.readouterr().out
+    assert "Maximum number of optimizer steps; `null` = no limit" in capsys.readouterr().out
 
 
 def test_runs_are_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,8 +41,8 @@ def first_difference(then: Facts, now: Facts, config: RunConfig) -> str | None:
         for name in sorted({*then["model"], *now["model"]}):
             old, new = then["model"].get(name), now["model"].get(name)
             if old != new:
-                what = "is gone" if new is None else "was not there" if old is None else "has changed"
-                return f"{place}: {name} {what} when the run started"
+                what = "has been removed" if new is None else "has been added" if old is None else "has changed"
+                return f"{place}: {name} {what} since the run started"
     for name in sorted({*then.get("code", {}), *now.get("code", {})} if "code" in then and "code" in now else ()):
         if then["code"].get(name) != now["code"].get(name):
             return f"{name}: your code has changed since the run started"

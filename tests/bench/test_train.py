@@ -61,7 +61,7 @@ shutil.copy(sys.argv[1], sys.argv[2])
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--steps", "3", "--warm-up", "3"], "--warm-up 3 leaves nothing of --steps 3"),
+        (["--steps", "3", "--warm-up", "3"], "--warm-up 3 must be less than --steps 3"),
         (["--micro-batch", "0"], "--micro-batch 0 must be at least 1"),
         (["--rivals", "bear"], "--rivals bear is not known: write bare,trl"),
         (["--model", "llama-tiny", "--sequence-tokens", "9", "--device", "cpu"], "write 256 or more"),

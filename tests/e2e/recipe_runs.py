@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-CPU = ["trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.micro_batch_samples=8", "export.dtype=fp32"]
+ON_CPU = ["trainer.accelerator=cpu", "trainer.precision=fp32", "export.dtype=fp32"]
+CPU = [*ON_CPU, "trainer.micro_batch_samples=8"]
 SEEDS = range(5)
 
 
@@ -101,22 +102,32 @@ def reached(run: Path, metric: str, less_is_better: bool = False) -> tuple[float
     return measured[0], measured[-1], (min if less_is_better else max)(others)
 
 
-CHAT = ["model.path=asset:tiny-llama", *_data("verses-en-nl", "jsonl"), "data.sequence_tokens=256"]
+CHAT = [
+    *("model.path=asset:tiny-llama", "data.path=asset:verses-en-nl/train.jsonl", "data.sequence_tokens=256"),
+    "data.validation_path=asset:verses-en-nl/validation.jsonl",
+]
 SMALL_MODELS = {
     "quickstart": [],
-    "sft_full": [*CHAT, *CPU, "optim.lr=1e-3"],
-    "sft_lora": [*CHAT, *CPU, "optim.lr=1e-3"],
+    "sft_full": [*CHAT, *ON_CPU, "optim.lr=1e-3"],
+    "sft_lora": [*CHAT, *ON_CPU, "optim.lr=1e-3"],
     "continued_pretraining": [
         *("model.path=asset:tiny-llama", "data.path=asset:verse-pairs/train.jsonl", "data.text_field=positive"),
-        *(*CPU, "optim.lr=1e-3", "data.sequence_tokens=256", "trainer.global_batch_samples=8", "trainer.max_epochs=3"),
+        *(
+            *ON_CPU,
+            "optim.lr=1e-3",
+            "data.sequence_tokens=256",
+            "trainer.global_batch_samples=8",
+            "trainer.max_epochs=3",
+        ),
     ],
 }
 """Recipes of language models, which have no baseline to compare with, on a model that a CPU trains in a minute."""
 
 COST_HEAD = """# What the recipes cost on shipped data
 
-Date: {date}. {device}. Time is that of the complete command: start, data preparation, evaluations, training and
-export. Memory is the peak resident memory of the process; about {base:.1f} GB of it are Python and its libraries.
+Date: {date}. {device}.
+Time is that of the complete command: start, data preparation, evaluations, training and export.
+Memory is the peak resident memory of the process; about {base:.1f} GB of it are Python and its libraries.
 Written by `tests/e2e/recipe_runs.py --cost`, which has the options of each run. `sft_qlora` needs a GPU: not run.
 
 | recipe | model | steps | time | memory | held-out loss | metric |
@@ -140,7 +151,7 @@ def cost(recipe: str, folder: Path) -> str:
     assert status == 0, words
     events = [json.loads(line) for line in (folder / recipe / "events.jsonl").read_text().splitlines()]
     measured = [event for event in events if event["event"] == "evaluated"]
-    metric = shown.metric if shown else "perplexity"
+    metric = shown.metric if shown else "token_accuracy"
     change = [f"{measured[0][key]:.3f} to {measured[-1][key]:.3f}" for key in ("val_loss", f"val_{metric}")]
     path = next((word for word in words if word.startswith("model.path=")), "model.path=asset:smollm2-135m-instruct")
     model = "from random weights" if shown and shown.model is None else path.removeprefix("model.path=asset:")

@@ -101,7 +101,7 @@ def everything(folder: Path) -> set[str]:
         ("trainer.devices=3", "trainer.global_batch_samples=4 is not a multiple of 3 devices x 2 per device"),
         (
             "model.path=org/name",
-            "model.path=org/name is not a folder here; as a name on a hub it must be fetched first",
+            "model.path=org/name is not a folder here. If it is a model on a hub, fetch it first",
         ),
         ("model.path=./absent", "model.path=./absent does not exist"),
         (f"data.sequence_tokens={CONTEXT_TOKENS + 1}", f"write data.sequence_tokens={CONTEXT_TOKENS} or less"),
@@ -170,7 +170,7 @@ def test_bad_data(words: list[str], refused: Refused, command: str, kind: str) -
 
 def test_dropping_every_sample_leaves_nothing_to_learn(words: list[str], refused: Refused) -> None:
     Path("d.jsonl").write_text(json.dumps(SILENT) + "\n")
-    says = ("no trained token in 1 records", "nothing to learn")
+    says = ("no trained tokens in 1 records", "nothing to learn")
     refused([*words, "data.path=d.jsonl", "data.no_trained_tokens=drop"], 3, *says)
 
 
@@ -217,7 +217,7 @@ def no_template(folder: Path) -> None:
     ("damage", "says"),
     [
         (no_tokenizer, "has no tokenizer: copy tokenizer.json"),
-        (lose_a_shard, "lacks model-00001-of-"),
+        (lose_a_shard, "is missing model-00001-of-"),
         (cut_a_shard, "model-00001-of-"),
         (pickle_weights, "has only pickle weights, which can run arbitrary code"),
         (no_template, "has no chat template (it is a base model): choose one with model.chat_template=NAME (chatml, "),
@@ -243,7 +243,7 @@ def test_a_run_directory_that_exists_is_kept(words: list[str], refused: Refused)
 
 def test_a_run_directory_below_a_file(words: list[str], refused: Refused) -> None:
     Path("file").write_text("")
-    refused([*words, "run.dir=file/run"], 2, "run.dir=file/run cannot be made")
+    refused([*words, "run.dir=file/run"], 2, "run.dir=file/run cannot be created")
 
 
 @pytest.fixture(scope="session")
@@ -289,8 +289,8 @@ def without_override() -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["run.dir=locked/run"], "run.dir=locked/run cannot be written"),
-        (["checkpoint.path=locked/points"], "checkpoint.path=locked/points cannot be written"),
+        (["run.dir=locked/run"], "run.dir=locked/run: you have no write permission"),
+        (["checkpoint.path=locked/points"], "checkpoint.path=locked/points: you have no write permission"),
     ],
 )
 def test_a_folder_that_is_not_writable(words: list[str], place: Path, more: list[str], says: str) -> None:

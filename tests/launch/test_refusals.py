@@ -129,7 +129,7 @@ def test_a_job_that_is_right_is_not_refused(desk: Desk) -> None:
             "snellius_h100",
             ["cluster.time_min=5"],
             1,
-            "leaves no time to train, because the run is signalled to save 300 s before",
+            "leaves no time to train, because the run must save 300 s before",
         ),
         (
             "jupiter",

@@ -186,7 +186,7 @@ def test_wrong_data_names_file_and_line(bert: Path, tmp_path: Path, kind: str) -
 
 
 def test_lengths_beyond_the_vector_are_refused(bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"task.matryoshka=\[64\]: the model's vectors have 32 numbers only"):
+    with pytest.raises(RecipeError, match=r"task.matryoshka=\[64\]: the model's vectors have 32 dimensions"):
         task_of(config(bert, tmp_path, "task.matryoshka=[64]"))
 
 

@@ -218,11 +218,11 @@ def test_what_is_in_front_of_a_series_is_masked(tmp_path: Path) -> None:
         ),
         (
             ["2024-01-01,1,2,3", "2024-01-01,1,2,3", "2024-01-02,1,2,3", "2024-01-03,1,2,3"],
-            "w.csv:3: 2024-01-01T00:00 stands twice",
+            "w.csv:3: 2024-01-01T00:00 appears twice",
         ),
         (
             ["2024-01-01,1,2,3", "2024-01-02,1,2,3", "2024-01-03,1,2,3", "2024-01-03T05:00,1,2,3", "2024-01-04,1,2,3"],
-            "w.csv:5: 2024-01-03T05:00:00 is off the grid of one day that begins at 2024-01-01T00:00",
+            "w.csv:5: 2024-01-03T05:00:00 does not fit the steps of one day that begins at 2024-01-01T00:00",
         ),
         (["2024-01-01,1,2,3"], "every series has one row"),
         (["2024-01-01,1,,", "2024-01-02,1,,"], "no series has a value"),
@@ -287,7 +287,7 @@ def test_short_series_and_files_of_their_own_for_validation(tmp_path: Path) -> N
     assert splits.train.index[:, 1].max() == 388 and len(splits.validation) == 12
     with pytest.raises(RecipeError, match="write data.validation_share=0.2 for the last part of every series"):
         config(path, "data.validation_samples=5")
-    with pytest.raises(RecipeError, match=r"task.quantiles=\[0.5, 0.1\] must rise"):
+    with pytest.raises(RecipeError, match=r"task.quantiles=\[0.5, 0.1\] must increase"):
         config(path, "task.quantiles=[0.5,0.1]")
     with pytest.raises(RecipeError, match="adapter=lora has nothing to adapt"):
         config(path, "adapter=lora")

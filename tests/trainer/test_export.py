@@ -77,6 +77,6 @@ def test_nothing_is_overwritten(trained: Ended, tmp_path: Path) -> None:
 
 
 def test_a_step_that_is_not_there(trained: Ended, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3: there are \[2, 4\]"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3: choose from \[2, 4\]"):
         export(trained.directory.path, tmp_path / "out", Wanted(checkpoint="3"))
     assert list(tmp_path.iterdir()) == []

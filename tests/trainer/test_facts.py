@@ -52,7 +52,7 @@ def change(folder: Path, what: str) -> str:
     if what == "content":
         text = (folder / "train.jsonl").read_text()
         (folder / "train.jsonl").write_text(text.replace("the", "teh", 1))
-        return "train.jsonl is not the file that the run began with"
+        return "train.jsonl has changed since the run started, although"
     if what == "held out":
         (folder / "validation.jsonl").write_text("".join((folder / "validation.jsonl").open().readlines()[:3]))
         return "validation.jsonl: 3 samples now, 5 when the run started"
@@ -61,7 +61,7 @@ def change(folder: Path, what: str) -> str:
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-        return "model.safetensors is another file now"
+        return "model.safetensors has changed since the run started"
     if what == "template":
         file = folder / "model/chat_template.jinja"
         file.write_text(file.read_text() + " ")
@@ -128,8 +128,8 @@ def test_every_difference_has_its_sentence(small: Compose) -> None:
     assert first_difference(then, copy.deepcopy(then), config) is None
     assert first_difference({}, then, config) is None and first_difference(then, {}, config) is None
     for path, value, says in (
-        (("model", "config.json"), "9", "config.json is another file now"),
-        (("model", "b.safetensors"), "9", "b.safetensors was not there"),
+        (("model", "config.json"), "9", "config.json has changed since the run started"),
+        (("model", "b.safetensors"), "9", "b.safetensors has been added"),
         (("tokenizer",), "9", "the tokenizer is not"),
         (("chat_template",), "9", "the chat template is not"),
         (("data", "train", "units"), 9, "a.jsonl: 9 tokens now, 6 when the run started"),
@@ -142,4 +142,4 @@ def test_every_difference_has_its_sentence(small: Compose) -> None:
         told = first_difference(then, now, config)
         assert told is not None and says in told
     del now["model"]["config.json"]
-    assert "config.json is gone" in str(first_difference(then, now, config))
+    assert "config.json has been removed" in str(first_difference(then, now, config))

@@ -107,7 +107,7 @@ def test_nothing_fits(small: Compose, free) -> None:
     free.bytes(needed(small, 1, held=16) - 10)
     with pytest.raises(
         RecipeError,
-        match="not one sequence is estimated.*strategy=ddp.*sequence_tokens=128.*activation_checkpointing=true",
+        match="exceeds the .*strategy=ddp.*sequence_tokens=128.*activation_checkpointing=true",
     ):
         found(small)
 

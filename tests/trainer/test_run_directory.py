@@ -84,7 +84,7 @@ def test_whether_a_run_is_finished(made: RunDirectory) -> None:
 
 def test_a_place_below_a_file_is_refused(small: Compose, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError, match="cannot be made .* give a folder you may write to"):
+    with pytest.raises(RecipeError, match="cannot be created .* give a folder you may write to"):
         RunDirectory.create(small(f"run.dir={tmp_path}/file/run"))
 
 
