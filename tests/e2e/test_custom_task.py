@@ -125,7 +125,7 @@ REFUSED = {
     "task.options.hiden=3": "task.options.hiden is not a key of PredictColumn: did you mean task.options.hidden?",
     "task.options.hidden=wide": "task.options.hidden=wide is not a whole number",
     "task.class=Nobody": "task.class=Nobody is not a class in my_task.py: it has Rows, Account, PredictColumn",
-    "task.class=Rows": "task.class=Rows is not a task: make it inherit from aitrain.tasks.task.Task",
+    "task.class=Rows": "task.class=Rows is not a task: inherit from aitrain.tasks.task.Task",
     "task.file=none.py": "task.file=none.py does not exist",
     "task.file=broken.py": "broken.py:3: SyntaxError",
     "task.file=heat.yaml": "task.file=heat.yaml is not a Python file",
