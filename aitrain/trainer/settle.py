@@ -98,8 +98,8 @@ def few_steps(config: RunConfig, size: int) -> str | None:
     if steps >= FEW_STEPS:
         return None
     found = (
-        f"Warning: {steps} optimizer {'step' if steps == 1 else 'steps'} ({samples:,} samples in batches of "
-        f"{keys.global_batch_samples}) are few to learn from; aim for at least {WANTED_STEPS}"
+        f"Warning: only {steps} optimizer {'step' if steps == 1 else 'steps'} ({samples:,} samples in batches of "
+        f"{keys.global_batch_samples}), which is too short to learn much; aim for at least {WANTED_STEPS}"
     )
     if keys.max_steps is not None and keys.max_steps <= steps:
         return f"{found}: write trainer.max_steps={WANTED_STEPS}"
@@ -107,4 +107,4 @@ def few_steps(config: RunConfig, size: int) -> str | None:
     better = settle_length(replace(config, trainer=open_keys), size, 1).trainer
     if total_steps(size, better.global_batch_samples, None, better.max_epochs)[0] > steps:
         return f"{found}: write trainer.global_batch_samples=auto trainer.max_epochs=auto, or add data"
-    return f"{found}: add data ({size:,} {'sample is' if size == 1 else 'samples are'} few), or set trainer.max_epochs"
+    return f"{found}: add data, or set a larger trainer.max_epochs"

@@ -130,14 +130,14 @@ REFUSED = {
     "task.file=broken.py": "broken.py:3: SyntaxError",
     "task.file=heat.yaml": "task.file=heat.yaml is not a Python file",
     "trainer.callbacks=[my_task.py]": "my_task.py is not FILE.py:CLASS",
-    "trainer.callbacks=[my_task.py:Rows] trainer.max_steps=1": "my_task.py:Rows is no callback",
+    "trainer.callbacks=[my_task.py:Rows] trainer.max_steps=1": "my_task.py:Rows is not a callback",
     "trainer.profile_steps=[3]": "must be the first and the last step",
     "optim=gentle": "optim=gentle is not an option of optim",
-    "optim=gentle --config-dir nowhere": "nowhere is no folder",
-    "optim=custom optim.file=my_task.py optim.class=Rows": "optim.class=Rows is no optimizer",
+    "optim=gentle --config-dir nowhere": "nowhere is not a folder",
+    "optim=custom optim.file=my_task.py optim.class=Rows": "optim.class=Rows is not an optimizer",
     "schedule=custom schedule.file=my_task.py schedule.class=Rows": "schedule.class=Rows cannot be called",
     "data=custom data.file=my_task.py data.class=Rows": "data.class=Rows has no method read(path)",
-    "optim=custom optim.file=more.py optim.class=Signs strategy=fsdp": "optim.class=Signs gets slices of the weights",
+    "optim=custom optim.file=more.py optim.class=Signs strategy=fsdp": "optim.class=Signs would get sharded weights",
 }
 
 

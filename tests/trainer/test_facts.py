@@ -131,7 +131,7 @@ def test_every_difference_has_its_sentence(small: Compose) -> None:
         (("model", "config.json"), "9", "config.json has changed since the run started"),
         (("model", "b.safetensors"), "9", "b.safetensors has been added"),
         (("tokenizer",), "9", "the tokenizer has changed"),
-        (("chat_template",), "9", "the chat template is not"),
+        (("chat_template",), "9", "the chat template has changed"),
         (("data", "train", "units"), 9, "a.jsonl: 9 tokens now, 6 when the run started"),
     ):
         now = copy.deepcopy(then)
