@@ -34,7 +34,7 @@ def _recipes(args: argparse.Namespace) -> int:
         print(find(args.name).read_text(encoding="utf-8"), end="")
         return EXIT_DONE
     rows = [[name, *short(find(name)), _licence(model_of(find(name)))] for name in names()]
-    print(table(["recipe", "you have", "you get", "smallest machine", "licence of its model"], rows))
+    print(table(["recipe", "you have", "you get", "smallest machine", "model licence"], rows))
     print("\n`aitrain recipes NAME` prints one in full; `aitrain init NAME my-project` starts a project with it.")
     return EXIT_DONE
 
@@ -74,7 +74,7 @@ def _licence(model: str | None) -> str:
     from aitrain.models.assets import ASSETS
 
     if model is None:
-        return "needs none"
+        return "no base model"
     asset = ASSETS.get(model.removeprefix("asset:"))
     return "you choose the model" if asset is None else asset.licence
 
