@@ -32,7 +32,7 @@ HEAD = "| key | value | default | meaning |\n|---|---|---|---|"
 
 KEYS_INTRO = """# Every key
 
-Set a key in a recipe, or behind any command that takes one: `aitrain train sft_lora optim.lr=1e-4`.
+Set a key in a recipe, or after any command that takes keys: `aitrain train sft_lora optim.lr=1e-4`.
 `aitrain show optim.lr` prints the same text in a terminal. `null` means that aitrain derives the value.
 
 A group with options is chosen by its name alone (`adapter=lora`); the keys of the option follow with a dot
@@ -47,7 +47,7 @@ A cluster profile is one YAML file of facts. `aitrain show cluster` lists those 
 
 ## Change a profile
 
-A file with the name of a shipped profile changes that one. Write only what differs; `null` takes a value away.
+A file with the name of a shipped profile changes that one. Write only what differs; `null` removes a value.
 
 ```yaml
 # ~/.config/aitrain/clusters/lumi_g.yaml
@@ -59,7 +59,7 @@ fabric:
 
 ## Write a profile
 
-A new name is a new profile, on its own or on a `base`; `generic`, `dgx_h200` and `gb200_nvl72` are there for that.
+A new name is a new profile, on its own or on a `base`; `generic`, `dgx_h200` and `gb200_nvl72` are meant for that.
 
 ```yaml
 # ~/.config/aitrain/clusters/our_cluster.yaml
@@ -81,9 +81,9 @@ aitrain show cluster our_cluster
 aitrain submit sft_lora --cluster our_cluster --account a model.path=MODEL_FOLDER data.path=chats.jsonl --dry-run
 ```
 
-A misspelt key, a wrong type or an unknown base is refused with its line and the nearest right name.
+A misspelt key, a wrong type or an unknown base is refused with its line and a suggestion.
 
-What to look up in your site's documentation, in this order: the partition and its limits, how GPUs are asked for, cores
+What to look up in your site's documentation, in this order: the partition and its limits, how GPUs are requested, cores
 per GPU, whether accounts and QoS are mandatory, whether compute nodes reach the internet, which network variables are
 prescribed, and which file systems are purged.
 
@@ -186,7 +186,7 @@ def first_job(cluster: Cluster) -> list[str]:
         train += " \\\n  cluster.container=IMAGE.sif cluster.venv=inside"
     if profile.device.runtime is Runtime.cpu:
         train += " trainer.precision=fp32"
-    effect = "without this word, the job is submitted"
+    effect = "without it, the job is submitted"
     if profile.kind is Kind.placeholder:
         effect = "nothing can be submitted yet"
     return [
@@ -293,14 +293,14 @@ def site_page(name: str) -> str:
     out += [f"{profile.note[0].upper()}{profile.note[1:]}.\n"] if profile.note else []
     out += ["## First job\n", "```bash", *first_job(cluster), "```\n"]
     if profile.device.runtime is Runtime.rocm:
-        made = "[Your software](../jobs.md#your-software) says how the environment `inside` is made."
-        out.append(f"The image brings torch for these GPUs; {made}\n")
+        made = "[Your software](../jobs.md#your-software) explains how to create the environment `inside`."
+        out.append(f"The image contains torch for these GPUs; {made}\n")
     if name in READY:
         sbatch = f"sbatch {ready_job(name).usage_flags}launch/{name}.sbatch sft_lora"
-        out += ["Or without any new command, with the script that is ready in `launch/`:\n", "```bash"]
+        out += ["Or with plain `sbatch` and the ready script in `launch/`:\n", "```bash"]
         out += [f"{sbatch} \\\n  model.path=MODEL_FOLDER data.path=chats.jsonl", "```\n"]
-    out += ["What `aitrain submit` writes and checks stands under [Jobs in detail](../jobs.md).\n"]
-    out += ["## What is known\n", *site_facts(cluster), ""]
+    out += ["[Jobs in detail](../jobs.md) describes what `aitrain submit` writes and checks.\n"]
+    out += ["## Facts\n", *site_facts(cluster), ""]
     out += limits_table("partition", profile.partitions) + limits_table("QoS", profile.qos_limits)
     out += areas_table(profile)
     if profile.docs:

@@ -80,7 +80,7 @@ class Classify(Task):
 
 @dataclass
 class ClassifyText(Classify):
-    """Which class a text belongs to: a label, or with `multi_label` any number of them."""
+    """Text classification: one label per text, or with `multi_label` any number of labels."""
 
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "text"
@@ -90,7 +90,7 @@ class ClassifyText(Classify):
 
 @dataclass
 class ClassifyImage(Classify):
-    """Which class an image belongs to: a label, or with `multi_label` any number of them."""
+    """Image classification: one label per image, or with `multi_label` any number of labels."""
 
     unit: ClassVar[str] = "images"
     sample: ClassVar[str] = "image"
@@ -103,7 +103,7 @@ class ClassifyImage(Classify):
 
 @dataclass
 class TagTokens(Task):
-    """Which spans of a text are names, dates or whatever else is marked in the training data."""
+    """Token classification: spans of a text that are names, dates or whatever else is marked in the training data."""
 
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "text"
@@ -163,7 +163,7 @@ class Embeddings(Task):
 
 @dataclass
 class Reranker(Task):
-    """Which of some texts answers a question best: the question and each text are read together."""
+    """Reranking: scores how well texts answer a question; the question is read together with each text."""
 
     unit: ClassVar[str] = "tokens"
     sample: ClassVar[str] = "question"

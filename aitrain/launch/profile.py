@@ -263,13 +263,13 @@ class Profile:
     """One cluster, or one partition of it with its own hardware."""
 
     title: str = ""
-    """Its name for people."""
+    """Display name of the cluster."""
 
     kind: Kind = Kind.site
     """What this profile describes."""
 
     centre: str | None = None
-    """Who runs it."""
+    """Operator of the cluster."""
 
     country: str | None = None
     """Country, two letters."""
