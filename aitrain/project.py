@@ -119,8 +119,7 @@ def _asked(data: str | None, model: str | None) -> tuple[str, str | None, str | 
     if not sys.stdin.isatty():
         raise RecipeError(
             "aitrain init needs a recipe when it is not run in a terminal, for instance `aitrain init sft_lora "
-            "my-project` "
-            f"(recipes: {', '.join(names())})"
+            f"my-project` (recipes: {', '.join(names())})"
         )
     print(table(["recipe", "you have", "you get"], [[name, *short(find(name))[:2]] for name in names()]))
     recipe = input("\nWhich recipe? [sft_lora] ").strip() or "sft_lora"

@@ -69,8 +69,7 @@ def refuse_shared_directories(configs: Sequence[RunConfig]) -> None:
         if len(set(given)) < len(given):
             raise RecipeError(
                 f"{key}={given[0]} is the same for several of the {len(configs)} runs: leave it out, or make it "
-                f"depend on "
-                f"a swept key, for instance '{key}={given[0]}-${{seed}}'"
+                f"depend on a swept key, for instance '{key}={given[0]}-${{seed}}'"
             )
 
 

@@ -274,8 +274,7 @@ def stop(path: Path, now: bool) -> str:
         slurm.cancel(job.number, ["--signal=USR1"])
         return (
             f"Asked job {job.number} to save a checkpoint and stop after the current step: `aitrain status {path}` "
-            f"shows when it has done so. "
-            f"Continue with: sbatch {path}/job.sbatch"
+            f"shows when it has done so. Continue with: sbatch {path}/job.sbatch"
         )
     return _stop_here(run, now)
 

@@ -63,8 +63,7 @@ def training_mark(turn: dict[str, Any], role: str, place: str) -> bool | None:
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise DataError(
                 f"{place} has {name!r}: {value!r}, a training mark that is neither true nor false: write one of them, "
-                f"or add "
-                f"data.ignore_fields=[{name}]"
+                f"or add data.ignore_fields=[{name}]"
             )
         said[name] = bool(value)
     if len(set(said.values())) > 1:

@@ -42,8 +42,7 @@ def _devices(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Fin
             "device",
             f"rank {each.rank} on {each.node} ({each.device}) reaches {each.tflops:.3g} TFLOP/s, "
             f"{100 * each.tflops / best:.0f} % of the fastest: exclude the node (sbatch --exclude={each.node}) and "
-            f"report "
-            "it to the site",
+            "report it to the site",
             Grade.wrong,
         )
     for each in found:
@@ -51,8 +50,7 @@ def _devices(found: Sequence[Measured], cluster: Cluster | None) -> Iterator[Fin
             yield Finding(
                 "device",
                 f"rank {each.rank} on {each.node} has had {each.memory_errors} uncorrectable memory errors: exclude "
-                f"the "
-                f"node (sbatch --exclude={each.node}) and report it to the site",
+                f"the node (sbatch --exclude={each.node}) and report it to the site",
                 Grade.wrong,
             )
     kinds = sorted({each.device for each in found})

@@ -181,8 +181,7 @@ def _device_faults(config: RunConfig, cluster: Cluster, ask: Ask) -> Iterator[st
     elif ask.devices < there and ask.nodes > 1 and not profile.request.partial_multinode:
         yield (
             f"trainer.devices={ask.devices} on {ask.nodes} nodes: {cluster.name} allocates parts of a node to "
-            f"single-node "
-            f"jobs only: write --nodes=1, or leave trainer.devices out"
+            f"single-node jobs only: write --nodes=1, or leave trainer.devices out"
         )
     on_cpu = config.trainer.accelerator is Accelerator.cpu
     if on_cpu and profile.device.runtime is not Runtime.cpu:

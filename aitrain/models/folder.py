@@ -385,8 +385,7 @@ def _code_faults(path: Path, config: dict, model: Model, facts: ModelFacts) -> I
     elif not _is_native(config.get("model_type")):
         yield (
             f"model.path={path} needs its own Python code, which does not run before you have reviewed it: read it, "
-            f"then write "
-            f"model.vetted_code_sha256={facts.code_sha256}"
+            f"then write model.vetted_code_sha256={facts.code_sha256}"
         )
 
 

@@ -165,8 +165,7 @@ def verify(folder: Path) -> None:
         what = [*(f"{name} is missing" for name in missing), *(f"{name} was changed" for name in changed)]
         raise ModelError(
             f"{folder} differs from what was fetched from {facts['source']}: {', '.join(what)}. Remove the folder and "
-            f"run "
-            "`aitrain fetch` again"
+            "run `aitrain fetch` again"
         )
 
 

@@ -99,8 +99,7 @@ class CausalLM(Task):
         if sharded and template_tokens(self.located).trained:
             raise RecipeError(
                 f"model.chat_template={self.config.model.chat_template} needs tokens that are trained together with "
-                f"the "
-                "adapter, which peft cannot do under strategy=deepspeed_zero3: write strategy=deepspeed_zero2, or "
+                "the adapter, which peft cannot do under strategy=deepspeed_zero3: write strategy=deepspeed_zero2, or "
                 "model.chat_template=zephyr, which adds none"
             )
         room, longest = self.located.facts.context_tokens, self.config.evaluate.max_new_tokens
