@@ -114,7 +114,7 @@ def parse_overrides(overrides: Sequence[str], faults: Faults) -> list[Override]:
     for word in overrides:
         plain, _, value = word.lstrip("+~").partition("=")
         try:
-            # a shell leaves ~ alone behind a key with a dot, and Hydra's grammar wants it in quotes
+            # a shell does not expand ~ after a key with a dot, and Hydra's grammar wants it in quotes
             home = value.startswith("~") and not any(sign in value for sign in "\"' ,")
             change = parser.parse_override(f"{word.partition('=')[0]}='{value}'" if home else word)
         except (HydraException, ValueError, RecursionError):  # the last two: a number of 5,000 digits, 500 brackets

@@ -74,7 +74,7 @@ class Player:
         """
         try:
             os.write(self._may, b".")
-        except BrokenPipeError:  # nobody reads any more: it has ended
+        except BrokenPipeError:  # no reader any more: it has ended
             raise AitrainError(self._account_of_the_end()) from None
         self.wait_for_step()
 

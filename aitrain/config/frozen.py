@@ -136,7 +136,7 @@ def continuation(before: RunConfig, wanted: RunConfig, run: Path) -> RunConfig:
             continue
         group = name.split(".", 1)[0]
         if group != name and old.get(group) != new.get(group):
-            continue  # another option has other keys, and that is told already
+            continue  # another option has other keys, which is already reported
         there, here = (format_value(values[name]) if name in values else "nothing" for values in (old, new))
         faults.append(
             f"{name}={here}, but the run in {run} has {there}: give the same, or choose a new run.dir for a new run"

@@ -297,7 +297,7 @@ class ChatTemplate:
             return same
         heard = prompt.rfind(before)
         if same >= heard + len(before) and not text[same : turn.begin].strip():
-            # The prompt opens a thought that this answer does not have: they part behind the header.
+            # The prompt opens a thought that this answer does not have: they differ after the header.
             return same
         # Earlier turns may be written otherwise once there are later ones (thoughts taken out of the history).
         tail = prompt[heard:]

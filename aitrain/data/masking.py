@@ -92,7 +92,7 @@ def _mark(
             trained[token], last = True, token
             token += 1
         if cut and token == len(ids):
-            break  # the end of this turn lies behind what is kept
+            break  # the end of this turn is after the kept part
         _check_end(tokenizer, ids[last] if last >= 0 else None, span, where)
     if trained:
         trained[0] = False

@@ -210,7 +210,7 @@ def _on_grid(name: str, rows: list[Row], grid: Grid, found: _Rows) -> Series | N
         at = number - begins
         if at < 0:
             continue
-        columns[previous : at + 1] = given  # a masked gap has what was known behind it
+        columns[previous : at + 1] = given  # a masked gap keeps its known columns
         previous = at + 1
         if value is not None:
             values[at] = value

@@ -126,7 +126,7 @@ class RankProcess:
         if self._log is not None or self.rank == 0 or "run" not in self.facts:
             return
         path = Path(self.facts["run"]) / "logs" / f"rank-{self.rank}.log"
-        with suppress(OSError):  # rank_log has told it, or will
+        with suppress(OSError):  # rank_log reports it
             path.parent.mkdir(exist_ok=True)
             self._log = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the rank lives)
             while self._early:
@@ -205,6 +205,6 @@ class RankProcess:
 
 
 def _write(stream: Any, line: bytes) -> None:
-    with suppress(OSError, ValueError):  # nobody reads any more: the run does not depend on it
+    with suppress(OSError, ValueError):  # no reader any more: the run does not depend on it
         stream.write(line + b"\n")
         stream.flush()

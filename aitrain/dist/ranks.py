@@ -168,7 +168,7 @@ def detect(environment: Mapping[str, str] | None = None) -> Ranks:
             local_rank=_number(env, "SLURM_LOCALID"),
             local_world=world // nodes,
             address=env.get("MASTER_ADDR") or first_host(nodelist),
-            # even, because the supervisors of the ranks meet at the port behind it; below the ephemeral range of Linux
+            # even, because the supervisors of the ranks use the next port; below the ephemeral range of Linux
             # (32768), spread by job and step so that jobs on one node do not meet
             port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else 20000 + (job * 31 + step) % 6000 * 2,
             launcher="srun",

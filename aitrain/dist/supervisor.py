@@ -122,7 +122,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        # Slurm may signal every process of the step, and a second SIGINT means at once: only one that is meant so
+        # Slurm may signal every process of the step, and a second SIGINT stops immediately: pass on only a real one
         now = time.monotonic()
         if number != signal.SIGINT or now - self._signalled.get(number, 0.0) > 1.0:
             self.child.send(number)

@@ -57,7 +57,7 @@ def remove_leftovers(folder: Path, exclusive: bool) -> list[Path]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with suppress(OSError):  # somebody else's, in a cache that is shared: theirs to remove
+            with suppress(OSError):  # another user's, in a shared cache: theirs to remove
                 path.unlink(missing_ok=True)
         if not path.exists():
             removed.append(path)

@@ -17,7 +17,7 @@ def ready_job(name: str) -> Job:
     Args:
         name: Name of a shipped profile.
     """
-    profile = load(name, {}).profile  # nobody's own files: what is committed must not depend on them
+    profile = load(name, {}).profile  # without the user's own files, on which committed scripts must not depend
     ask = Ask(
         name=name,
         nodes=1,

@@ -275,7 +275,7 @@ def _binds(config: RunConfig, venv: str | None, cache: str | None) -> tuple[str,
             continue
         try:
             path = Path(os.path.abspath(local_path(given)))
-        except AitrainError:  # an asset that is not there: told among the refusals
+        except AitrainError:  # a missing asset: reported with the refusals
             continue
         path = path if path.is_dir() else path.parent
         if path.is_dir():
@@ -294,7 +294,7 @@ def _refuse(config: RunConfig, cluster: Cluster, ask: Ask, model: ModelFacts) ->
     ranks = Ranks(world=ask.nodes * ask.devices, local_world=ask.devices, launcher="srun")
     own = config.cluster.container is None and config.cluster.venv is None
     faults += machine_faults(config, here=node, ranks=ranks, packages=own)
-    # a hub name without network is the cluster's fault, and told there
+    # a hub name without network is a refusal of the cluster, reported there
     faults += model_faults(config, model) + room_faults(config)
     data = data_faults(config)
     if faults:

@@ -82,7 +82,7 @@ def compared(
         torch.manual_seed(0)
         try:
             found = fused()
-        except Exception as error:  # a compiler, a driver, a kernel: whatever it is, the user can go on without
+        except Exception as error:  # a compiler, a driver, a kernel: whatever it is, the user can continue without
             reason = f"the fused ops fail on a tiny batch: {type(error).__name__}: {error}"
             raise ModelError(f"{reason}; write model.fused_ops=off to train without them") from error
     size = 1 + expected.double().abs().max()

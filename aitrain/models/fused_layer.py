@@ -55,5 +55,5 @@ def _named(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     """Return all arguments by name: attention takes them in another order than the layer does."""
     if not args:
         return kwargs
-    names = list(inspect.signature(type(layer).forward).parameters)[2:]  # behind self and hidden_states
+    names = list(inspect.signature(type(layer).forward).parameters)[2:]  # after self and hidden_states
     return dict(zip(names, args, strict=False)) | kwargs

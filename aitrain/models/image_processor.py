@@ -43,7 +43,7 @@ class ImageProcessor:
                 self.whole: Any = AutoImageProcessor.from_pretrained(
                     str(located.folder), local_files_only=True, backend="pil"
                 )
-        except Exception as error:  # whatever stands in a file of somebody else
+        except Exception as error:  # third-party files can raise anything
             raise ModelError(
                 f"model.path={self.path}: its image processor cannot be loaded: {first_line(error)}; copy "
                 "preprocessor_config.json of the model again"

@@ -158,7 +158,7 @@ def differences(found: Sequence[RunSummary], most: int = 4) -> dict[Path, str]:
     leaves = {run.path: _leaves(run.path / "run.yaml") for run in found}
     names = {name for given in leaves.values() for name in given if not name.startswith(_NOT_COMPARED)}
     differing = [name for name in sorted(names) if len({json.dumps(given.get(name)) for given in leaves.values()}) > 1]
-    # keys of a group follow from its option, which is told already
+    # keys of a group follow from its option, which is already shown
     differing = [name for name in differing if not any(name.startswith(f"{other}.") for other in differing)]
     words: dict[Path, list[str]] = {}
     for path, given in leaves.items():

@@ -72,7 +72,7 @@ def gradient_boosting(
     steps = np.flatnonzero(wanted.ravel())
     steps = draw.choice(steps, min(len(steps), MOST_ROWS), replace=False)
     asked, *_ = _table(held, np.arange(len(held)))
-    told = np.isfinite(features[steps]).any(0)  # a season that no window reaches tells nothing
+    told = np.isfinite(features[steps]).any(0)  # a season that no window reaches has no information
     features, asked = features[:, told], asked[:, told]
     found = np.empty((len(held), horizon, len(quantiles)))
     for at, quantile in enumerate(quantiles):

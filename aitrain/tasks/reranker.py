@@ -232,7 +232,7 @@ class Reranker(TextEncoder):
             asked = held.columns.get("asked", at)
             for column, ids in enumerate(held.parts("ids", at)):
                 common[at, column] = len(set(asked.tolist()) & set(ids[len(asked) :].tolist()))
-        # by chance the right text stands at each place equally often
+        # when guessing, all ranks of the right text are equally likely
         chance = search_metrics(torch.arange(1, 2 + self.negatives))
         return {"chance": {name: chance[name] for name in METRICS}, "words in common": _placed(common)}
 

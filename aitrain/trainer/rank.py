@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
     early_signals.hold()
     ensure_home()
     speak_anywhere()
-    # a launcher that was killed must not leave ranks behind
+    # a killed launcher must not leave ranks running
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)

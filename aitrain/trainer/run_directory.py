@@ -222,7 +222,7 @@ class RunDirectory:
         """
         try:
             self.event("failed", error=why)
-        except AitrainError:  # a full disk is often the very reason, and the user is being told that one
+        except AitrainError:  # a full disk is often the reason, which is already reported
             return
 
     def metrics(self, record: dict[str, Any]) -> None:

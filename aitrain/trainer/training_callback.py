@@ -259,7 +259,7 @@ class TrainingCallback(pl.Callback):
             return False
         task = session.task
         measured = validate(trainer, task, session.validation, session.group, session.stopper)
-        if measured is None:  # asked to stop: the run goes on with this evaluation when it is resumed
+        if measured is None:  # asked to stop: the resumed run continues with this evaluation
             return False
         session.measured, found = measured, task.metrics(measured)
         value = found[task.primary.name]

@@ -89,7 +89,7 @@ def _examine(case: Case, provider: Provider, shared: Inputs, exact: Outputs, ben
         del mine
         if error > tolerance:
             return replace(row, verdict="WRONG", relative_error=error, note=f"at most {tolerance:g} is right")
-        function = provider.load() if case.trial else function  # a trial leaves states of its own behind
+        function = provider.load() if case.trial else function  # a trial leaves its own states
         return _Ready(provider, function, own_inputs(case, shared, provider.overwrites), error)
     except ImportError as fault:
         return replace(row, verdict="absent", note=str(fault))

@@ -59,7 +59,7 @@ def in_batches(
     """
     if not q.shape[0]:
         return _nothing(q, k, v)
-    # padding stands behind a document's tokens, where only a causal pattern cannot see it
+    # padding follows a document's tokens, where only a causal pattern cannot see it
     key = ("batches", pattern.causal)
     if key not in documents.derived:
         documents.derived[key] = _plan(documents.lengths(), pattern.causal, q.device)

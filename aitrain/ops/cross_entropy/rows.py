@@ -101,7 +101,7 @@ def losses_of(measured: Statistics, terms: LossTerms) -> torch.Tensor:
         terms: What is added to plain cross entropy.
     """
     losses = measured.lse - (1 - terms.label_smoothing) * measured.picked
-    if terms.label_smoothing:  # 0 times the mean would be NaN beside a logit of -inf
+    if terms.label_smoothing:  # 0 times the mean would be NaN for a logit of -inf
         losses = losses - terms.label_smoothing * measured.mean
     return losses + terms.z_loss * measured.lse.square() if terms.z_loss else losses
 
