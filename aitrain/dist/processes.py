@@ -59,7 +59,7 @@ def run_ranks(command: Sequence[str], count: int) -> int:
         for rank in range(count):
             place = Ranks(rank, count, rank, count, "127.0.0.1", port, "aitrain")
             env = {"OMP_NUM_THREADS": threads, **os.environ, **place.environment(), "AITRAIN_LAUNCHED": "1"}
-            # a process group of their own: else the terminal's Ctrl-C would reach them twice, and a second one stops immediately
+            # their own process group: else the terminal's Ctrl-C reaches them twice, and a second one stops at once
             children.append(subprocess.Popen(list(command), env=env, process_group=0))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         code = _wait(children, interrupts)

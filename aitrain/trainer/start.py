@@ -190,7 +190,7 @@ def _tidied(directory: RunDirectory, start: Start) -> Iterator[None]:
         raise SystemExit(128 + number)
 
     told = directory.events()
-    # until training installs its own handlers, a signal must not leave an incomplete run
+    # until training installs its own handlers, a signal must not leave an unfinished run
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
