@@ -459,7 +459,9 @@ def test_doctor_names_a_slow_node(place: Place, outcomes: dict[str, Future[None]
             break
     (slow,) = re.findall(r"rank +1  (node\d+)", said)
     assert re.search(rf"WRONG  device +rank 1 on {slow} .*sbatch --exclude={slow}", said), said
-    assert "this is none: run it inside salloc or sbatch" in aitrain("doctor", "--job", code=2)
+    assert "--job checks the nodes of an allocation: run it inside salloc or sbatch" in aitrain(
+        "doctor", "--job", code=2
+    )
     said = aitrain("doctor", "--cluster", "local_slurm")
     assert "answers; partitions debug, short, low" in said and "No problems found." in said
 

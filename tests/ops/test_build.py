@@ -61,7 +61,7 @@ def test_no_compiler(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_HOME")
     monkeypatch.setenv("PATH", "")
     assert find_nvcc() is None
-    with pytest.raises(BuildError, match="no nvcc"):
+    with pytest.raises(BuildError, match="nvcc was not found"):
         library("op", [source], ["90"])
 
 

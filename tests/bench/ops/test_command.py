@@ -135,7 +135,11 @@ def test_what_does_not_fit_into_the_minutes_is_skipped_and_told(
     stand_in(monkeypatch, seconds=1.0, count=20)
     assert main(["--minutes", "0.2", "--seconds", "0"]) == 0
     said = capsys.readouterr().out
-    assert "case 0 forward" in said and "not measured for want of time" in said and "case 19" in said.splitlines()[-1]
+    assert (
+        "case 0 forward" in said
+        and "not measured, because the time was up" in said
+        and "case 19" in said.splitlines()[-1]
+    )
 
 
 @pytest.mark.slow

@@ -105,5 +105,5 @@ def test_compiled_step_equals_eager(kind: str) -> None:
 def test_registered_step_refuses_what_does_not_fit() -> None:
     bucket = make_bucket("fp32", [(3, 7)])
     bucket.grads = [torch.zeros(7, 3)]
-    with pytest.raises(ShapeError, match="beside a parameter"):
+    with pytest.raises(ShapeError, match="for a parameter"):
         ADAMW_STEP(*arguments(bucket, torch.zeros(8)))

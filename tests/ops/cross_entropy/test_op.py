@@ -342,7 +342,7 @@ def test_fake_tensors(backend: str, reduction: str, wide: torch.dtype) -> None:
     [
         ({"reduction": "avg"}, "reduction=avg is unknown: write sum, mean or none"),
         ({"num_items": 3.0}, "num_items needs reduction=sum, not mean"),
-        ({"reduction": "none", "inplace": True}, "inplace=True goes with a summed loss"),
+        ({"reduction": "none", "inplace": True}, "inplace=True needs a summed loss"),
         ({"targets": torch.zeros(3, 2, dtype=torch.int64)}, r"targets must be int64 \(2, 3\)"),
         ({"targets": torch.zeros(2, 3)}, "targets must be int64"),
         ({"targets": torch.full((2, 3), 11)}, r"targets\[0\]=11 is outside 0..10"),

@@ -97,9 +97,9 @@ def test_fake_tensors_have_the_shape_and_the_type() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ShapeError, match="must be even"):
         swiglu(draw(2, 7))
-    with pytest.raises(ShapeError, match="must be alike"):
+    with pytest.raises(ShapeError, match="must have the same shape and dtype"):
         swiglu(draw(2, 8), draw(1, 8))
-    with pytest.raises(ShapeError, match="must be alike"):
+    with pytest.raises(ShapeError, match="must have the same shape and dtype"):
         geglu(draw(2, 8), draw(2, 8, dtype=torch.float16))
     with pytest.raises(ShapeError, match="'tanh' or 'none'"):
         geglu(draw(2, 8), draw(2, 8), approximate="erf")  # type: ignore[arg-type]

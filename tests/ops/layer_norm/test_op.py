@@ -188,5 +188,5 @@ def test_what_does_not_fit_is_refused() -> None:
         layer_norm(x, draw(4))
     with pytest.raises(ShapeError, match=r"bias \(4,\).* must be \(8,\)"):
         layer_norm(x, None, draw(4))
-    with pytest.raises(ShapeError, match="must be alike"):
+    with pytest.raises(ShapeError, match="must have the same shape and dtype"):
         layer_norm(x, residual=draw(2, 8, dtype=torch.float16))

@@ -313,7 +313,7 @@ REFUSED = {
     "types": (lambda x, w, t: linear_logprobs(x.half(), w, t), "cast one of them, or use autocast"),
     "integers": (lambda x, w, t: linear_logprobs(x.long(), w.long(), t), "must be floating point"),
     "reduction": (lambda x, w, t: linear_cross_entropy(x, w, t, reduction="avg"), "write sum, mean or none"),
-    "num_items": (lambda x, w, t: linear_cross_entropy(x, w, t, num_items=3.0), "goes with reduction=sum, not mean"),
+    "num_items": (lambda x, w, t: linear_cross_entropy(x, w, t, num_items=3.0), "needs reduction=sum, not mean"),
     "chunk": (lambda x, w, t: linear_logprobs(x, w, t, chunk_bytes=0), "chunk_bytes=0 must be positive"),
     "valid_rows": (lambda x, w, t: linear_logprobs(x, w, t, valid_rows=-1), "valid_rows=-1 must not be negative"),
     "terms": (lambda x, w, t: linear_logprobs(x, w, t, terms=LossTerms(z_loss=0.1)), "belong to a loss"),

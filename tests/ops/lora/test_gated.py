@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_refused():
     x = torch.randn(3, WIDTH)
     with pytest.raises(ShapeError, match="silu, gelu_tanh, gelu"):
         lora_mlp(x, gate, up, down, "relu")
-    with pytest.raises(ShapeError, match="must be alike"):
+    with pytest.raises(ShapeError, match="must have the same shape and dtype"):
         gated_lora_linear(x, x.half(), down)
     with pytest.raises(ShapeError, match="must be even"):
         gated_lora_linear(torch.randn(3, 7), None, down)

@@ -140,9 +140,9 @@ def test_what_does_not_fit_is_refused() -> None:
     x = draw(2, 8)
     with pytest.raises(ShapeError, match=r"must be \(8,\)"):
         rms_norm(x, draw(4))
-    with pytest.raises(ShapeError, match="must be alike"):
+    with pytest.raises(ShapeError, match="must have the same shape and dtype"):
         rms_norm(x, draw(8), residual=draw(2, 4))
-    with pytest.raises(ShapeError, match="must be alike"):
+    with pytest.raises(ShapeError, match="must have the same shape and dtype"):
         rms_norm(x, draw(8), residual=draw(2, 8, dtype=torch.float16))
     with pytest.raises(ShapeError, match="'llama' or 'gemma'"):
         rms_norm(x, draw(8), cast="olmo")  # type: ignore[arg-type]

@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ((q, draw(2, 2, 4, 8), cos, sin), {}, "dimension 1 only"),
         ((q, k, cos, sin), {"heads_dim": 2}, "dimension 2 only"),
         ((q, k, cos, sin), {"heads_dim": 3}, "write 1 for"),
-        ((q, k, cos, sin[:, :4]), {}, "must be alike"),
+        ((q, k, cos, sin[:, :4]), {}, "must have the same shape and dtype"),
         ((q, k, *tables(5, 10)), {}, "at most 8"),
         ((q, k, cos[:, :7], sin[:, :7]), {}, "even"),
         ((q, k, *tables(4, 8)), {}, r"give cos \(2 or 1, 5, R\)"),
