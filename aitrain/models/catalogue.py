@@ -70,13 +70,17 @@ def _of_known(model: Known) -> list[str]:
 
 
 def _size(parameters: float | None, context: int | None) -> list[str]:
-    count = (
-        "" if parameters is None else f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
-    )
+    if parameters is None:
+        count = ""
+    elif parameters >= 1e9:
+        count = f"{parameters / 1e9:.2f} B"
+    else:
+        count = f"{parameters / 1e6:.{0 if parameters >= 1e7 else 1}f} M"
     return [count, "" if context is None else f"{context:,}"]
 
 
 def _memory(parameters: float | None) -> list[str]:
     if parameters is None:
         return ["", ""]
-    return [f"{each * parameters / 1e9:,.1f} GB" for each in (LORA_BYTES, FULL_BYTES)]
+    sizes = [each * parameters / 1e9 for each in (LORA_BYTES, FULL_BYTES)]
+    return [f"{size:,.1f} GB" if size >= 0.1 else "below 0.1 GB" for size in sizes]
