@@ -158,8 +158,9 @@ def _quota(folder: Path) -> Finding | None:
     text = (
         f"{int(used.rstrip('*')) / 1e6:,.0f} GB used of {'no limit' if limit == '0' else f'{int(limit) / 1e6:,.0f} GB'}"
     )
-    said_ = f"{text}: over the limit; remove files" if over else text
-    return Finding("quota", said_, Grade.wrong if over else Grade.ok)
+    if over:
+        return Finding("quota", f"{text}: over the limit; remove files", Grade.wrong)
+    return Finding("quota", text, Grade.ok)
 
 
 def _network(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -242,4 +243,5 @@ def _account(cluster: Cluster, slurm: Slurm, environment: Mapping[str, str]) -> 
     yield Finding("account", f"{account or 'yours'}: you may use {', '.join(accounts)}")
     qos = sorted({word for row in rows if account in (None, row[0]) for word in row[1].split(",") if word})
     if cluster.profile.qos is not None and cluster.profile.qos not in qos:
-        yield Finding("QoS", f"{cluster.profile.qos} is not yours: choose from {', '.join(qos)}", Grade.wrong)
+        refused = f"{cluster.profile.qos} is not available to you: choose from {', '.join(qos)}"
+        yield Finding("QoS", refused, Grade.wrong)

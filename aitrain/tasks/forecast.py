@@ -254,7 +254,7 @@ class ForecastTask(Task):
         found = {"the last season again": scaled[..., None].expand(-1, -1, count)}
         boosted = gradient_boosting(train, held, self.keys.quantiles, self.config.seed)
         if boosted is None:
-            _log.warning("gradient boosting is not included: pip install 'aitrain[forecast]' (scikit-learn)")
+            _log.warning("the baseline gradient boosting needs scikit-learn: pip install 'aitrain[forecast]'")
         else:
             found["gradient boosting"] = torch.from_numpy(boosted)
         measured = {}

@@ -87,7 +87,7 @@ SACCTMGR = "echo 'project_1|normal,ehpc'; echo 'project_2|normal'"
     [
         ("project_1", "ehpc", "echo 'acc up'", None),
         ("project_9", None, "echo 'acc up'", "project_9 is not available to you: choose from project_1, project_2"),
-        ("project_2", "ehpc", "echo 'acc up'", "ehpc is not yours: choose from normal"),
+        ("project_2", "ehpc", "echo 'acc up'", "ehpc is not available to you: choose from normal"),
         ("project_1", "ehpc", "echo 'gpp up'", "there is no partition acc here: choose from gpp"),
         (
             "project_1",

@@ -142,6 +142,8 @@ def cost(recipe: str, folder: Path) -> str:
         recipe: Its name.
         folder: Folder of the runs.
     """
+    from aitrain.recipe import load
+
     shown = RECIPES.get(recipe)
     words = words_of(recipe, folder) if shown else [recipe, *SMALL_MODELS[recipe], f"run.dir={folder / recipe}"]
     begin = time.monotonic()
@@ -153,9 +155,11 @@ def cost(recipe: str, folder: Path) -> str:
     measured = [event for event in events if event["event"] == "evaluated"]
     metric = shown.metric if shown else "token_accuracy"
     change = [f"{measured[0][key]:.3f} to {measured[-1][key]:.3f}" for key in ("val_loss", f"val_{metric}")]
-    path = next((word for word in words if word.startswith("model.path=")), "model.path=asset:smollm2-135m-instruct")
-    model = "from random weights" if shown and shown.model is None else path.removeprefix("model.path=asset:")
-    model = model if shown is None or shown.after is None else f"that of `{shown.after}`"
+    path = load(folder / recipe / "run.yaml").model.path
+    if path is None:
+        model = "from random weights"
+    else:
+        model = path.removeprefix("asset:") if shown is None or shown.after is None else f"that of `{shown.after}`"
     steps = measured[-1]["step"]
     spent, memory = f"{seconds // 60:.0f}:{seconds % 60:02.0f} min", f"{used.ru_maxrss / 1e6:.1f} GB"
     return f"| {recipe} | {model} | {steps} | {spent} | {memory} | {change[0]} | {metric} {change[1]} |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from pathlib import Path
@@ -70,11 +71,13 @@ def test_transformers_reads_the_same_logits(tmp_path: Path, which: str, kind: Gg
     assert error < {"f32": 1e-5, "f16": 2e-3, "bf16": 2e-2, "q8_0": 3e-2}[kind.name], error
 
 
+WITHOUT_LLAMA_CPP = "llama-cpp-python is not installed: it has no wheel, and pip builds it from source in some minutes"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(GgufType))
 def test_llama_cpp_reads_the_same_logits_and_the_chat_template(tmp_path: Path, kind: GgufType) -> None:
-    name = "llama-cpp-python is not installed: it has no wheel, and pip builds it from source in some minutes"
-    llama_cpp = pytest.importorskip("llama_cpp", reason=name)
+    llama_cpp = pytest.importorskip("llama_cpp", reason=WITHOUT_LLAMA_CPP)
     folder = resolve("asset:tiny-llama")
     write_gguf(folder, tmp_path / "m.gguf", kind, "tiny", "apache-2.0")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -96,6 +99,23 @@ def test_llama_cpp_reads_the_same_logits_and_the_chat_template(tmp_path: Path, k
     if kind in (GgufType.f32, GgufType.f16):
         said = there.create_chat_completion(question, max_tokens=8, temperature=0.0)
         assert said["choices"][0]["message"]["content"] == tokenizer.decode(answer, skip_special_tokens=True)
+
+
+@pytest.mark.slow
+def test_8_bit_weights_are_those_of_llama_cpp(tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason=WITHOUT_LLAMA_CPP)
+    for kind in (GgufType.f32, GgufType.q8_0):
+        write_gguf(resolve("asset:tiny-llama"), tmp_path / f"{kind.name}.gguf", kind, "tiny", "apache-2.0")
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    paths = (str(tmp_path / name).encode() for name in ("f32.gguf", "theirs.gguf"))
+    assert llama_cpp.llama_model_quantize(*paths, ctypes.byref(settings)) == 0
+    ours, theirs = (
+        {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors}
+        for name in ("q8_0", "theirs")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_the_tokenizer_and_its_ends_are_kept(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def _driver() -> str:
 
 
 def processor() -> str:
+    """Return the model name of the CPU and the number of its cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
