@@ -32,6 +32,13 @@ class _RankFile(logging.FileHandler):
             self.setLevel(logging.CRITICAL + 1)
             print(f"{self.baseFilename} cannot be written any more ({sys.exc_info()[1]})", file=sys.stderr)
 
+    def close(self) -> None:
+        """Close the file; what could not be written stays in its buffer, so closing fails again on a full disk."""
+        try:
+            super().close()
+        except OSError as error:
+            self.handleError(logging.makeLogRecord({"msg": str(error)}))
+
 
 @contextmanager
 def rank_log(directory: RunDirectory, ranks: Ranks) -> Iterator[None]:

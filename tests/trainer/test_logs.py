@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aitrain.dist.ranks import Ranks
+from aitrain.errors import AitrainError
 from aitrain.trainer.logs import hush_libraries, note, rank_log
 from aitrain.trainer.run_directory import RunDirectory
 
@@ -42,13 +43,28 @@ def test_libraries_speak_in_the_log(directory: RunDirectory, capfd: pytest.Captu
         assert line in text
     assert "chatter" not in text
     hush_libraries()
-    assert not foreign.handlers
+    assert logging.StreamHandler not in [type(handler) for handler in foreign.handlers], "pytest adds its own"
 
 
 def test_a_failure_leaves_its_traceback(directory: RunDirectory) -> None:
     with pytest.raises(ZeroDivisionError), rank_log(directory, Ranks()):
         _ = 1 / 0
     assert "ZeroDivisionError" in (directory.logs / "rank-0.log").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_reported_once_and_hides_no_error(
+    directory: RunDirectory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What was not written stays in the buffer: closing fails too, and must not replace the error that ends the run."""
+    directory.logs.mkdir()
+    (directory.logs / "rank-0.log").symlink_to("/dev/full")
+    with pytest.raises(AitrainError, match="the real reason"), rank_log(directory, Ranks()):
+        note("first")
+        note("second")
+        raise AitrainError("the real reason")
+    said = capfd.readouterr().err
+    assert said.count("rank-0.log cannot be written any more ([Errno 28]") == 1 and "Traceback" not in said
 
 
 def test_nothing_is_left_of_it(directory: RunDirectory) -> None:
