@@ -33,6 +33,8 @@ DAILY = "classify_image"
 """The recipe that `make test` runs; `make recipes` runs all."""
 
 ROOT = Path(__file__).resolve().parents[2]
+THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+"""Per run. Beside another busy worker, a second thread makes every step several times slower: each waits for the other."""
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -42,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def aitrain(*words: str, code: int = 0) -> str:
-    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    env = {**os.environ, "OMP_NUM_THREADS": THREADS}
     done = subprocess.run(
         [sys.executable, "-m", "aitrain", *words], env=env, cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -53,7 +55,7 @@ def aitrain(*words: str, code: int = 0) -> str:
 def stopped_and_resumed(recipe: str, folder: Path) -> Path:
     """Train a recipe, stop it by a signal after some steps, and let it go on to its end."""
     run = folder / recipe
-    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    env = {**os.environ, "OMP_NUM_THREADS": THREADS}
     words = [sys.executable, "-m", "aitrain", "train", *words_of(recipe, folder)]
     process = subprocess.Popen(words, env=env, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
