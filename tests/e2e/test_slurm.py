@@ -286,7 +286,7 @@ def watch_and_stop(place: Place) -> None:
     slurm("scontrol", "update", "PartitionName=low", "State=DOWN")
     words = [*place.recipe(LIMITED), "trainer.devices=1"]
     number = submit(words, run, "--nodes", "1", "--partition", "low", variables=place.slow)
-    wait_for("it waits", lambda: "waiting in the queue (PartitionDown)" in aitrain("status", str(run)), 20)
+    wait_for("it waits", lambda: "waiting in the queue (PartitionDown)" in aitrain("status", str(run)), 60)
     assert f"job         {number}, number 1 of 1 waiting in partition low" in aitrain("status", str(run))
     slurm("scontrol", "update", "PartitionName=low", "State=UP")
     next_life(run, 1, 3)
@@ -415,24 +415,35 @@ SCENARIOS: list[list[Callable[[Place], None]]] = [
     [watch_and_stop, give_up, sweep_as_an_array, chain_without_requeue, train_without_a_network],
 ]
 """Rows that run side by side, because much of this is waiting for Slurm."""
+DAILY = (break_in_every_way, limit_twice, refuse_what_nodes_do_not_see, train_on_four_ranks, watch_and_stop)
+"""What `make test` runs; the rest takes the processors for as long again, and is run where its subject has changed."""
 
 
 @pytest.fixture(scope="module")
-def outcomes(place: Place) -> Iterator[dict[str, Future[None]]]:
-    """All scenarios, begun."""
+def outcomes(place: Place, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[None]]]:
+    """The chosen scenarios, begun."""
+    chosen = {item.callspec.params.get("scenario") for item in request.session.items if hasattr(item, "callspec")}
     pools = [ThreadPoolExecutor(1) for _ in SCENARIOS]
     yield {
         scenario.__name__: pool.submit(scenario, place)
         for pool, row in zip(pools, SCENARIOS, strict=True)
         for scenario in row
+        if scenario.__name__ in chosen
     }
     for pool in pools:
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("name", [scenario.__name__ for row in SCENARIOS for scenario in row])
-def test_on_slurm(name: str, outcomes: dict[str, Future[None]]) -> None:
-    outcomes[name].result()
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(scenario.__name__, marks=() if scenario in DAILY else pytest.mark.slow)
+        for row in SCENARIOS
+        for scenario in row
+    ],
+)
+def test_on_slurm(scenario: str, outcomes: dict[str, Future[None]]) -> None:
+    outcomes[scenario].result()
 
 
 def test_doctor_names_a_slow_node(place: Place, outcomes: dict[str, Future[None]]) -> None:
