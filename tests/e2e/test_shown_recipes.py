@@ -34,7 +34,7 @@ DAILY = "classify_image"
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
-"""Per run. Beside another busy worker, a second thread makes every step several times slower: each waits for the other."""
+"""Per run. Beside another busy worker, a second thread makes every step several times slower."""
 pytestmark = pytest.mark.timeout(600)
 
 
