@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import yaml
 from aitrain.config import GROUPS
 from aitrain.config.data import Images, Labelled, Pairs, Preferences, Readable, Records, Series, Tagged, Text
 from aitrain.config.model import Model
+from aitrain.config.paths import listed
 from aitrain.config.source import RECIPES, find, header, model_of, names, short
 from aitrain.config.values import Faults
 from aitrain.data.column_names import proposed, words
@@ -72,7 +74,15 @@ class Project:
     """The model; None = that of the recipe, or a small one."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    """Dotted keys that the user has given."""
+    """Dotted keys that the user has given, without those of data and model."""
+
+    words: tuple[str, ...] = ()
+    """The same, as the user wrote them."""
+
+    @property
+    def keys(self) -> Readable:
+        """The group `data` of the recipe, with what the user has given."""
+        return _data_keys(self.recipe, self.words)
 
 
 def init(words_given: Sequence[str], data: str | None, model: str | None) -> Project:
@@ -87,13 +97,16 @@ def init(words_given: Sequence[str], data: str | None, model: str | None) -> Pro
         What was made.
 
     Raises:
-        RecipeError: The folder exists already, or a word cannot be used.
+        RecipeError: The folder exists already, a word cannot be used, or data or model are given twice.
         DataError: The data cannot be read, or its columns are not recognised.
     """
     faults = Faults()
     changes = parse_overrides([word for word in words_given if "=" in word], faults)
     if faults.lines:
         raise RecipeError(faults.lines)
+    values = {change.key_or_group: change.value() for change in changes}
+    data, model = _once("--data", data, "data.path", values), _once("--model", model, "model.path", values)
+    words = tuple(str(change.input_line) for change in changes if change.key_or_group in values)
     plain = [word for word in words_given if "=" not in word]
     if len(plain) == 1:
         recipe, data, model = _asked(data, model)
@@ -101,8 +114,7 @@ def init(words_given: Sequence[str], data: str | None, model: str | None) -> Pro
     if len(plain) != 2:
         raise RecipeError("aitrain init needs a recipe and a folder, for instance `aitrain init sft_lora my-project`")
     find(plain[0])
-    values = {change.key_or_group: change.value() for change in changes}
-    project = Project(Path(plain[1]), plain[0], data, model, values)
+    project = Project(Path(plain[1]), plain[0], data, model, values, words)
     if project.folder.exists() and (not project.folder.is_dir() or any(project.folder.iterdir())):
         raise RecipeError(f"{project.folder} exists already: choose a new folder")
     content = _recipe(project)  # refuses what cannot be read, before anything is made
@@ -112,6 +124,16 @@ def init(words_given: Sequence[str], data: str | None, model: str | None) -> Pro
     write_text(project.folder / "recipe.yaml", content)
     write_text(project.folder / "README.md", readme(project))
     return project
+
+
+def _once(option: str, given: str | None, key: str, values: dict[str, Any]) -> str | None:
+    """Return what an option, or the key of the same meaning, says; take the key out of the values."""
+    if key not in values:
+        return given
+    value = values.pop(key)
+    if given is not None:
+        raise RecipeError(f"{option} {given} and {key}={value} mean the same: write one of them")
+    return json.dumps(value) if isinstance(value, list) else "null" if value is None else str(value)
 
 
 def _asked(data: str | None, model: str | None) -> tuple[str, str | None, str | None]:
@@ -130,9 +152,9 @@ def _asked(data: str | None, model: str | None) -> tuple[str, str | None, str | 
 
 
 @cache
-def _data_keys(recipe: str) -> Readable:
-    """Return the group `data` of a recipe."""
-    config = compose(recipe, ["data.path=d", *([] if _own_model(recipe) else ["model.path=m"])])
+def _data_keys(recipe: str, words: tuple[str, ...] = ()) -> Readable:
+    """Return the group `data` of a recipe with the user's words, or refuse them."""
+    config = compose(recipe, ["data.path=d", *([] if _own_model(recipe) else ["model.path=m"]), *words])
     assert isinstance(config.data, Readable), "shipped recipes read files"
     return config.data
 
@@ -151,7 +173,7 @@ def _model(recipe: str, given: str | None) -> str:
 
 def _recipe(project: Project) -> str:
     """Return the recipe file: what was chosen with a comment each, and what else one may want to set."""
-    keys, path = _data_keys(project.recipe), _model(project.recipe, project.model)
+    keys, path = project.keys, _model(project.recipe, project.model)
     title, *_ = header(find(project.recipe))
     tree: dict[str, Any] = {"run": {"name": project.folder.name}}
     if path != "null":
@@ -183,9 +205,13 @@ _COMMENTS = {
 """Key -> comment after its line."""
 
 
-def _data_path(project: Project, keys: Readable) -> str:
+def _data_path(project: Project, keys: Readable) -> str | list[str]:
     if project.data is not None:
-        return project.data if project.data.startswith("asset:") else os.path.abspath(os.path.expanduser(project.data))
+        paths = [
+            path if path.startswith("asset:") else os.path.abspath(os.path.expanduser(path))
+            for path in listed(project.data)
+        ]
+        return paths[0] if len(paths) == 1 else paths
     return os.path.abspath(project.folder / _sample_name(keys))
 
 
@@ -201,7 +227,7 @@ def _columns(project: Project, keys: Readable) -> dict[str, str]:
     source = source_of(project.data, keys)
     if any(key.startswith("data.columns") for key in project.values):
         return {}
-    if source.path.is_dir() or all(file.suffix.lower() in (".txt", ".md", ".docx") for file in source.files):
+    if source.files[0].is_dir() or all(file.suffix.lower() in (".txt", ".md", ".docx") for file in source.files):
         return {}
     first = next((record for _, record in islice(read_records(source), 20) if not isinstance(record, DataError)), None)
     if first is None:
@@ -220,7 +246,7 @@ def _columns(project: Project, keys: Readable) -> dict[str, str]:
 
 def _template(project: Project, path: str) -> dict[str, Any]:
     """Choose a chat template for a language model that has none."""
-    if not isinstance(_data_keys(project.recipe), (Records, Preferences)):
+    if not isinstance(project.keys, (Records, Preferences)):
         return {}
     facts = inspect(Model(path=path))
     return {} if facts.faults or facts.has_chat_template else {"chat_template": "chatml"}
@@ -255,7 +281,7 @@ def _yaml(group: str, values: Any) -> list[str]:
 
 
 def _write_samples(project: Project) -> None:
-    keys = _data_keys(project.recipe)
+    keys = project.keys
     to = project.folder / _sample_name(keys)
     if isinstance(keys, Series):
         lines = (SHIPPED / "weather-hours" / "year.csv").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -290,7 +316,7 @@ def readme(project: Project) -> str:
         project: The project.
     """
     recipe = shlex.quote(str(project.folder / "recipe.yaml"))
-    talks = isinstance(_data_keys(project.recipe), (Records, Preferences, Text))
+    talks = isinstance(project.keys, (Records, Preferences, Text))
     use = "aitrain chat RUN" if talks else "aitrain predict RUN FILE"
     model = _model(project.recipe, project.model)
     fetch = [f"aitrain fetch {model.removeprefix('asset:')}  # once"] if model.startswith("asset:") else []

@@ -65,6 +65,41 @@ def test_what_cannot_be_told_is_refused_and_nothing_is_made(tmp_path: Path) -> N
         init(words, None, None)
 
 
+def test_keys_count_as_the_options_of_the_same_meaning(tmp_path: Path, export: Path) -> None:
+    by_option = init(["sft_lora", str(tmp_path / "one")], str(export), "asset:tiny-llama")
+    words = [f"data.path={export}", "model.path=asset:tiny-llama"]
+    by_key = init(["sft_lora", str(tmp_path / "two"), *words], None, None)
+    texts = [(project.folder / "recipe.yaml").read_text() for project in (by_option, by_key)]
+    assert texts[0].replace("name: one", "name: two") == texts[1] and "sequence_tokens: 512" in texts[1]
+    assert sorted(path.name for path in by_key.folder.iterdir()) == ["README.md", "recipe.yaml"], "no samples"
+    with pytest.raises(RecipeError, match="--model other and model.path=asset:tiny-llama mean the same"):
+        init(["sft_lora", str(tmp_path / "three"), words[1]], None, "other")
+    files = [tmp_path / "files" / name for name in ("a.csv", "b.csv")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_bytes(export.read_bytes())
+    for number, path in enumerate([str(files[0].parent), f"{files[0].parent}/*.csv", [str(file) for file in files]]):
+        word = f"data.path={path}" if isinstance(path, str) else f"data.path=[{','.join(path)}]"
+        several = init(["sft_lora", str(tmp_path / f"several{number}"), word, words[1]], None, None)
+        assert yaml.safe_load((several.folder / "recipe.yaml").read_text())["data"] == {
+            "path": path,
+            "columns": {"prompt": "Vraag van klant", "completion": "antwoord"},
+            "sequence_tokens": 512,
+        }
+
+
+def test_keys_are_checked_and_used_to_read_the_data(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="optm.lr"):
+        init(["sft_lora", str(tmp_path / "mine"), "optm.lr=3"], None, "asset:tiny-llama")
+    assert not (tmp_path / "mine").exists()
+    (tmp_path / "a.csv").write_text("made by a program\nvraag~antwoord\nHoe, en waar?~Zo, daar\nWie?~Jij\n")
+    words = ["sft_lora", str(tmp_path / "mine"), 'data.delimiter="~"', "data.header_row=2"]
+    project = init(words, str(tmp_path / "a.csv"), "asset:tiny-llama")
+    written = yaml.safe_load((project.folder / "recipe.yaml").read_text())["data"]
+    assert written["columns"] == {"prompt": "vraag", "completion": "antwoord"}
+    assert (written["delimiter"], written["header_row"]) == ("~", 2)
+
+
 def test_a_base_model_gets_a_template(tmp_path: Path) -> None:
     import shutil
 
