@@ -22,7 +22,7 @@ from aitrain.config.data import Images, Labelled, Pairs, Preferences, Readable, 
 from aitrain.config.model import Model
 from aitrain.config.paths import listed
 from aitrain.config.source import RECIPES, find, header, model_of, names, short
-from aitrain.config.values import Faults
+from aitrain.config.values import Faults, quoted
 from aitrain.data.column_names import proposed, words
 from aitrain.data.records import read_records
 from aitrain.errors import DataError, RecipeError
@@ -257,7 +257,7 @@ def _length(project: Project, keys: Readable, path: str) -> dict[str, Any]:
     longest = getattr(keys, "sequence_tokens", None)
     if longest is None or path == "null":
         return {}
-    task = compose(project.recipe, ["data.path=d", f"model.path={path}"]).task
+    task = compose(project.recipe, ["data.path=d", f"model.path={quoted(path)}"]).task
     room = inspect(Model(path=path), task.model_kind).context_tokens if task.model_kind else None
     return {"sequence_tokens": room} if room is not None and room < longest else {}
 

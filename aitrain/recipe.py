@@ -20,7 +20,7 @@ from aitrain.config.frozen import RESUMABLE, from_plain, to_plain
 from aitrain.config.manual import all_keys, manual
 from aitrain.config.source import find, layers
 from aitrain.config.synonyms import question, right_name
-from aitrain.config.values import Faults, Key, convert, format_value, keys
+from aitrain.config.values import Faults, Key, convert, format_value, keys, quoted
 from aitrain.errors import RecipeError
 from aitrain.io import write_text
 
@@ -119,8 +119,7 @@ def parse_overrides(overrides: Sequence[str], faults: Faults) -> list[Override]:
             change = parser.parse_override(f"{word.partition('=')[0]}='{value}'" if home else word)
         except (HydraException, ValueError, RecursionError):  # the last two: a number of 5,000 digits, 500 brackets
             if "=" in word:
-                quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-                faults.add(f"{word} cannot be read: put the value in quotes, '{plain}=\"{quoted}\"'", plain)
+                faults.add(f"{word} cannot be read: put the value in quotes, '{plain}={quoted(value)}'", plain)
             else:
                 faults.add(f"{word} is not key=value: write for instance optim.lr=2e-5", word)
             continue

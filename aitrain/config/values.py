@@ -270,3 +270,14 @@ class Faults:
         """
         names = [re.escape(key) for key in self.keys if "." in key or "=" in key]
         return re.search(rf"(?<![\w.])({'|'.join(names)})(?!\w)", rule) is not None if names else False
+
+
+def quoted(text: str) -> str:
+    """Return a text in double quotes, which Hydra's grammar reads back as it is.
+
+    Args:
+        text: Any text without line breaks, for instance a path.
+
+    Source: Hydra's grammar of overrides: within quotes, backslashes count only in front of a quote.
+    """
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + ("\\" + found[2] if found[2] else ""), text) + '"'

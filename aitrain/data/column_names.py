@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from aitrain.config.values import quoted
 from aitrain.errors import DataError
 
 COMMON = {
@@ -92,8 +93,7 @@ def _word(key: str, value: str) -> str:
         return f"{key}={value}"
     if re.fullmatch(r"[\w./ -]+", value):
         return f"{key}={shlex.quote(value)}"
-    escaped = value.replace('"', '\\"')
-    return shlex.quote(f'{key}="{escaped}"')
+    return shlex.quote(f"{key}={quoted(value)}")
 
 
 def missing_column(record: dict[str, Any], name: str, where: str, key: str = "") -> DataError:

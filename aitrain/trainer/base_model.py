@@ -11,6 +11,7 @@ import torch
 from aitrain.config import RunConfig
 from aitrain.config.adapter import NoAdapter
 from aitrain.config.trainer import Accelerator
+from aitrain.config.values import quoted
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import RecipeError
@@ -36,6 +37,14 @@ def evaluate_base(run: Path, data: str | None) -> None:
     _print(measuring(RunDirectory.open(run).config(), data))
 
 
+_SET = {
+    "model.path": "the model that is measured is given first",
+    "data.path": "--data names the records that are measured",
+    "data.validation_samples": "all records of --data are measured",
+}
+"""Keys that `evaluate MODEL` sets -> why."""
+
+
 def evaluate_model(model: str, data: str, recipe: str, overrides: Sequence[str]) -> None:
     """Measure a model alone, and print what was found.
 
@@ -46,9 +55,15 @@ def evaluate_model(model: str, data: str, recipe: str, overrides: Sequence[str])
         overrides: Keys of that recipe.
 
     Raises:
-        AitrainError: The model or the data cannot be used.
+        AitrainError: The model or the data cannot be used, or a key is one that model and data decide.
     """
-    config = compose(recipe, [*overrides, f"model.path={model}", f"data.path={data}", "data.validation_samples=null"])
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        if key in _SET:
+            raise RecipeError(f"{word} has no effect here, because {_SET[key]}: remove it")
+    files = data if data.startswith("[") else quoted(data)
+    words = [f"model.path={quoted(model)}", f"data.path={files}", "data.validation_samples=null"]
+    config = compose(recipe, [*overrides, *words])
     refuse_faults(config)
     _print(measuring(config, data))
 

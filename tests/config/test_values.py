@@ -1,12 +1,13 @@
 """Keys and values: what is converted, what is refused, which word a misspelt one means."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from aitrain.config import RunConfig
 from aitrain.config.adapter import Lora
 from aitrain.config.data import Records
 from aitrain.config.optim import AdamW
-from aitrain.config.values import Faults, convert, format_value, keys, nearest, type_name
+from aitrain.config.values import Faults, convert, format_value, keys, nearest, quoted, type_name
 from aitrain.errors import RecipeError
 
 TABLE = keys(RunConfig, {"optim": AdamW, "adapter": Lora, "data": Records})
@@ -111,3 +112,25 @@ def test_a_rule_about_a_faulty_key_is_recognised() -> None:
     faults.add("...", "optim.lr", "a")
     assert faults.mention("optim.lr=0 must be above 0") and faults.mention("give optim.lr")
     assert not faults.mention("a rule") and not faults.mention("optim.lrx=0") and not faults.mention("my.optim.lr=0")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "klant (1).csv",
+        "a,b",
+        "it's",
+        'say "hi"',
+        "c:\\x",
+        "ends\\",
+        'a\\"b',
+        'a\\\\"',
+        "a=b [x] {y}",
+        "$x",
+        "#1: 5 %",
+        " ",
+        "",
+    ],
+)
+def test_quoted_texts_are_read_back_as_they_are(text: str) -> None:
+    assert OverridesParser.create().parse_override(f"data.path={quoted(text)}").value() == text

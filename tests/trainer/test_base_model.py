@@ -25,5 +25,11 @@ def test_a_model_alone(verses: Path, capsys: pytest.CaptureFixture[str]) -> None
     evaluate_model("asset:tiny-llama", held_out, "sft_full", [*words, "evaluate.max_new_tokens=4"])
     out = capsys.readouterr().out
     assert "perplexity" in out and "  target  " in out and "  answer  " in out
+    copy = verses / "held out, 'once' (1).csv"  # as a browser names a second download
+    copy.write_text("prompt,completion\nIn the beginning,God created\n", encoding="utf-8")
+    evaluate_model("asset:tiny-llama", str(copy), "sft_full", ["trainer.accelerator=cpu", words[0]])
+    assert "perplexity" in capsys.readouterr().out
+    with pytest.raises(AitrainError, match="data.path=other.csv has no effect here, because --data names the records"):
+        evaluate_model("asset:tiny-llama", held_out, "sft_full", ["data.path=other.csv"])
     with pytest.raises(AitrainError, match="does not exist"):
         evaluate_model("asset:tiny-llama", "none.csv", "sft_full", words)
