@@ -7,7 +7,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +25,9 @@ MOST_NODES = 16
 MOST_GPUS = 16
 LONGEST_FOLDER = 80  # the path of a socket may have 107 characters
 READY_S = 30.0
+TURN = "\0aitrain-local-slurm-start"
+"""Name of the abstract socket that a start holds: known on the whole machine, and free when its process is gone."""
+TURN_S = 90.0
 
 
 def default_folder() -> Path:
@@ -58,6 +62,11 @@ def start(nodes: int, gpus: int, folder: Path, one_host: bool) -> tuple[Site, li
         LaunchError: Programs are missing, one runs there already, or it did not start; nothing is left running then.
     """
     _refuse(nodes, gpus, folder)
+    with _one_at_a_time():
+        return _start(nodes, gpus, folder, one_host)
+
+
+def _start(nodes: int, gpus: int, folder: Path, one_host: bool) -> tuple[Site, list[str]]:
     why_not = "as --one-host asks" if one_host else local_nodes.why_no_namespaces()
     shared = local_nodes.shared_folders([folder, Path.cwd()]) if why_not is None else ()
     site = Site(folder, _free_number(why_not is None), nodes, gpus, why_not is None, shared)
@@ -91,6 +100,22 @@ def _refuse(nodes: int, gpus: int, folder: Path) -> None:
     site, processes = _read(folder)
     if site is not None and any(is_alive(process) for process in processes.values()):
         raise LaunchError(f"A cluster runs in {folder} already: `aitrain local-slurm status` shows it")
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one cluster start after the other: a network and ports are only seen to be taken when its daemons run."""
+    with socket.socket(socket.AF_UNIX) as turn:
+
+        def is_ours() -> bool:
+            try:
+                turn.bind(TURN)
+            except OSError:
+                return False
+            return True
+
+        _wait_for(is_ours, f"Another cluster has been starting on this machine for {TURN_S:.0f} s: try later", TURN_S)
+        yield
 
 
 def _free_number(namespaces: bool) -> int:

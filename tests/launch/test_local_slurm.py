@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,23 @@ def test_what_fails_to_start_leaves_nothing_running(tmp_path: Path, monkeypatch:
         local_slurm.start(1, 0, folder, True)
     assert len(started) == 1 and not is_alive(started[0])
     assert not (folder / "state.json").exists() and local_slurm.running_site(folder) is None
+
+
+def test_clusters_start_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that start at the same time would choose the same ports, because nobody listens there yet."""
+    monkeypatch.setattr(local_slurm, "TURN", "\0aitrain-test-of-a-turn")
+    monkeypatch.setattr(local_slurm, "TURN_S", 0.3)
+    monkeypatch.setattr(local_slurm, "_refuse", lambda *_: None)
+    started: list[Path] = []
+    monkeypatch.setattr(local_slurm, "_start", lambda nodes, gpus, folder, one_host: started.append(folder))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind("\0aitrain-test-of-a-turn")
+        with pytest.raises(LaunchError, match="Another cluster has been starting on this machine for 0 s: try later"):
+            local_slurm.start(1, 1, tmp_path, False)
+    assert not started
+    for _ in range(2):
+        local_slurm.start(1, 1, tmp_path, False)
+    assert started == [tmp_path, tmp_path]
 
 
 def test_only_the_process_that_was_started_is_ended(tmp_path: Path) -> None:
