@@ -45,7 +45,7 @@ quickstart: $(STAMP) ## fine-tune a real language model with LoRA on this machin
 
 # One worker per core, and a file with its shared launches on one worker, in the order they stand: sorted by their number of
 # tests, the long launches of few tests would come last and keep one worker waiting for the other. Some tests start two ranks at a time: on a small
-# machine, more threads than cores makes every step slower.
+# machine, more threads than cores makes every step slower. Bytecode is kept, because hundreds of processes are started.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q \
   --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 

@@ -26,7 +26,7 @@ MOST_GPUS = 16
 LONGEST_FOLDER = 80  # the path of a socket may have 107 characters
 READY_S = 30.0
 TURN = "\0aitrain-local-slurm-start"
-"""Name of the abstract socket that a start holds: known on the whole machine, and free when its process is gone."""
+"""Abstract socket that a starting cluster holds: visible on the whole machine, released when its process ends."""
 TURN_S = 90.0
 
 
@@ -104,7 +104,7 @@ def _refuse(nodes: int, gpus: int, folder: Path) -> None:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let one cluster start after the other: a network and ports are only seen to be taken when its daemons run."""
+    """Start one cluster at a time: until its daemons listen, its network and ports still look free to another."""
     with socket.socket(socket.AF_UNIX) as turn:
 
         def is_ours() -> bool:
@@ -114,7 +114,9 @@ def _one_at_a_time() -> Iterator[None]:
                 return False
             return True
 
-        _wait_for(is_ours, f"Another cluster has been starting on this machine for {TURN_S:.0f} s: try later", TURN_S)
+        _wait_for(
+            is_ours, f"Another cluster has been starting on this machine for {TURN_S:.0f} s: try again later", TURN_S
+        )
         yield
 
 

@@ -55,14 +55,13 @@ def evaluate_model(model: str, data: str, recipe: str, overrides: Sequence[str])
         overrides: Keys of that recipe.
 
     Raises:
-        AitrainError: The model or the data cannot be used, or a key is one that model and data decide.
+        AitrainError: The model or the data cannot be used, or a key is among those set here.
     """
     for word in overrides:
         key = word.lstrip("+~").partition("=")[0]
         if key in _SET:
             raise RecipeError(f"{word} has no effect here, because {_SET[key]}: remove it")
-    files = data if data.startswith("[") else quoted(data)
-    words = [f"model.path={quoted(model)}", f"data.path={files}", "data.validation_samples=null"]
+    words = [f"model.path={quoted(model)}", f"data.path={quoted(data)}", "data.validation_samples=null"]
     config = compose(recipe, [*overrides, *words])
     refuse_faults(config)
     _print(measuring(config, data))

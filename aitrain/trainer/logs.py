@@ -28,16 +28,19 @@ class _RankFile(logging.FileHandler):
         Args:
             record: What could not be written.
         """
-        if self.level <= logging.CRITICAL:
-            self.setLevel(logging.CRITICAL + 1)
-            print(f"{self.baseFilename} cannot be written any more ({sys.exc_info()[1]})", file=sys.stderr)
+        self._report(sys.exc_info()[1])
 
     def close(self) -> None:
-        """Close the file; what could not be written stays in its buffer, so closing fails again on a full disk."""
+        """Close the file. On a full disk this fails again, because unwritten lines are still in its buffer."""
         try:
             super().close()
         except OSError as error:
-            self.handleError(logging.makeLogRecord({"msg": str(error)}))
+            self._report(error)
+
+    def _report(self, error: BaseException | None) -> None:
+        if self.level <= logging.CRITICAL:
+            self.setLevel(logging.CRITICAL + 1)
+            print(f"{self.baseFilename} cannot be written any more ({error})", file=sys.stderr)
 
 
 @contextmanager

@@ -77,7 +77,9 @@ def test_clusters_start_one_after_the_other(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(local_slurm, "_start", lambda nodes, gpus, folder, one_host: started.append(folder))
     with socket.socket(socket.AF_UNIX) as other:
         other.bind("\0aitrain-test-of-a-turn")
-        with pytest.raises(LaunchError, match="Another cluster has been starting on this machine for 0 s: try later"):
+        with pytest.raises(
+            LaunchError, match="Another cluster has been starting on this machine for 0 s: try again later"
+        ):
             local_slurm.start(1, 1, tmp_path, False)
     assert not started
     for _ in range(2):
