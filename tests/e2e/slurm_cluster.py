@@ -84,7 +84,7 @@ def queue(variables: dict[str, str] | None = None) -> list[str]:
 def jobs_named(name: str, partition: str = "debug") -> list[list[str]]:
     """Return number, reason and nodes of the jobs of a name."""
     rows = slurm("squeue", "--noheader", f"--name={name}", f"--partition={partition}", "-o", "%i|%r|%N").splitlines()
-    return [row.split("|") for row in rows]
+    return [row.split("|") for row in rows if row.count("|") == 2]  # not a warning of a command that succeeded
 
 
 def is_over(run: Path, variables: dict[str, str] | None = None) -> bool:

