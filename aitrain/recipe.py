@@ -61,8 +61,10 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     changes = []
     for change in parse_overrides(overrides, faults):
         if change.is_sweep_override():
-            word = change.input_line
-            faults.add(f"{word} lists alternatives: add -m to run each in turn, or put quotes or [] around it")
+            faults.add(
+                f"{change.input_line} lists alternatives, which `check`, `train` and `submit` run with -m: "
+                "give one, or put quotes or [] around it"
+            )
         else:
             changes.append(change)
     composition = Composition(faults)

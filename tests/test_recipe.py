@@ -101,7 +101,7 @@ def test_a_recipe_builds_on_others(tmp_path: Path) -> None:
         ("optim@other=adamw", "@ is refused"),
         ("optim.lr", "optim.lr is not key=value"),
         ("data.path=a=b", "data.path=a=b cannot be read: put the value in quotes, 'data.path=\"a=b\"'"),
-        ("seed=1,2", "seed=1,2 lists alternatives: add -m"),
+        ("seed=1,2", "seed=1,2 lists alternatives, which `check`, `train` and `submit` run with -m: give one, or"),
         ("run.name=${nope}", "run.name: its ${...} cannot be resolved"),
         ("run.name=${oc.env:AITRAIN_NO_SUCH}", "Environment variable 'AITRAIN_NO_SUCH' not found"),
         ("model.path=???", "model.path is missing: write model.path=..., a Hugging Face folder"),

@@ -68,13 +68,19 @@ def test_a_module_is_imported_when_it_is_needed(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_start_without_what_it_does_not_need() -> None:
-    """scipy is here, and Lightning's import does not load its largest part; who needs it gets it."""
+    """scipy is here, and Lightning and transformers do not load its largest parts; who needs them gets them."""
     script = """
 import sys
 from aitrain.io.imports import Postponed, without_collection
 with without_collection():
     import lightning.pytorch
-assert "scipy.signal" not in sys.modules and "scipy.signal._signaltools" not in sys.modules
+    from transformers import LlamaForCausalLM
+    from transformers.loss.loss_for_object_detection import linear_sum_assignment
+for name in ("scipy.signal", "scipy.signal._signaltools", "scipy.optimize", "scipy.optimize._optimize"):
+    assert name not in sys.modules, name
+assert [each.tolist() for each in linear_sum_assignment([[2, 1], [1, 3]])] == [[0, 1], [1, 0]]
+import scipy.optimize
+assert scipy.optimize.linear_sum_assignment is not linear_sum_assignment
 import scipy.signal
 assert scipy.signal.convolve([1, 2], [1, 1]).tolist() == [1, 3, 2]
 """
