@@ -229,9 +229,11 @@ def _columns(project: Project, keys: Readable) -> dict[str, str]:
         return {}
     if source.files[0].is_dir() or all(file.suffix.lower() in (".txt", ".md", ".docx") for file in source.files):
         return {}
-    first = next((record for _, record in islice(read_records(source), 20) if not isinstance(record, DataError)), None)
+    read = [record for _, record in islice(read_records(source), 20)]
+    first = next((record for record in read if not isinstance(record, DataError)), None)
     if first is None:
-        raise DataError(f"{project.data}: none of the first records can be read: see `aitrain check`")
+        assert isinstance(read[0], DataError), "there is a first record, or reading it was refused"
+        raise read[0]
     wanted = _WANTED[type(keys)]
     if any(all(name in first for name in each) for each in wanted):
         return {}
@@ -241,7 +243,8 @@ def _columns(project: Project, keys: Readable) -> dict[str, str]:
             return {name: column for name, column in found.items() if name != column}
     told = words(dict.fromkeys(wanted[0], "COLUMN"))
     there = ", ".join(map(repr, first))
-    raise DataError(f"{project.data}: it is not clear what the columns {there} hold. Add {told}")
+    told = "\n".join([f"{project.data}: it is not clear what the columns {there} hold. Add {told}", *source.notes()])
+    raise DataError(told)
 
 
 def _template(project: Project, path: str) -> dict[str, Any]:

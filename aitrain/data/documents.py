@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +51,6 @@ def _docx(path: Path, name: str) -> str:
     if importlib.util.find_spec("docx") is None:
         raise DataError(f"{name}: Word files need python-docx: pip install 'aitrain[office]', or save it as .txt")
     import docx
-    from docx.opc.exceptions import PackageNotFoundError
     from docx.table import Table
 
     try:
@@ -63,6 +61,8 @@ def _docx(path: Path, name: str) -> str:
                 lines += ["\t".join(cell.text for cell in row.cells) for row in part.rows]
             else:
                 lines.append(part.text)
-    except (PackageNotFoundError, KeyError, ValueError, zipfile.BadZipFile) as fault:
-        raise DataError(f"{name} is not a Word document that can be read ({fault}): save it again as .docx") from None
+    except Exception as fault:  # python-docx raises whatever comes of a broken file
+        raise DataError(
+            f"{name} is not a Word document that can be read ({fault}): open it and save it again as .docx"
+        ) from None
     return "\n".join(lines).strip("\n")

@@ -123,4 +123,5 @@ class Source:
         if name.endswith((".xlsx", ".xlsm")) and self.sheet is None:
             sheets = spreadsheets.sheet_names(file)
             if len(sheets) > 1:
-                yield f"reading sheet {sheets[0]!r} of {len(sheets)}; data.sheet chooses another"
+                others = spreadsheets.name_list(sheets[1:])
+                yield f"reading sheet {sheets[0]!r}; data.sheet chooses another: {others}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import datetime
 import importlib.util
+import itertools
 import sys
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -189,22 +189,27 @@ def _header(row: Sequence[str], where: str) -> list[str]:
     if blank:
         columns = f"column {blank[0]} has" if len(blank) == 1 else f"columns {', '.join(blank[:8])} have"
         raise DataError(
-            f"{where}: {columns} no name in the header {_listed(names)} (merged cells keep only their first): give "
+            f"{where}: {columns} no name in the header {name_list(names)} (merged cells keep only their first): give "
             "every column a name, or write data.header_row=N if the names are on another row"
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"{where}: the header names {_listed(twice)} more than once: give each column its own name")
+        raise DataError(f"{where}: the header names {name_list(twice)} more than once: give each column its own name")
     return names
 
 
-def _listed(names: Sequence[str]) -> str:
+def name_list(names: Sequence[str]) -> str:
+    """Return names of columns or sheets for a message, at most twelve.
+
+    Args:
+        names: The names.
+    """
     shown = ", ".join(repr(name) for name in names[:12])
     return shown + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
 
 
 def sheet_names(path: Path) -> list[str]:
-    """Return the names of the sheets of an Excel file.
+    """Return the names of the sheets of an Excel file that have cells, which those with only a chart have not.
 
     Args:
         path: The file.
@@ -213,7 +218,7 @@ def sheet_names(path: Path) -> list[str]:
         DataError: It cannot be read.
     """
     with _workbook(path, path.name) as book:
-        return [str(name) for name in book.sheetnames]
+        return [sheet.title for sheet in book.worksheets]
 
 
 def read_xlsx(path: Path, name: str, sheet: str | None, header_row: int) -> Iterator[Placed]:
@@ -226,14 +231,37 @@ def read_xlsx(path: Path, name: str, sheet: str | None, header_row: int) -> Iter
         header_row: Row of the header, counted from 1.
 
     Raises:
-        DataError: There is no such sheet, the header cannot be used, or the file is broken.
+        DataError: There is no such sheet or no record in it, the header cannot be used, or the file is broken.
     """
     with _workbook(path, name) as book:
-        if sheet is not None and sheet not in book.sheetnames:
-            raise DataError(f"{name}: no sheet {sheet!r}: write data.sheet as one of {_listed(book.sheetnames)}")
-        found = book[sheet] if sheet is not None else book.worksheets[0]
-        rows = ((at, list(map(_cell, row))) for at, row in enumerate(found.iter_rows(values_only=True), start=1))
-        yield from _records(_same_width(rows), name, header_row, _CELLS)
+        sheets = {each.title: each for each in book.worksheets}
+        if not sheets:
+            raise DataError(f"{name}: no sheet with cells, only charts: name a file with data")
+        chosen = next(iter(sheets)) if sheet is None else sheet
+        if chosen not in sheets:
+            raise DataError(f"{name}: no sheet {chosen!r}: write data.sheet as one of {name_list([*sheets])}")
+        is_empty = True
+        for placed in _records(_same_width(_xlsx_rows(sheets[chosen], name)), name, header_row, _CELLS):
+            is_empty = False
+            yield placed
+        if is_empty and len(sheets) > 1:
+            others = [each for each in sheets if each != chosen]
+            write = f"data.sheet={others[0]!r}" if len(others) == 1 else f"data.sheet as one of {name_list(others)}"
+            raise DataError(f"{name}: sheet {chosen!r} contains no record: write {write}")
+
+
+def _xlsx_rows(sheet: Any, name: str) -> Iterator[Row]:
+    """Yield the rows of a sheet, however many there are: the size that some programs write into a file is wrong."""
+    sheet.reset_dimensions()
+    rows = sheet.iter_rows(values_only=True)
+    for at in itertools.count(1):
+        try:
+            row = next(rows, None)
+        except Exception as fault:  # openpyxl raises whatever comes of a broken file
+            raise DataError(f"{name}: row {at} of sheet {sheet.title!r} is broken ({fault}): {_SAVE_AGAIN}") from None
+        if row is None:
+            return
+        yield at, [*map(_cell, row)]
 
 
 def _same_width(rows: Iterable[Row]) -> Iterator[Row]:
@@ -244,19 +272,26 @@ def _same_width(rows: Iterable[Row]) -> Iterator[Row]:
         yield line, row + [""] * (width - len(row))
 
 
+_SAVE_AGAIN = "open it and save it again as .xlsx"
+_OLD_OR_SECRET = bytes.fromhex("d0cf11e0a1b11ae1")
+"""How Office files begin that are older than .xlsx, or have a password."""
+
+
 @contextmanager
 def _workbook(path: Path, name: str) -> Iterator[Any]:
     if importlib.util.find_spec("openpyxl") is None:
         raise DataError(f"{name}: Excel files need openpyxl: pip install 'aitrain[office]', or save it as CSV")
     import openpyxl
-    from openpyxl.utils.exceptions import InvalidFileException
 
+    with path.open("rb") as file:
+        if file.read(len(_OLD_OR_SECRET)) == _OLD_OR_SECRET:
+            raise DataError(f"{name} has a password, or is an older .xls: {_SAVE_AGAIN}, without a password")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats and validations, which are not read
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, OSError) as fault:
-        raise DataError(f"{name} is not an Excel file that can be read ({fault}): save it again as .xlsx") from None
+    except Exception as fault:  # openpyxl raises whatever comes of a broken file
+        raise DataError(f"{name} is not an Excel file that can be read ({fault}): {_SAVE_AGAIN}") from None
     try:
         yield book
     finally:

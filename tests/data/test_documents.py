@@ -1,5 +1,6 @@
 """Plain text: a document per file or between blank lines, and Word files with their tables."""
 
+import zipfile
 from pathlib import Path
 
 import docx
@@ -38,6 +39,18 @@ def test_what_is_not_a_word_file(tmp_path: Path) -> None:
     path = tmp_path / "a.docx"
     path.write_text("no")
     with pytest.raises(DataError, match="a.docx is not a Word document"):
+        list(read_documents(path, "a.docx", None, whole=True))
+
+
+@pytest.mark.parametrize("broken", ["word/document.xml", "word/styles.xml", "[Content_Types].xml", "_rels/.rels"])
+def test_broken_word_files(broken: str, tmp_path: Path) -> None:
+    docx.Document().save(str(tmp_path / "whole.docx"))
+    path = tmp_path / "a.docx"
+    with zipfile.ZipFile(tmp_path / "whole.docx") as whole, zipfile.ZipFile(path, "w") as copy:
+        for name in whole.namelist():
+            content = whole.read(name)
+            copy.writestr(name, content[: len(content) // 2] if name == broken else content)
+    with pytest.raises(DataError, match=r"^a.docx is not a Word document .*: open it and save it again as .docx$"):
         list(read_documents(path, "a.docx", None, whole=True))
 
 

@@ -3,10 +3,14 @@
 import csv
 import datetime
 import io
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openpyxl
+import openpyxl.chart
 import pytest
 
 from aitrain.config.data import Records
@@ -135,9 +139,71 @@ def test_excel_cells_are_text_as_in_csv(tmp_path: Path) -> None:
 def test_excel_sheets(tmp_path: Path) -> None:
     path = workbook(tmp_path / "a.xlsx", ["a"], ["1"], sheets={"Klanten": [["b"], ["2"]]})
     assert read(path) == [{"a": "1"}] and read(path, sheet="Klanten") == [{"b": "2"}]
-    assert Source.of(path).notes() == ["a.xlsx: reading sheet 'Sheet' of 2; data.sheet chooses another"]
+    assert Source.of(path).notes() == ["a.xlsx: reading sheet 'Sheet'; data.sheet chooses another: 'Klanten'"]
     with pytest.raises(DataError, match="a.xlsx: no sheet 'klanten': write data.sheet as one of 'Sheet', 'Klanten'"):
         read(path, sheet="klanten")
+
+
+def test_excel_files_that_begin_with_another_sheet(tmp_path: Path) -> None:
+    """A cover page, an empty sheet, and a sheet with only a chart, which has no cells at all."""
+    data = [["b"], ["2"]]
+    cover = workbook(tmp_path / "a.xlsx", ["Export 2026"], sheets={"Daten 2026": data})
+    with pytest.raises(DataError, match="a.xlsx: sheet 'Sheet' contains no record: write data.sheet='Daten 2026'"):
+        read(cover)
+    assert read(cover, sheet="Daten 2026") == [{"b": "2"}]
+    with pytest.raises(DataError, match="sheet 'Sheet' contains no record: write data.sheet as one of 'x', 'y'"):
+        read(workbook(tmp_path / "b.xlsx", sheets={"x": data, "y": data}))
+
+    book = openpyxl.load_workbook(cover)
+    chart = openpyxl.chart.BarChart()
+    chart.add_data(openpyxl.chart.Reference(book["Daten 2026"], min_col=1, min_row=1, max_row=2))
+    book.create_chartsheet("Diagramm", 0).add_chart(chart)
+    del book["Sheet"]
+    book.save(tmp_path / "c.xlsx")
+    assert read(tmp_path / "c.xlsx") == [{"b": "2"}] and Source.of(tmp_path / "c.xlsx").notes() == []
+    with pytest.raises(DataError, match="no sheet 'Diagramm': write data.sheet as one of 'Daten 2026'"):
+        read(tmp_path / "c.xlsx", sheet="Diagramm")
+
+
+def rewritten(path: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
+    """Change one part of an Excel file, as a program that writes them by itself would."""
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    assert change(parts[part]) != parts[part]
+    parts[part] = change(parts[part])
+    with zipfile.ZipFile(path, "w") as book:
+        for name, content in parts.items():
+            book.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("size", [b"A1", b"A1:A2", b"A1:C90", b""])
+def test_the_size_that_an_excel_file_claims_is_not_believed(size: bytes, tmp_path: Path) -> None:
+    path = workbook(tmp_path / "a.xlsx", ["a", "b"], ["1", "2"], ["3", None], ["5", "6"])
+    claim = b'<dimension ref="%s" />' % size if size else b""
+    rewritten(path, "xl/worksheets/sheet1.xml", lambda xml: re.sub(rb"<dimension [^>]*>", claim, xml))
+    assert read(path) == [{"a": "1", "b": "2"}, {"a": "3", "b": ""}, {"a": "5", "b": "6"}]
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("xl/worksheets/sheet1.xml", "a.xlsx: row 1 of sheet 'Sheet' is broken"),
+        ("xl/workbook.xml", "a.xlsx is not an Excel file that can be read"),
+        ("xl/styles.xml", "a.xlsx is not an Excel file that can be read"),
+        ("[Content_Types].xml", "a.xlsx is not an Excel file that can be read"),
+    ],
+)
+def test_broken_excel_files(part: str, says: str, tmp_path: Path) -> None:
+    path = rewritten(workbook(tmp_path / "a.xlsx", ["a", "b"], ["1", "2"]), part, lambda xml: xml[: len(xml) // 2])
+    with pytest.raises(DataError, match=f"^{says}.*: open it and save it again as .xlsx$"):
+        read(path)
+
+
+def test_an_excel_file_with_a_password(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600))
+    with pytest.raises(DataError, match="a.xlsx has a password, or is an older .xls: open it and save it again as .xl"):
+        read(tmp_path / "a.xlsx")
 
 
 def test_excel_headers(tmp_path: Path) -> None:
