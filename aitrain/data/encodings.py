@@ -137,7 +137,8 @@ def _legacy(path: Path, content: bytes) -> Encoding:
         )
     least = min(match.chaos for match in found.values())
     near = [name for name in _LEGACY if name in found and found[name].chaos <= least + 0.03]
-    best = max(near, key=lambda name: (found[name].coherence, -_LEGACY.index(name)))
+    is_mac = "mac_roman" in found and b"\r" in content and b"\n" not in content
+    best = "mac_roman" if is_mac else max(near, key=lambda name: (found[name].coherence, -_LEGACY.index(name)))
     words = re.split(r'[\s";,|]+', content.decode(best, "replace"))
     odd = list(dict.fromkeys(word.strip(".?!()") for word in words if not word.isascii()))
     return Encoding(best, is_guess=True, sample=", ".join(odd[:5]))
@@ -157,7 +158,7 @@ def lines_of(path: Path, encoding: str) -> Iterator[tuple[int, str | DataError]]
         yield from _wide_lines(path, encoding)
         return
     with opened(path) as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(_raw_lines(file), start=1):
             line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             try:
                 yield number, line.decode(encoding)
@@ -166,6 +167,15 @@ def lines_of(path: Path, encoding: str) -> Iterator[tuple[int, str | DataError]]
                 name = "UTF-8" if encoding == "utf-8" else NAMES.get(encoding, encoding)
                 advice = "write data.encoding=NAME (for instance cp1252), or convert the file to UTF-8"
                 yield number, DataError(f"{path.name}:{number}: not {name} ({byte}): {advice}")
+
+
+def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield lines with their ends; in the format of older Macs, without line feeds, they end with a carriage return."""
+    for raw in file:
+        if raw.endswith(b"\n") or b"\r" not in raw[:-1]:
+            yield raw
+        else:
+            yield from (line.replace(b"\r", b"\n") for line in raw.splitlines(keepends=True))
 
 
 def _wide_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | DataError]]:

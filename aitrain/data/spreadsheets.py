@@ -181,10 +181,16 @@ def _records(rows: Iterable[Row], name: str, header_row: int, advice: str) -> It
 
 
 def _header(row: Sequence[str], where: str) -> list[str]:
-    """Return the names of the columns; unnamed ones at the end are allowed as long as they are empty."""
+    """Return the names of the columns; unnamed ones at the end are allowed as long as they are empty.
+
+    A first column without a name is called `index`: pandas writes the numbers of the rows there, and tables have their
+    row labels there.
+    """
     names = [cell.strip().removeprefix("\ufeff") for cell in row]
     while names and not names[-1]:
         names.pop()
+    if names and not names[0] and "index" not in names:
+        names[0] = "index"
     blank = [str(at) for at, name in enumerate(names, start=1) if not name]
     if blank:
         columns = f"column {blank[0]} has" if len(blank) == 1 else f"columns {', '.join(blank[:8])} have"

@@ -52,6 +52,7 @@ READ_RIGHT: dict[str, tuple[str, bytes, list[dict[str, str]]]] = {
     "tabs named CSV": ("a.csv", written(TWO, "\t").encode(), TWO),
     "TSV": ("a.tsv", written(TWO, "\t").encode(), TWO),
     "pipes, Unix line ends": ("a.csv", written(TWO, "|", "\n").encode(), TWO),
+    "Excel on a Mac": ("a.csv", written(TWO, ";", "\r").replace("\n", "\r").encode("mac_roman"), TWO),
     "hint for Excel": ("a.csv", b"sep=;\r\n" + SEMICOLONS.encode("cp1252"), TWO),
     "blank lines at both ends": ("a.csv", b"\r\n\r\n" + SEMICOLONS.encode() + b"\r\n;\r\n", TWO),
     "delimiter at the end of rows": ("a.csv", b"a;b;\r\n1;2;\r\n3;4;\r\n", AB),
@@ -61,6 +62,9 @@ READ_RIGHT: dict[str, tuple[str, bytes, list[dict[str, str]]]] = {
     "an empty cell": ("a.csv", b"a,b\n1,\n", [{"a": "1", "b": ""}]),
     "a column without values": ("a.csv", b"a;leeg;b\n1;;2\n", [{"a": "1", "leeg": "", "b": "2"}]),
     "100 columns": ("a.csv", written([WIDE], ";").encode(), [WIDE]),
+    "row numbers of pandas": (
+        "a.csv", b",a,b\n0,1,2\n1,3,4\n", [{"index": "0", "a": "1", "b": "2"}, {"index": "1", "a": "3", "b": "4"}]
+    ),
     "one column with commas in the text": ("a.csv", b"text\nja, hoor\nnee, toch\nnee\n", [{"text": "ja, hoor"}]),
     "one column": ("a.csv", b"text\none\ntwo\n", [{"text": "one"}, {"text": "two"}]),
     "more semicolons in the text than in the header": (
@@ -84,6 +88,7 @@ def test_read_right(tmp_path: Path, which: str) -> None:
 REFUSED = {
     "duplicate names": (b"naam;naam\n1;2\n", "a.csv:1: the header names 'naam' more than once: give each column"),
     "a name is missing": (b"a;;c\n1;2;3\n", "a.csv:1: column 2 has no name in the header 'a', '', 'c'"),
+    "two indexes": (b",index\n1,2\n", "a.csv:1: column 1 has no name in the header '', 'index'"),
     "a row is too short": (b"a;b\n1;2\n3\n", 'a.csv:3: 1 fields, but the header names 2 columns: put a field that'),
     "a row is too long": (b"a;b\n1;2\n3;4;5\n", "a.csv:3: 3 fields, but the header names 2 columns"),
     "a title above": (b"Export 2025\na;b;c\n1;2;3\n4;5;6\n", "column names are further down, write data.header_row=N"),
