@@ -22,6 +22,7 @@ from aitrain.config.data import Images, Labelled, Pairs, Preferences, Readable, 
 from aitrain.config.model import Model
 from aitrain.config.paths import listed
 from aitrain.config.source import RECIPES, find, header, model_of, names, short
+from aitrain.config.trainer import AUTO, FEW_STEPS
 from aitrain.config.values import Faults, quoted
 from aitrain.data.column_names import proposed, words
 from aitrain.data.records import read_records
@@ -57,6 +58,9 @@ _WANTED: dict[type, tuple[tuple[str, ...], ...]] = {
     Images: (("image", "label"),),
 }
 """Keys of the group `data` -> the columns of which one set must be there."""
+
+_LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.global_batch_samples")
+"""Keys that decide on the number of steps."""
 
 _SAMPLE_HOURS = 3000
 
@@ -183,16 +187,20 @@ def _recipe(project: Project) -> str:
     if columns:
         tree["data"]["columns"] = columns
     tree["data"] |= _length(project, keys, path)
+    comments = _COMMENTS
+    if _is_short(project, keys):
+        tree["trainer"] = {"max_epochs": "auto", "global_batch_samples": "auto"}
+        comments = _COMMENTS | _COMMENTS_ON_LENGTH
     _add_given(tree, project.values)
     lines = [f"# {title}", f"# Made by `aitrain init {project.recipe}`; `aitrain show` explains every key.", ""]
     lines.append(f"defaults: [{project.recipe}, _self_]")
     for group, values in tree.items():
         lines += [
             "",
-            *(line + _COMMENTS.get(f"{group}.{line.split(':')[0].strip()}", "") for line in _yaml(group, values)),
+            *(line + comments.get(f"{group}.{line.split(':')[0].strip()}", "") for line in _yaml(group, values)),
         ]
-    lines += ["", "# What you may want to change next:", "# trainer:", "#   max_epochs: 5"]
-    lines += ["#   global_batch_samples: 16", "# optim:", "#   lr: 1e-4"]
+    more = [line for group, next_lines in _NEXT.items() if group not in tree for line in next_lines]
+    lines += ["", "# What you may want to change next:", *more] if more else []
     return "\n".join(lines) + "\n"
 
 
@@ -203,6 +211,18 @@ _COMMENTS = {
     "data.sequence_tokens": "  # longest sample in tokens",
 }
 """Key -> comment after its line."""
+
+_COMMENTS_ON_LENGTH = {
+    "trainer.max_epochs": "  # your data is small: as many passes over it as give about 100 steps, 3 to 10",
+    "trainer.global_batch_samples": "  # samples per step, over all devices: 4 to 32",
+}
+"""The same, where the length is not that of the recipe."""
+
+_NEXT = {
+    "trainer": ["# trainer:", "#   max_epochs: 5", "#   global_batch_samples: 16"],
+    "optim": ["# optim:", "#   lr: 1e-4"],
+}
+"""Groups of keys -> lines that show how they are set."""
 
 
 def _data_path(project: Project, keys: Readable) -> str | list[str]:
@@ -263,6 +283,25 @@ def _length(project: Project, keys: Readable, path: str) -> dict[str, Any]:
     task = compose(project.recipe, ["data.path=d", f"model.path={quoted(path)}"]).task
     room = inspect(Model(path=path), task.model_kind).context_tokens if task.model_kind else None
     return {"sequence_tokens": room} if room is not None and room < longest else {}
+
+
+def _is_short(project: Project, keys: Readable) -> bool:
+    """Whether the recipe's own epochs and global batch give too few steps with so little data."""
+    if isinstance(keys, (Text, Series)) or any(key.startswith(_LENGTH) for key in project.values):
+        return False  # or samples are not counted in records, or the user has chosen
+    model = _model(project.recipe, project.model)
+    trainer = compose(project.recipe, ["data.path=d", f"model.path={quoted(model)}", *project.words]).trainer
+    batch, epochs = trainer.global_batch_samples, trainer.max_epochs
+    if AUTO in (batch, epochs) or epochs is None or trainer.max_steps is not None:
+        return False
+    if project.data is None:
+        return True
+    source = source_of(project.data, keys)
+    is_folder = source.files[0].is_dir()
+    found = (path for path in source.files[0].rglob("*") if path.is_file()) if is_folder else read_records(source)
+    enough = round(2 * FEW_STEPS * batch / epochs) + (keys.validation_samples or 0)
+    size = sum(1 for _ in islice(found, enough))
+    return (size - (keys.held_out_samples(size) or 0)) * epochs < FEW_STEPS * batch
 
 
 def _add_given(tree: dict[str, Any], values: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from aitrain.config.source import names
+from aitrain.config.trainer import AUTO
 from aitrain.errors import AitrainError, DataError, RecipeError
 from aitrain.preflight import data_faults
 from aitrain.project import init
@@ -98,6 +99,31 @@ def test_keys_are_checked_and_used_to_read_the_data(tmp_path: Path) -> None:
     written = yaml.safe_load((project.folder / "recipe.yaml").read_text())["data"]
     assert written["columns"] == {"prompt": "vraag", "completion": "antwoord"}
     assert (written["delimiter"], written["header_row"]) == ("~", 2)
+
+
+@pytest.mark.parametrize(("records", "is_short"), [(80, True), (440, True), (450, False)])
+def test_small_data_gets_enough_steps(tmp_path: Path, records: int, is_short: bool) -> None:
+    """A tenth is held out: 450 records make 50.6 steps with the recipe's batch of 32 and 4 epochs."""
+    rows = "".join(f"Bericht {number}\t{'AB'[number % 2]}\n" for number in range(records))
+    (tmp_path / "a.tsv").write_text(f"Tekst\tAfdeling\n{rows}")
+    project = init(["classify_text", str(tmp_path / "mine")], str(tmp_path / "a.tsv"), "asset:tiny-llama")
+    text = (project.folder / "recipe.yaml").read_text()
+    keys = compose(str(project.folder / "recipe.yaml"), []).trainer
+    assert ((keys.max_epochs, keys.global_batch_samples) == (AUTO, AUTO)) is is_short
+    assert ("your data is small" in text) is is_short and ("# trainer:" in text) is not is_short
+    chosen = init(
+        ["classify_text", str(tmp_path / "own"), "trainer.max_epochs=7"], str(tmp_path / "a.tsv"), "asset:tiny-llama"
+    )
+    own = compose(str(chosen.folder / "recipe.yaml"), []).trainer
+    assert (own.max_epochs, own.global_batch_samples) == (7, 32), "the user has chosen"
+
+
+def test_few_images_in_folders_get_enough_steps(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    project = init(["classify_image", str(tmp_path / "mine")], str(tmp_path / "images"), None)
+    assert "max_epochs: auto" in (project.folder / "recipe.yaml").read_text()
 
 
 def test_a_base_model_gets_a_template(tmp_path: Path) -> None:

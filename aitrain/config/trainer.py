@@ -10,6 +10,9 @@ from enum import Enum
 AUTO = 0
 """The number that stands for `auto`: the value is chosen once the data is known."""
 
+FEW_STEPS = 50
+"""Optimizer steps below which a run is too short to learn much."""
+
 
 class Precision(Enum):
     """Number format of the model's computations; the optimizer's master weights are fp32 in both."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from aitrain.config import RunConfig
-from aitrain.config.trainer import AUTO, Precision
+from aitrain.config.trainer import AUTO, FEW_STEPS, Precision
 from aitrain.data.batches import total_steps
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
@@ -14,9 +14,6 @@ from aitrain.trainer.run_directory import RunDirectory
 
 WANTED_STEPS = 100
 """Optimizer steps after which a fine-tuned model usually shows an effect."""
-
-FEW_STEPS = 50
-"""Optimizer steps below which the user is warned."""
 
 BATCHES = (32, 16, 8, 4)
 """Global batches to choose from, the largest first."""
