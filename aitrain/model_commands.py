@@ -12,6 +12,8 @@ from aitrain.io.imports import without_collection
 FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".zip", ".tar", ".gz", ".tgz")
 """File endings that a user would not give to a folder."""
 
+_READING = "how FILE is read where it differs from the training data, for instance data.header_row=1"
+
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     takes_run(parser)
@@ -54,7 +56,9 @@ def _export(args: argparse.Namespace) -> int:
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN|MODEL", help="run directory; or a model folder, .gguf file or asset:NAME")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="with a model: keys of its recipe")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help=f"with a model: keys of its recipe; with a run: {_READING}"
+    )
     parser.add_argument("--data", metavar="FILE", help="held-out data; default: that of the run")
     parser.add_argument("--base", action="store_true", help="measure the base model of the run, untrained")
     parser.add_argument("--recipe", metavar="NAME", default="sft_full", help="with a model: its task; default sft_full")
@@ -69,34 +73,33 @@ def _evaluate(args: argparse.Namespace) -> int:
         if not Path(args.run).exists():
             run_directory(Path(args.run))
         raise AitrainError(f"{args.run} is not a run directory: to measure a model alone, add --data FILE")
+    if is_run and args.overrides and args.data is None:
+        raise AitrainError(f"{args.overrides[0]} has no effect on a run's own data: remove it")
     if not is_run or args.base:
         what = "the base model" if is_run else "a model alone"
         if args.lm_eval or checkpoint != "newest" or args.changed_inputs:
             word = "--lm-eval" if args.lm_eval else "--checkpoint" if checkpoint != "newest" else "--changed-inputs"
             raise AitrainError(f"{word} has no effect on {what}: remove it")
-        if is_run and args.overrides:
-            raise AitrainError(f"{args.overrides[0]} has no effect on a run, whose recipe is frozen: remove it")
         with without_collection():
             from aitrain.trainer.base_model import evaluate_base, evaluate_model
 
         if is_run:
-            evaluate_base(Path(args.run), args.data)
+            evaluate_base(Path(args.run), args.data, args.overrides)
         else:
             evaluate_model(args.run, args.data, args.recipe, args.overrides)
         return EXIT_DONE
-    if args.overrides:
-        raise AitrainError(f"{args.overrides[0]} has no effect on a run, whose recipe is frozen: remove it")
     run = run_directory(Path(args.run))
     with without_collection():
         from aitrain.trainer.evaluation import evaluate_run
 
-    evaluate_run(run, args.data, args.lm_eval, checkpoint, args.changed_inputs)
+    evaluate_run(run, args.data, args.lm_eval, checkpoint, args.changed_inputs, args.overrides)
     return EXIT_DONE
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     takes_run(parser)
     parser.add_argument("file", metavar="FILE", type=Path, help="records as in training, without the answers")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_READING)
     parser.add_argument("--to", metavar="FILE", type=Path, help="JSON Lines to write; default: standard output")
     takes_state(parser)
 
@@ -106,7 +109,7 @@ def _predict(args: argparse.Namespace) -> int:
     with without_collection():
         from aitrain.trainer.prediction import predict
 
-    predict(run, args.file, args.to, checkpoint, args.changed_inputs)
+    predict(run, args.file, args.to, checkpoint, args.changed_inputs, args.overrides)
     return EXIT_DONE
 
 

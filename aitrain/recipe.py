@@ -16,7 +16,7 @@ from aitrain import __version__
 from aitrain.composition import Composition
 from aitrain.config import GROUPS, RunConfig
 from aitrain.config.describe import describe
-from aitrain.config.frozen import RESUMABLE, from_plain, to_plain
+from aitrain.config.frozen import READING, RESUMABLE, from_plain, to_plain
 from aitrain.config.manual import all_keys, manual
 from aitrain.config.source import find, layers
 from aitrain.config.synonyms import question, right_name
@@ -201,12 +201,13 @@ def _frozen(path: Path) -> dict[str, Any]:
     return data
 
 
-def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return the configuration of a run that is resumed with some keys changed.
+def amend(config: RunConfig, overrides: Sequence[str], for_file: bool = False) -> RunConfig:
+    """Return the configuration of a run that is resumed, or used on a file, with some keys changed.
 
     Args:
         config: What the run was started with.
         overrides: Words `key=value`; only keys that keep the promise of equal losses may change.
+        for_file: Whether the run's model is used on a file: then only how that is read may change.
 
     Raises:
         RecipeError: A key that may not change, or any fault that `compose` finds in overrides.
@@ -224,7 +225,7 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             choices[name], data[name] = GROUPS[name][format_value(value)], {"option": value}
     table = keys(RunConfig, choices)
     for name, value, given in changes:
-        if name in GROUPS and name in RESUMABLE:
+        if name in GROUPS and name in RESUMABLE and not for_file:
             if format_value(value) not in GROUPS[name]:
                 faults.add(
                     f"{name}={format_value(value)} is not an option of {name}: choose from {', '.join(GROUPS[name])}"
@@ -232,7 +233,9 @@ def amend(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         elif name not in table and name not in GROUPS:
             guess = right_name(name, table)
             faults.add(f"{name} is not a key" + (f": {question(guess)}" if guess else ""))
-        elif not name.startswith(RESUMABLE):
+        elif for_file and name not in READING:
+            faults.add(f"{name} belongs to the run, whose recipe is frozen; here you can give {', '.join(READING)}")
+        elif not for_file and not name.startswith(RESUMABLE):
             rule = "cannot change when a run is resumed, because losses depend on it: start a new run with it"
             if name == "checkpoint.path":
                 rule = "cannot change when a run is resumed, because its checkpoints are there: leave it as it is"

@@ -48,7 +48,7 @@ TESTED_ELSEWHERE = {
         f"aitrain/{name}.py": "tests/tasks/test_classify_text.py"
         for name in (
             *("data/labels", "data/columns", "data/text_account", "models/encoders", "tasks/text_encoder"),
-            *("tasks/class_metrics", "trainer/prediction", "tasks/classifier", "tasks/pretrained"),
+            *("tasks/class_metrics", "tasks/classifier", "tasks/pretrained"),
         )
     },
     **{

@@ -354,6 +354,23 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
         assert says in str(caught.value)
 
 
+def test_a_run_used_on_a_file_may_change_how_that_is_read() -> None:
+    config = amend(compose("sft_lora", [*GIVEN, "data.header_row=3"]), ["data.header_row=1"], for_file=True)
+    assert config.data.header_row == 1  # type: ignore[attr-defined]
+    for word, says in [
+        ("data.header_row=0", "data.header_row=0 must be"),
+        (
+            "trainer.devices=2",
+            "trainer.devices belongs to the run, whose recipe is frozen; here you can give data.enco",
+        ),
+        ("strategy=fsdp", "strategy belongs to the run"),
+        ("data.headr_row=1", "did you mean data.header_row?"),
+    ]:
+        with pytest.raises(RecipeError) as caught:
+            amend(config, [word], for_file=True)
+        assert says in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("words", "rate", "told"),
     [

@@ -40,6 +40,8 @@ RESUMABLE = (
 )
 """Keys (and beginnings of keys) that a resumed run may change, because losses do not depend on them."""
 
+READING = ("data.encoding", "data.delimiter", "data.sheet", "data.header_row")
+"""Keys that say how files are read, in which another file may differ from that of the training data."""
 
 SETTLED = ("trainer.global_batch_samples", "trainer.max_epochs", "trainer.precision")
 """Keys that a recipe may leave open; a run freezes them once they are chosen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def read_records(source: Source | Path, text_field: str | None = None) -> Iterat
             yield where, fault or record
     if not count:
         size = sum(file.stat().st_size for file in source.files)
-        raise DataError(f"{source.path} contains no record ({size} bytes): add data, or name another file")
+        below = f" below row {source.header_row} (data.header_row)" if source.header_row > 1 else ""
+        raise DataError(f"{source.path} contains no record{below} ({size} bytes): add data, or name another file")
 
 
 def _renamed(placed: Iterable[Placed], source: Source) -> Iterator[Placed]:
@@ -60,20 +61,30 @@ def _renamed(placed: Iterable[Placed], source: Source) -> Iterator[Placed]:
         if isinstance(record, DataError):
             yield where, record
             continue
-        missing = [name for name in source.columns.values() if name not in record]
-        taken = [new for new, old in source.columns.items() if new in record and new not in source.columns.values()]
+        columns = _to_rename(source, record)
+        missing = [name for name in columns.values() if name not in record]
+        taken = [new for new, old in columns.items() if new in record and new not in columns.values()]
         if missing:
             keys = ", ".join(map(repr, record))
             guess = next((near for name in missing if (near := nearest(name, record))), None)
             hint = f"did you mean {guess!r}?" if guess else "write one of these"
-            yield where, DataError(f"{where}: no column {missing[0]!r} (columns here: {keys}) for data.columns: {hint}")
+            hint = f" for data.columns: {hint}" if source.needed is None else ": rename the one that holds it"
+            yield where, DataError(f"{where}: no column {missing[0]!r} (columns here: {keys}){hint}")
         elif taken:
-            old = source.columns[taken[0]]
+            old = columns[taken[0]]
             text = f"{where}: data.columns reads {old!r} as {taken[0]!r}, but there is a column {taken[0]!r} too"
             yield where, DataError(f"{text}: rename one of them in the file")
         else:
-            names = {old: new for new, old in source.columns.items()}
+            names = {old: new for new, old in columns.items()}
             yield where, {names.get(name, name): value for name, value in record.items()}
+
+
+def _to_rename(source: Source, record: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the columns to rename: all of them, or those that are there and those without which nothing goes."""
+    if source.needed is None:
+        return source.columns
+    demanded = {new for new in source.needed if new not in record}
+    return {new: old for new, old in source.columns.items() if old in record or new in demanded}
 
 
 def check_file(path: Path) -> None:

@@ -38,6 +38,9 @@ class Source:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Name that aitrain reads -> name in the files."""
 
+    needed: frozenset[str] | None = None
+    """Names whose columns must be there, under either name; None = every column of `columns`."""
+
     documents: Documents = Documents.auto
     skipped: tuple[str, ...] = ()
     """Unsupported files of a folder."""

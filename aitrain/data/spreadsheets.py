@@ -87,10 +87,11 @@ def _delimiter(path: Path, encoding: str, _modified_ns: int, _size: int) -> str:
         elif widths:
             usual, times = Counter(widths[1:] or widths).most_common(1)[0]
             below[sign] = (times / max(1, len(widths) - 1), usual)
+    is_tabbed = path.name.lower().endswith((".tsv", ".tab", ".tsv.gz"))
     if not found:
-        return _below_a_title(below)
+        return _below_a_title(below, "\t" if is_tabbed else ",")
     ranked = sorted(found, key=lambda sign: found[sign], reverse=True)
-    if len(ranked) > 1 and found[ranked[0]] == found[ranked[1]] and path.suffix.lower() not in (".tsv", ".tab"):
+    if len(ranked) > 1 and found[ranked[0]] == found[ranked[1]] and not is_tabbed:
         names = " and ".join(delimiter_name(sign) for sign in ranked[:2])
         raise DataError(
             f"{path.name}: {names} fit equally well as the delimiter: write data.delimiter={delimiter_name(ranked[0])} "
@@ -99,11 +100,11 @@ def _delimiter(path: Path, encoding: str, _modified_ns: int, _size: int) -> str:
     return ranked[0]
 
 
-def _below_a_title(found: dict[str, tuple[float, int]]) -> str:
+def _below_a_title(found: dict[str, tuple[float, int]], default: str) -> str:
     """Return the delimiter if none splits the first row: rows below a title all have the same width, while the
     number of commas in a column of text varies."""
     regular = [sign for sign, (share, width) in found.items() if share >= 0.8 and width > (2 if sign == "," else 1)]
-    return max(regular, key=lambda sign: found[sign], default=",")
+    return max(regular, key=lambda sign: found[sign], default=default)
 
 
 def _lenient(lines: list[str], sign: str) -> Iterator[list[str]]:

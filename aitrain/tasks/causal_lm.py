@@ -29,7 +29,7 @@ from aitrain.models.fused_head import counted_loss, summed_loss
 from aitrain.models.load import Located, load_tokenizer, template_tokens
 from aitrain.models.memory import micro_batch_estimate
 from aitrain.tasks import prompts
-from aitrain.tasks.data_files import source_of
+from aitrain.tasks.data_files import source_to_predict
 from aitrain.tasks.task import ExportJob, Measured, Note, Room, Task, Watch, unwatched
 from aitrain.tasks.token_data import account_of, prepared_tokens, sample_for_people
 
@@ -352,7 +352,7 @@ class CausalLM(Task):
         Raises:
             DataError: A record has no prompt.
         """
-        for where, record in read_records(source_of(path, self.config.data)):
+        for where, record in read_records(source_to_predict(path, self.config.data, "prompt")):
             if isinstance(record, DataError):
                 raise record
             prompt = record.get("prompt")

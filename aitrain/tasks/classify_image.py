@@ -29,7 +29,7 @@ from aitrain.models.frozen_norm import freeze_statistics
 from aitrain.models.image_processor import ImageProcessor
 from aitrain.models.load import Located
 from aitrain.tasks.classifier import Classifier
-from aitrain.tasks.data_files import source_of
+from aitrain.tasks.data_files import source_to_predict
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.task import Watch, unwatched
 
@@ -253,7 +253,7 @@ class ClassifyImage(Classifier):
         Raises:
             DataError: An image cannot be opened.
         """
-        asked = images.unlabelled(source_of(path, self.data), self.data)
+        asked = images.unlabelled(source_to_predict(path, self.data, self.data.image_field), self.data)
         while batch := [entry for entry, _ in zip(asked, range(32), strict=False)]:
             pixels = [self._sized(source, where) for where, source in batch]
             given = {"pixel_values": self.images.scaled(np.stack(pixels)).to(device)}

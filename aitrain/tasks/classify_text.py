@@ -28,7 +28,7 @@ from aitrain.dist.group import Group
 from aitrain.errors import DataError
 from aitrain.models.load import Located
 from aitrain.tasks.classifier import Classifier
-from aitrain.tasks.data_files import source_of
+from aitrain.tasks.data_files import source_to_predict
 from aitrain.tasks.task import Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
 
@@ -165,7 +165,7 @@ class ClassifyText(Classifier, TextEncoder):
         Raises:
             DataError: A record has no text.
         """
-        records = read_records(source_of(path, self.data), self.data.text_field)
+        records = read_records(source_to_predict(path, self.data, self.data.text_field), self.data.text_field)
         while batch := list(islice(records, 32)):
             for _, record in batch:
                 if isinstance(record, DataError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from aitrain.config import RunConfig
@@ -57,6 +58,20 @@ def source_of(given: str | Path, data: Data | None = None, key: str = "data.path
     first = local_path(names[0]) if len(names) == 1 and not glob.has_magic(names[0]) else files[0].parent
     how = {} if data is None else _reading(data)
     return Source(first, files, is_text, skipped=tuple(skipped), **how)  # type: ignore[arg-type]
+
+
+def source_to_predict(path: Path, data: Data, *inputs: str) -> Source:
+    """Find the files to predict for: read as in training, but without what training learns from them.
+
+    Args:
+        path: A file or a folder.
+        data: How training reads its data.
+        inputs: Names of the columns that must be there.
+
+    Raises:
+        DataError: There is no such file, or a folder cannot be read as one set of records.
+    """
+    return replace(source_of(path, data), needed=frozenset(inputs))
 
 
 def _reading(data: Data) -> dict[str, object]:

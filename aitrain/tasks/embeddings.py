@@ -27,7 +27,7 @@ from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.errors import DataError, RecipeError
 from aitrain.models.load import Located
-from aitrain.tasks.data_files import source_of
+from aitrain.tasks.data_files import source_to_predict
 from aitrain.tasks.gathering import GatheringTask
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.retrieval_metrics import ranks_of, search_metrics
@@ -313,12 +313,13 @@ class Embeddings(TextEncoder, GatheringTask):
         Raises:
             DataError: A record has neither.
         """
-        for where, record in read_records(source_of(path, self.data)):
+        for where, record in read_records(source_to_predict(path, self.data)):
             if isinstance(record, DataError):
                 raise record
             name = next((key for key in (self.data.query_field, "text") if isinstance(record.get(key), str)), None)
             if name is None:
-                raise DataError(f"{where}: neither {self.data.query_field!r} nor 'text' with a text")
+                column = self.data.columns.get(self.data.query_field, self.data.query_field)
+                raise DataError(f"{where}: neither {column!r} nor 'text' with a text")
             prefix = self.keys.passage_prefix if name == "text" else self.keys.query_prefix
             batch = self.padded(self.tokenise([f"{prefix or ''}{record[name]}"]), 1)
             given = {key: value.to(device) for key, value in batch.items()}

@@ -27,7 +27,7 @@ from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.errors import DataError
 from aitrain.models.load import Located
-from aitrain.tasks.data_files import source_of
+from aitrain.tasks.data_files import source_to_predict
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.retrieval_metrics import ranks_of, search_metrics
 from aitrain.tasks.task import Measured, Watch, unwatched
@@ -288,7 +288,7 @@ class Reranker(TextEncoder):
         Raises:
             DataError: A record has no question or no texts.
         """
-        for where, record in read_records(source_of(path, self.data)):
+        for where, record in read_records(source_to_predict(path, self.data, self.data.query_field)):
             if isinstance(record, DataError):
                 raise record
             query, texts = record.get(self.data.query_field), record.get("texts")

@@ -23,7 +23,7 @@ from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
 from aitrain.dist.group import Group
 from aitrain.models.load import Located
-from aitrain.tasks.data_files import source_of
+from aitrain.tasks.data_files import source_to_predict
 from aitrain.tasks.metric import Metric
 from aitrain.tasks.task import Measured, Watch, unwatched
 from aitrain.tasks.text_encoder import TextEncoder
@@ -292,7 +292,7 @@ class TagTokens(TextEncoder):
             path: A file of records with a text or words.
             device: Where the model is.
         """
-        texts = read_tagged(source_of(path, self.data), self.data, with_labels=False)
+        texts = read_tagged(source_to_predict(path, self.data), self.data, with_labels=False)
         for first in range(0, len(texts), 32):
             yield from self._marked(texts[first : first + 32], model, device)
 

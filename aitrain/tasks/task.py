@@ -351,6 +351,11 @@ class Task(ABC):
             AitrainError: It cannot be written; nothing is left behind.
         """
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the trained model can be used on a file (`aitrain predict`)."""
+        return type(self).predictions is not Task.predictions
+
     def predictions(self, model: nn.Module, path: Path, device: torch.device) -> Iterator[dict[str, Any]]:
         """Yield the prediction for each record of a file, as plain values.
 

@@ -16,7 +16,7 @@ from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import RecipeError
 from aitrain.preflight import refuse_faults
-from aitrain.recipe import compose
+from aitrain.recipe import amend, compose
 from aitrain.tasks.registry import task_of
 from aitrain.trainer.evaluation import measure, measuring
 from aitrain.trainer.fit import choose_accelerator
@@ -24,17 +24,18 @@ from aitrain.trainer.run_directory import RunDirectory
 from aitrain.trainer.settle import settle_precision
 
 
-def evaluate_base(run: Path, data: str | None) -> None:
+def evaluate_base(run: Path, data: str | None, overrides: Sequence[str] = ()) -> None:
     """Measure the base model of a run on its held-out data, and print what was found.
 
     Args:
         run: The run directory.
         data: Held-out data; None = that of the run.
+        overrides: How the held-out file is read, where it differs from the training data.
 
     Raises:
         RecipeError: There is no held-out data.
     """
-    _print(measuring(RunDirectory.open(run).config(), data))
+    _print(measuring(amend(RunDirectory.open(run).config(), overrides, for_file=True), data))
 
 
 _SET = {

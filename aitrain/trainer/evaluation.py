@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from aitrain.dist import heartbeat
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.errors import Interrupted, MissingExtraError, RecipeError
+from aitrain.recipe import amend
 from aitrain.tasks.data_files import source_of
 from aitrain.tasks.registry import task_of
 from aitrain.tasks.task import Measured, Task
@@ -143,7 +145,12 @@ def answers(trainer: pl.Trainer, task: Task, model: nn.Module, stopper: Stopper)
 
 
 def evaluate_run(
-    run: Path, data: str | None, lm_eval: str | None, checkpoint: str, changed_inputs: bool = False
+    run: Path,
+    data: str | None,
+    lm_eval: str | None,
+    checkpoint: str,
+    changed_inputs: bool = False,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Measure a checkpoint of a run in one process and print what was found.
 
@@ -153,6 +160,7 @@ def evaluate_run(
         lm_eval: Tasks of the LM evaluation harness, separated by commas; None = the recipe's own measure.
         checkpoint: `newest`, `best` or a step.
         changed_inputs: Measure although the model, or the run's own data, is not what the run began with.
+        overrides: How the held-out file is read, where it differs from the training data.
 
     Raises:
         RecipeError: There is no held-out data to measure, or model or data have changed.
@@ -161,7 +169,7 @@ def evaluate_run(
     from aitrain.trainer.facts import code_facts, refuse_difference
 
     directory = RunDirectory.open(run)
-    config = directory.config()
+    config = amend(directory.config(), overrides, for_file=True)
     chosen = store.choose(directory.checkpoints(config), checkpoint)
     harness = _harness() if lm_eval is not None else None
     config = measuring(config, data) if lm_eval is None else config
@@ -266,7 +274,7 @@ def measure_late(directory: RunDirectory, step: int, stop: Callable[[], bool]) -
 
 
 def measuring(config: RunConfig, data: str | None) -> RunConfig:
-    """Return the configuration with the held-out data to measure.
+    """Return the configuration with the held-out data to measure; print what was detected about its files.
 
     Args:
         config: The run.
@@ -277,8 +285,11 @@ def measuring(config: RunConfig, data: str | None) -> RunConfig:
     """
     if data is not None:
         kind = replace(config.data, path=data, validation_path=data, validation_samples=None, max_overlap=1.0)
-        if not all(file.exists() for file in source_of(data, kind, "--data").files):
+        source = source_of(data, kind, "--data")
+        if not all(file.exists() for file in source.files):
             raise RecipeError(f"--data {data} does not exist: name a file like those of data.path")
+        for note in source.notes():
+            print(note, file=sys.stderr)
         return replace(config, data=kind)
     return config
 

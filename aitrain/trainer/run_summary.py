@@ -248,4 +248,6 @@ def account(session: Session, code: int) -> list[str]:
         lines.append(f"model   {directory.export / 'model'}")
     if session.task.talks:
         lines.append(f"talk    aitrain chat {directory.path}")
+    elif session.task.predicts:
+        lines.append(f"predict aitrain predict {directory.path} FILE")
     return lines

@@ -51,6 +51,7 @@ READ_RIGHT: dict[str, tuple[str, bytes, list[dict[str, str]]]] = {
     "Excel's Unicode text": ("a.csv", written(TWO, "\t").encode("utf-16"), TWO),
     "tabs named CSV": ("a.csv", written(TWO, "\t").encode(), TWO),
     "TSV": ("a.tsv", written(TWO, "\t").encode(), TWO),
+    "TSV with one column": ("a.tsv", b"text\njust one, or two\n", [{"text": "just one, or two"}]),
     "pipes, Unix line ends": ("a.csv", written(TWO, "|", "\n").encode(), TWO),
     "Excel on a Mac": ("a.csv", written(TWO, ";", "\r").replace("\n", "\r").encode("mac_roman"), TWO),
     "hint for Excel": ("a.csv", b"sep=;\r\n" + SEMICOLONS.encode("cp1252"), TWO),

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from aitrain.config.data import Documents, Files, Images, Records, Text
+from aitrain.config.data import Documents, Files, Images, Labelled, Records, Text
 from aitrain.config.paths import listed
 from aitrain.data.records import read_records
 from aitrain.errors import DataError
 from aitrain.recipe import compose
-from aitrain.tasks.data_files import data_faults, reading_notes, source_of
+from aitrain.tasks.data_files import data_faults, reading_notes, source_of, source_to_predict
 
 RECORDS = Records(path="")
 
@@ -50,6 +50,29 @@ def test_a_pattern_and_a_list(exports: Path) -> None:
         source_of(str(exports / "*.xlsx"), RECORDS)
     with pytest.raises(DataError, match="the same file is named twice"):
         source_of(f'["{exports}/b.csv", "{exports}/2025/../b.csv"]', RECORDS)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("Tekst;Afdeling\na;b\n", {"text": "a", "label": "b"}),
+        ("Tekst\na\n", {"text": "a"}),
+        ("text\na\n", {"text": "a"}),
+        ("text;Afdeling\na;b\n", {"text": "a", "label": "b"}),
+        ("Onderwerp;Afdeling\na;b\n", "no column 'Tekst' (columns here: 'Onderwerp', 'Afdeling'): rename the one that"),
+        ("Tekst;text\na;b\n", "data.columns reads 'Tekst' as 'text', but there is a column 'text' too: rename one"),
+    ],
+)
+def test_a_file_to_predict_for_may_lack_what_was_learned(
+    content: str, found: dict[str, str] | str, tmp_path: Path
+) -> None:
+    (tmp_path / "new.csv").write_text(content)
+    data = Labelled(path="", columns={"text": "Tekst", "label": "Afdeling"})
+    ((_, record),) = read_records(source_to_predict(tmp_path / "new.csv", data, "text"))
+    assert record == found or (isinstance(found, str) and found in str(record))
+    if found == {"text": "a"}:
+        ((_, as_in_training),) = read_records(source_of(tmp_path / "new.csv", data))
+        assert isinstance(as_in_training, DataError), "training needs every column"
 
 
 def test_training_and_test_data_in_one_folder_are_kept_apart(tmp_path: Path) -> None:

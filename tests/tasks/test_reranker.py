@@ -66,6 +66,9 @@ def test_the_loss_is_a_cross_entropy_over_the_scores_of_a_cross_encoder(bert: Pa
     with torch.no_grad():
         (tmp_path / "new.jsonl").write_text(json.dumps({"query": ROWS[0]["query"], "texts": texts[0]}) + "\n")
         (said,) = task.predictions(model, tmp_path / "new.jsonl", torch.device("cpu"))
+        task.data.columns = {"query": "vraag", "positive": "antwoord"}
+        (tmp_path / "new.jsonl").write_text(json.dumps({"vraag": ROWS[0]["query"], "texts": texts[0]}) + "\n")
+        assert [said] == list(task.predictions(model, tmp_path / "new.jsonl", torch.device("cpu")))
     order = scores[0].argsort(descending=True)
     assert [each["text"] for each in said["texts"]] == [texts[0][at] for at in order]
     assert [each["score"] for each in said["texts"]] == pytest.approx(scores[0][order].tolist(), abs=1e-5)

@@ -120,6 +120,9 @@ def test_export_and_predictions(config: RunConfig, tmp_path: Path) -> None:
         torch.testing.assert_close(plain(**given).logits, expected, rtol=1e-5, atol=1e-6)
         (tmp_path / "new.jsonl").write_text('{"text": "jan paid"}\n')
         (said,) = task.predictions(plain, tmp_path / "new.jsonl", torch.device("cpu"))
+        task.data.columns = {"text": "tekst", "entities": "namen"}
+        (tmp_path / "new.jsonl").write_text('{"tekst": "jan paid"}\n')
+        assert [said] == list(task.predictions(plain, tmp_path / "new.jsonl", torch.device("cpu")))
     for entity in said["entities"]:
         assert said["text"][entity["start"] : entity["end"]] == entity["text"]
     assert said["pseudonymised"].count("[NAME]") == len(said["entities"])

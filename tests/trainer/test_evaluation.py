@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
-from aitrain.errors import CheckpointError, MissingExtraError, RecipeError
+from aitrain.errors import CheckpointError, DataError, MissingExtraError, RecipeError
 from aitrain.tasks.task import Measured, Task
 from aitrain.trainer.evaluation import evaluate_run, evaluating, validate
 from aitrain.trainer.stopping import Stopper
@@ -157,6 +158,18 @@ def test_other_data(trained: Ended, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_run(trained.directory.path, trained.config.data.path, None, "newest")
     said = re.findall(r"loss ([\d.]+),.*over ([\d,]+) tokens", capsys.readouterr().out)
     assert len(said) == 1 and float(said[0][0]) != pytest.approx(metrics(trained)[3]["val_loss"], rel=1e-3)
+
+
+def test_other_data_may_be_read_in_another_way(
+    trained: Ended, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "held.csv"
+    file.write_text("Export;\nprompt;completion\nIn the beginning;God created\n")
+    with pytest.raises(DataError):
+        evaluate_run(trained.directory.path, str(file), None, "newest")
+    evaluate_run(trained.directory.path, str(file), None, "newest", overrides=["data.header_row=2"])
+    said = capsys.readouterr()
+    assert "perplexity" in said.out and "held.csv: delimiter semicolon (found;" in said.err
 
 
 def test_what_cannot_be_measured_is_refused(trained: Ended) -> None:

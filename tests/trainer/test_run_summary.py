@@ -23,7 +23,7 @@ def session(small: Compose, path: Path, **change: Any) -> Any:
         "directory": RunDirectory(path),
         "progress": progress,
         "total_steps": 9,
-        "task": SimpleNamespace(primary=Metric(), unit="tokens", talks=False),
+        "task": SimpleNamespace(primary=Metric(), unit="tokens", talks=False, predicts=False),
     }
     return SimpleNamespace(
         **{**start, "before": None, "after": None, "picture": None, "curves": None, "baselines": {}, **change}
@@ -58,6 +58,13 @@ def test_a_stopped_run_says_how_to_go_on(small: Compose, tmp_path: Path) -> None
     ]
 
 
+def test_the_command_that_uses_the_model_comes_last(small: Compose, tmp_path: Path) -> None:
+    task = SimpleNamespace(primary=Metric(), unit="images", talks=False, predicts=True)
+    assert account(session(small, tmp_path, task=task), EXIT_DONE)[-1] == f"predict aitrain predict {tmp_path} FILE"
+    task.talks = True
+    assert account(session(small, tmp_path, task=task), EXIT_DONE)[-1] == f"talk    aitrain chat {tmp_path}"
+
+
 def test_a_best_step_before_the_last_is_told(small: Compose, tmp_path: Path) -> None:
     measured = Progress(step=4, validation={"0": 4.0, "2": 2.0, "4": 3.0}, best=2.0, best_step=2)
     lines = account(session(small, tmp_path, progress=measured), EXIT_DONE)
@@ -74,7 +81,7 @@ def test_without_export_there_is_no_model_to_name(small: Compose, tmp_path: Path
 
 def test_who_is_best_is_said(small: Compose, tmp_path: Path) -> None:
     def best(metric: Metric, ours: float, **others: float) -> list[str]:
-        task = SimpleNamespace(primary=metric, unit="windows", sentence=str, talks=False)
+        task = SimpleNamespace(primary=metric, unit="windows", sentence=str, talks=False, predicts=False)
         simple = {name.replace("_", " "): {metric.name: value} for name, value in others.items()}
         measured = Progress(step=4, validation={"0": 9.0, "4": ours})
         said = account(session(small, tmp_path, progress=measured, task=task, baselines=simple), EXIT_DONE)
