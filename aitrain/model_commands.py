@@ -100,7 +100,9 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     takes_run(parser)
     parser.add_argument("file", metavar="FILE", type=Path, help="records as in training, without the answers")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=_READING)
-    parser.add_argument("--to", metavar="FILE", type=Path, help="JSON Lines to write; default: standard output")
+    parser.add_argument(
+        "--to", metavar="FILE", type=Path, help="JSON Lines, or a table NAME.csv, to write; default: standard output"
+    )
     takes_state(parser)
 
 

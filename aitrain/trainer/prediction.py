@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from aitrain.checkpoint import store
-from aitrain.config.data import Readable
+from aitrain.config.data import DELIMITERS, Readable
+from aitrain.data.spreadsheets import TEXT_SUFFIXES, delimiter_of
 from aitrain.errors import AitrainError, DataError
-from aitrain.io import write_text
+from aitrain.io import write_bytes, write_text
 from aitrain.recipe import amend
 from aitrain.tasks.data_files import source_of
 from aitrain.tasks.registry import task_of
@@ -34,7 +38,7 @@ def predict(
     Args:
         run: The run directory.
         file: Records as in training; the targets may be absent.
-        to: File to write, `.jsonl`; None = standard output.
+        to: File to write, JSON Lines, or a table if its name ends with `.csv`; None = standard output.
         checkpoint: `newest`, `best` or a step.
         changed_inputs: Predict although the base model has changed since the run started.
         overrides: How the file is read, where it differs from the training data.
@@ -60,11 +64,45 @@ def predict(
         for note in source_of(file, config.data).notes():
             print(note, file=sys.stderr)
     with torch.no_grad():
-        lines = (json.dumps(said, ensure_ascii=False) for said in task.predictions(model, file, device))
+        found = task.predictions(model, file, device)
         if to is None:
-            for line in lines:
-                print(line)
+            for each in found:
+                print(_line(each))
             return
-        written = list(lines)
-    write_text(to, "".join(f"{line}\n" for line in written))
-    print(f"{to}: {len(written):,} records", file=sys.stderr)
+        records = list(found)
+    if to.suffix.lower() == ".csv":
+        is_table = file.name.lower().endswith(TEXT_SUFFIXES) and isinstance(config.data, Readable)
+        delimiter = _delimiter(file, config.data) if is_table else ","
+        write_bytes(to, _table(records, delimiter).encode("utf-8-sig"))  # with the mark by which Excel knows UTF-8
+    else:
+        write_text(to, "".join(f"{_line(each)}\n" for each in records))
+    print(f"{to}: {len(records):,} record{'s' * (len(records) != 1)}", file=sys.stderr)
+
+
+def _line(record: Any) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _delimiter(file: Path, data: Any) -> str:
+    """Return the delimiter of a table, which its reader's spreadsheet expects."""
+    given = data.delimiter
+    return DELIMITERS.get(given, given) if given else delimiter_of(file, data.encoding)
+
+
+def _table(records: Sequence[dict[str, Any]], delimiter: str) -> str:
+    """Return records as a table: a column for each value, also of the dictionaries in them; lists as JSON."""
+    rows = [dict(_cells(record)) for record in records]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), delimiter=delimiter, restval="", lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _cells(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _cells(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _line(value) if isinstance(value, list) else value

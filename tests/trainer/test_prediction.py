@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
 
 from aitrain.errors import AitrainError, DataError, RecipeError
-from aitrain.trainer.prediction import predict
+from aitrain.trainer.prediction import _table, predict
 
 from .conftest import Ended
 
@@ -24,7 +27,19 @@ def test_answers_to_a_table_without_answers(trained: Ended, tmp_path: Path, caps
 
     to = tmp_path / "answers.jsonl"
     predict(trained.directory.path, file, to, "2", overrides=["data.header_row=2"])
-    assert len(to.read_text().splitlines()) == 1 and "answers.jsonl: 1 records" in capsys.readouterr().err
+    assert len(to.read_text().splitlines()) == 1 and "answers.jsonl: 1 record\n" in capsys.readouterr().err
+    table = tmp_path / "answers.csv"
+    predict(trained.directory.path, file, table, "newest", overrides=["data.header_row=2"])
+    content = table.read_bytes().decode("utf-8-sig")
+    assert table.read_bytes().startswith(codecs.BOM_UTF8) and content.startswith("prompt;answer\r\n")
+    assert list(csv.DictReader(io.StringIO(content), delimiter=";")) == [answer]
+
+
+def test_a_table_of_nested_values() -> None:
+    rows = [{"text": "a,b", "probabilities": {"x": 0.25, "y": 0.75}}, {"text": 'c "d"', "spans": [{"start": 1}]}]
+    assert _table(rows, ",") == (
+        'text,probabilities.x,probabilities.y,spans\r\n"a,b",0.25,0.75,\r\n"c ""d""",,,"[{""start"": 1}]"\r\n'
+    )
 
 
 def test_what_is_refused(trained: Ended, tmp_path: Path) -> None:
