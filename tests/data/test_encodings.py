@@ -42,6 +42,122 @@ def test_found(tmp_path: Path, text: str, encoding: str, found: str, is_guess: b
     assert lines == text
 
 
+SHORT = {
+    "cp1252": [
+        "één",
+        "Zoë",
+        "coöperatie",
+        "prijs in €",
+        "Hoe zeg ik één abonnement op? Dat kan via ‘Mijn account’ – kosten € 5",
+        "België",
+        "geïnteresseerd",
+        "ruïne café",
+        "Curaçao",
+        "Zähler",
+        "Büro",
+        "Größe",
+        "Müller Köln",
+        "Straße",
+        "Überweisung für Österreich",
+        "„Meine Bestellungen“",
+        "Käufer – Verkäufer",
+        "10 m²",
+        "Temperatur °C",
+        "ÜBERSICHT",
+        "Öl",
+        "Où est l’hôtel",
+        "À côté, ça va bien, déjà",
+        "réponse",
+        "créée",
+        "Noël",
+        "œuvre",
+        "20 €",
+        "garçon",
+        "ÉTÉ",
+        "Été",
+        "¿Dónde está mi pedido?",
+        "Niño",
+        "¡Hola! Señor",
+        "información",
+        "perché",
+        "città è più",
+        "Qual è il prezzo?",
+        "não",
+        "informação",
+        "ação põe",
+        "Århus",
+        "København",
+        "smørrebrød på",
+        "Øl",
+        "Malmö",
+        "Åsa",
+        "är på gång",
+        "Är det så?",
+        "Hyvää päivää",
+        "Yö",
+        "Äiti",
+    ],
+    "cp1250": [
+        "odpowiedź",
+        "Jak wypowiedzieć umowę? Proszę wysłać wiadomość, żeby się dowiedzieć",
+        "usługi",
+        "Łódź",
+        "Śląsk",
+        "Příliš žluťoučký kůň",
+        "čeština",
+        "Děkuji, že jste přišli",
+        "město Brno říká",
+        "Hogyan mondhatom fel a szerződést?",
+        "kérdés és válasz: őszintén",
+        "Bună ziua, unde este coletul meu în ţară",
+        "Što je češće",
+        "Đakovo šuma",
+    ],
+    "cp1253": [
+        "ερώτηση",
+        "Πώς ακυρώνω τη σύμβαση",
+        "Πού είναι το δέμα μου",
+    ],
+    "cp1251": [
+        "въпрос",
+        "Къде е моята пратка",
+        "отговор",
+    ],
+    "mac_roman": [
+        "één",
+        "Größe für",
+        "Où est l’hôtel? déjà",
+        "perché è",
+    ],
+    "cp850": [
+        "één",
+        "Müller Köln",
+        "Größe für",
+        "déjà à côté",
+        "København på",
+    ],
+}
+"""Encoding -> texts as they stand in cells, in the languages that are written in it."""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"), [(encoding, text) for encoding, texts in SHORT.items() for text in texts]
+)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_few_letters_are_enough(tmp_path: Path, encoding: str, text: str, rows: int) -> None:
+    """A table of numbers with few words in it, as meters and shops write them."""
+    content = "nr;2025-01-01;naam\r\n" + "".join(f"{row};1,5;{text}\r\n" for row in range(rows))
+    found = encoding_of(of(tmp_path, content.encode(encoding)))
+    assert content.encode(encoding).decode(found.name) == content, found
+
+
+def test_what_is_no_text_is_not_taken_for_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="the encoding is not recognised: write data.encoding=NAME, for instance cp1252"
+    ):
+        encoding_of(of(tmp_path, "日本語のテキスト、こんにちは".encode("shift-jis")))
+
+
 def test_a_guess_shows_its_letters(tmp_path: Path) -> None:
     found = encoding_of(of(tmp_path, DUTCH.encode("cp1252")))
     assert found.title == "Windows-1252" and found.sample.startswith("één, ‘Mijn")
