@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from aitrain.config.trainer import AUTO, FEW_STEPS
 from aitrain.config.values import Faults, quoted
 from aitrain.data.column_names import proposed, words
 from aitrain.data.records import read_records
+from aitrain.data.series_reading import proposed_reading
 from aitrain.errors import DataError, RecipeError
 from aitrain.io import write_text
 from aitrain.io.table import table
@@ -183,9 +184,7 @@ def _recipe(project: Project) -> str:
     if path != "null":
         tree["model"] = {"path": path} | _template(project, path)
     tree["data"] = {"path": _data_path(project, keys)}
-    columns = {} if project.data is None else _columns(project, keys)
-    if columns:
-        tree["data"]["columns"] = columns
+    tree["data"] |= {} if project.data is None else _reading(project, keys)
     tree["data"] |= _length(project, keys, path)
     comments = _COMMENTS
     if _is_short(project, keys):
@@ -208,6 +207,8 @@ _COMMENTS = {
     "model.path": "  # `aitrain models` lists others; or name your own folder",
     "model.chat_template": "  # the model has none of its own",
     "data.columns": "  # guessed from the column names: correct them here",
+    "data.time_format": "  # guessed: day, month, year, hour (%H) and minute (%M)",
+    "data.decimal": "  # numbers like 1,5",
     "data.sequence_tokens": "  # longest sample in tokens",
 }
 """Key -> comment after its line."""
@@ -239,6 +240,16 @@ def _sample_name(keys: Readable) -> str:
     if isinstance(keys, Images):
         return "images"
     return "data.csv" if isinstance(keys, Series) else f"data{Path(_FILES[type(keys)]).suffix}"
+
+
+def _reading(project: Project, keys: Readable) -> dict[str, Any]:
+    """Return how the user's data is read where that is not as the recipe expects, or refuse it."""
+    columns = _columns(project, keys)
+    if not isinstance(keys, Series):
+        return {"columns": columns} if columns else {}
+    source = replace(source_of(str(project.data), keys), columns={})
+    rows = [record for _, record in islice(read_records(source), 1000) if not isinstance(record, DataError)]
+    return proposed_reading(rows, keys)
 
 
 def _columns(project: Project, keys: Readable) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,9 @@ def parse_overrides(overrides: Sequence[str], faults: Faults) -> list[Override]:
         try:
             # a shell does not expand ~ after a key with a dot, and Hydra's grammar wants it in quotes
             home = value.startswith("~") and not any(sign in value for sign in "\"' ,")
-            change = parser.parse_override(f"{word.partition('=')[0]}='{value}'" if home else word)
+            # and nothing but ASCII: a column Zähler, a file café.csv
+            foreign = not value.isascii() and re.fullmatch(r"[\w ./:@+-]+", value) is not None
+            change = parser.parse_override(f"{word.partition('=')[0]}={quoted(value)}" if home or foreign else word)
         except (HydraException, ValueError, RecursionError):  # the last two: a number of 5,000 digits, 500 brackets
             if "=" in word:
                 faults.add(f"{word} cannot be read: put the value in quotes, '{plain}={quoted(value)}'", plain)

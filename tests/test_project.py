@@ -118,6 +118,25 @@ def test_small_data_gets_enough_steps(tmp_path: Path, records: int, is_short: bo
     assert (own.max_epochs, own.global_batch_samples) == (7, 32), "the user has chosen"
 
 
+def test_a_meter_export_is_read_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """German times, decimal commas and names: `init` writes what reading them takes, and `check` accepts it."""
+    rows = [
+        f"{day:02d}.{month:02d}.2025;{meter};{day},{month}"
+        for month in range(1, 8)
+        for day in range(1, 29)
+        for meter in ("Büro", "Halle")
+    ]
+    rows.insert(0, "Datum;Zähler;Verbrauch")
+    (tmp_path / "a.csv").write_bytes("\r\n".join(rows).encode("cp1252"))
+    words = ["forecast_timeseries", str(tmp_path / "mine"), "data.gaps=mask"]
+    project = init(words, str(tmp_path / "a.csv"), None)
+    written = yaml.safe_load((project.folder / "recipe.yaml").read_text())["data"]
+    assert written["columns"] == {"time": "Datum", "value": "Verbrauch", "series": "Zähler"}
+    assert (written["time_format"], written["decimal"]) == ("%d.%m.%Y", "comma")
+    audit(compose(str(project.folder / "recipe.yaml"), ["trainer.accelerator=cpu"]), show=0)
+    assert "2 series, steps of one day" in capsys.readouterr().out
+
+
 def test_few_images_in_folders_get_enough_steps(tmp_path: Path) -> None:
     for name in ("a/1.png", "a/2.png", "b/3.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -354,6 +354,15 @@ def test_a_resumed_run_may_change_only_what_keeps_the_promise() -> None:
         assert says in str(caught.value)
 
 
+def test_letters_beyond_ascii_need_no_quotes() -> None:
+    words = ["data.columns.prompt=Anfrage für uns", "data.columns.completion=réponse", "data.path=daten/über.csv"]
+    config = compose("sft_lora", [*GIVEN, *words])
+    assert config.data.columns == {"prompt": "Anfrage für uns", "completion": "réponse"}  # type: ignore[attr-defined]
+    assert config.data.path == "daten/über.csv"
+    with pytest.raises(RecipeError, match="cannot be read: put the value in quotes"):
+        compose("sft_lora", [*GIVEN, "data.columns={prompt: über}"])
+
+
 def test_a_run_used_on_a_file_may_change_how_that_is_read() -> None:
     config = amend(compose("sft_lora", [*GIVEN, "data.header_row=3"]), ["data.header_row=1"], for_file=True)
     assert config.data.header_row == 1  # type: ignore[attr-defined]

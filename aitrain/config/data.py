@@ -262,6 +262,13 @@ class Layout(Enum):
     wide = "wide"
 
 
+class DecimalMark(Enum):
+    """What separates the fraction of a number from its whole part."""
+
+    point = "point"
+    comma = "comma"
+
+
 class OnGap(Enum):
     """What to do with steps that have no value."""
 
@@ -278,6 +285,9 @@ class Series(Readable):
 
     time_format: str | None = None
     """Format of the times if it differs, for instance `%d-%m-%Y %H:%M`; `null` = as above (ISO 8601)."""
+
+    decimal: DecimalMark = DecimalMark.point
+    """How CSV files write numbers: `point` (1.5) or `comma` (1,5, where a point separates thousands)."""
 
     layout: Layout = Layout.auto
     """`long`: one row per time and series, with the columns `value_field` and optionally `series_field`; `wide`: one

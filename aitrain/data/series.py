@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,13 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aitrain.config.data import Layout, OnGap
+from aitrain.config.data import DecimalMark, Layout, OnGap
 from aitrain.config.data import Series as Keys
 from aitrain.data.faults import RecordFaults
 from aitrain.data.records import read_records
+from aitrain.data.series_reading import found_format, has_comma
 from aitrain.data.source import Source
 from aitrain.data.time_grid import Grid, found_grid, parsed
 from aitrain.errors import DataError
+
+_LOOKED_AT = 1000
+"""Times that are looked at to find their format."""
 
 FAR = 1_000_000
 """Steps between two rows above which a time is more likely a mistake than a gap."""
@@ -66,6 +71,33 @@ class _Rows:
     columns: list[str] = field(default_factory=list)
     """Columns of a wide table that are series."""
 
+    odd_times: list[tuple[str, Any]] = field(default_factory=list)
+    """Place and content of cells that hold no time in the format asked for."""
+
+    commas: dict[str, str] = field(default_factory=dict)
+    """Column -> what is said of all of its numbers with a decimal comma."""
+
+    def refuse(self) -> None:
+        """Refuse the table if a row cannot be used.
+
+        Raises:
+            DataError: Every fault, with its line.
+        """
+        if self.odd_times:
+            keys, value = self.keys, self.odd_times[0][1]
+            how = "2025-03-31T14:00" if keys.time_format is None else keys.time_format
+            pattern = found_format([value for _, value in self.odd_times[:_LOOKED_AT]])
+            for where, each in self.odd_times:
+                advice = (
+                    "fix it, or write data.time_format, for instance data.time_format='%d-%m-%Y %H:%M'"
+                    if pattern is None
+                    else f"write data.time_format={pattern!r}"
+                )
+                said = each if pattern is None else value
+                self.faults.add(DataError(f"{where}: {keys.time_field!r} is {said!r}, not a time like {how}: {advice}"))
+            self.odd_times.clear()
+        self.faults.refuse()
+
 
 def read_series(source: Source, keys: Keys, grid: Grid | None = None) -> SeriesTable:
     """Read the series of a table; all faults are reported together.
@@ -88,7 +120,7 @@ def read_series(source: Source, keys: Keys, grid: Grid | None = None) -> SeriesT
             _take(found, record, where)
         except DataError as fault:
             found.faults.add(fault)
-    found.faults.refuse()
+    found.refuse()
     for rows in found.rows.values():
         rows.sort(key=lambda row: row[0])
     if grid is None:
@@ -117,19 +149,16 @@ def _take(found: _Rows, record: Mapping[str, Any], where: str) -> None:
     try:
         time = parsed(record[keys.time_field], keys.time_format)
     except ValueError:
-        how = "2025-03-31T14:00" if keys.time_format is None else keys.time_format
-        raise DataError(
-            f"{where}: {keys.time_field!r} is {record[keys.time_field]!r}, not a time like {how}: fix it, or write "
-            "data.time_format, for instance data.time_format='%d-%m-%Y %H:%M'"
-        ) from None
+        found.odd_times.append((where, record[keys.time_field]))
+        return
     known = []
     for name in keys.known:
-        value = _number(record[name], name, where)
+        value = _number(record[name], name, where, found)
         if value is None:
             raise DataError(f"{where}: {name!r} has no value, but data.known says that it is known at every step")
         known.append(value)
     for series, column in _columns(found, record, where):
-        value = _number(record[column], column, where)
+        value = _number(record[column], column, where, found)
         found.rows.setdefault(series, []).append((time, value, tuple(known), where))
 
 
@@ -153,16 +182,28 @@ def _columns(found: _Rows, record: Mapping[str, Any], where: str) -> Iterator[tu
     yield from ((name, name) for name in found.columns if name in record)
 
 
-def _number(value: Any, name: str, where: str) -> float | None:
+_WITH_COMMA = re.compile(r"[+-]?(\d{1,3}([.\s]\d{3})+|\d+)(,\d+)?([eE][+-]?\d+)?")
+"""Numbers as `data.decimal=comma` reads them."""
+
+
+def _number(value: Any, name: str, where: str, found: _Rows) -> float | None:
     """Return a number, None if there is none."""
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "na", "null")):
         return None
+    by_comma = isinstance(value, str) and found.keys.decimal is DecimalMark.comma
+    if by_comma and _WITH_COMMA.fullmatch(value.strip()):
+        return float(re.sub(r"[.\s]", "", value).replace(",", "."))
     try:
-        number = float(value)
+        number = float(value) if not by_comma else math.nan
     except (TypeError, ValueError):
-        comma = isinstance(value, str) and value.count(",") == 1
-        advice = f"write {value.replace(',', '.')}, with a point" if comma else "fix it, or leave it empty"
-        raise DataError(f"{where}: {name!r} is {value!r}, not a number: {advice}") from None
+        if has_comma(value):  # said in the same words for all of them, so that it is reported once
+            say = f"{name!r} is {value!r}, not a number: where numbers have a decimal comma, write data.decimal=comma"
+            raise DataError(f"{where}: {found.commas.setdefault(name, say)}") from None
+        raise DataError(f"{where}: {name!r} is {value!r}, not a number: fix it, or leave it empty") from None
+    if by_comma:
+        raise DataError(
+            f"{where}: {name!r} is {value!r}, not a number like 1.234,5: fix it, or write data.decimal=point"
+        )
     if math.isnan(number):
         return None
     if math.isinf(number):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aitrain.config import RunConfig
 from aitrain.config.custom import UserClass
-from aitrain.config.data import Data, Files, Images, Readable, Text
+from aitrain.config.data import Data, DecimalMark, Files, Images, Readable, Series, Text
 from aitrain.config.paths import listed
 from aitrain.config.values import nearest
 from aitrain.data import documents, spreadsheets
@@ -158,6 +158,9 @@ def _idle_keys(data: Data, files: Sequence[Path]) -> Iterator[str]:
     ):
         if is_given and not any(name.endswith(ends) for name in names):
             yield f"data.{key}={getattr(data, key)} has no effect: it is for {kind}, and there are none; remove it"
+    has_marks = all(name.endswith(spreadsheets.TEXT_SUFFIXES) for name in names)
+    if isinstance(data, Series) and data.decimal is not DecimalMark.point and not has_marks:
+        yield f"data.decimal={data.decimal.name} is for CSV files, and there are others: save them as CSV, or remove it"
     if data.encoding is not None and all(name.endswith(no_letters) for name in names):
         yield f"data.encoding={data.encoding} has no effect: these file formats define their own encoding; remove it"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aitrain.config.data import Series
+from aitrain.config.data import DecimalMark, Series
 from aitrain.data.cached import cached
 from aitrain.data.series import read_series
 from aitrain.data.series_account import SeriesAccount
@@ -32,6 +32,8 @@ def prepared_series(source: Source, data: Series, horizon: int, grid: Grid | Non
     content = {"version": VERSION, "task": "forecast", "file": [source.name, source.digest()]}
     content |= {"fields": [data.time_field, data.time_format, data.value_field, data.series_field, data.known]}
     content |= {"how": [data.layout.name, data.gaps.name, data.calendar, horizon]}
+    if data.decimal is not DecimalMark.point:
+        content["decimal"] = data.decimal.name
     content |= {"grid": None if grid is None else [grid.seconds, grid.months]}
 
     def write(folder: Path) -> None:

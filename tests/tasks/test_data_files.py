@@ -52,6 +52,14 @@ def test_a_pattern_and_a_list(exports: Path) -> None:
         source_of(f'["{exports}/b.csv", "{exports}/2025/../b.csv"]', RECORDS)
 
 
+def test_a_decimal_comma_is_for_tables_that_are_text(tmp_path: Path) -> None:
+    """Excel's own numbers have none: 10.5 would be read as 105."""
+    (tmp_path / "a.xlsx").write_text("x")
+    words = [f"data.path={tmp_path}/a.xlsx", "data.decimal=comma"]
+    (fault,) = data_faults(compose("forecast_timeseries", words))
+    assert fault == "data.decimal=comma is for CSV files, and there are others: save them as CSV, or remove it"
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

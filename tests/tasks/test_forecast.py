@@ -204,7 +204,10 @@ def test_what_is_in_front_of_a_series_is_masked(tmp_path: Path) -> None:
     ("rows", "says"),
     [
         (["x,1,2,3"], "w.csv:2: 'time' is 'x', not a time like 2025-03-31T14:00"),
-        (['2024-01-01,1,"2,5",3'], "w.csv:2: 'north' is '2,5', not a number: write 2.5, with a point"),
+        (
+            ['2024-01-01,1,"2,5",3'],
+            "w.csv:2: 'north' is '2,5', not a number: where numbers have a decimal comma, write",
+        ),
         (["2024-01-01,1,inf,3"], "w.csv:2: 'north' is infinite"),
         (["2024-01-01,,2,3"], "w.csv:2: 'price' has no value, but data.known says that it is known at every step"),
         (
