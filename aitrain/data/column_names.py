@@ -36,6 +36,9 @@ COMMON = {
     "image": "image file filename path afbeelding bestand foto photo bild datei fichier picture",
     "time": "time date datetime timestamp tijd datum tijdstip zeit zeitstempel zeitpunkt heure date_heure utc",
     "value": "value waarde wert valeur measurement meting messwert mesure load verbruik verbrauch consommation",
+    "entities": "entities entiteiten entitaten entitaeten entites spans annotations annotaties markierungen ner",
+    "tokens": "tokens words woorden worter woerter mots",
+    "labels": "labels tags ner_tags etiketten etiquettes",
     "system": "system systeem system_prompt instructions",
     "messages": "messages berichten conversation conversations dialog dialogue gesprek chat",
 }

@@ -20,7 +20,7 @@ from aitrain.config.task import Pooling
 from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.pairs import nearest_by_words, read_pairs, text_mark
 from aitrain.data.records import read_records
-from aitrain.data.samples import Batch, Integers, Splits
+from aitrain.data.samples import Batch, Integers, Samples, Splits
 from aitrain.data.source import Source
 from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
@@ -325,6 +325,18 @@ class Embeddings(TextEncoder, GatheringTask):
             given = {key: value.to(device) for key, value in batch.items()}
             vector = self.vectors(model, given)[0].cpu()
             yield {name: record[name], "embedding": [round(float(value), 7) for value in vector]}
+
+    def shown_sample(self, samples: Samples, index: int) -> str:
+        """Return a question with its text and its hard negatives.
+
+        Args:
+            samples: From `samples`.
+            index: Number of the pair.
+        """
+        assert isinstance(samples, PairSamples), "samples of this task"
+        question, right, *wrong = (self.tokenizer.decode(ids) for ids in samples.texts(index))
+        lines = [f"sample {index}", f"question  {question}", f"text      {right}"]
+        return "\n".join([*lines, *(f"negative  {text}" for text in wrong)])
 
     def picture(self, found: Measured, file: Path) -> bool:
         """Draw how often the right text is among the first.

@@ -20,7 +20,7 @@ from aitrain.data.columns import Columns, ColumnWriter
 from aitrain.data.order import sample_index
 from aitrain.data.pairs import PairedTexts, read_pairs
 from aitrain.data.records import read_records
-from aitrain.data.samples import Batch, Integers, Splits
+from aitrain.data.samples import Batch, Integers, Samples, Splits
 from aitrain.data.source import Source
 from aitrain.data.splits import split
 from aitrain.data.text_account import TextAccount
@@ -164,6 +164,17 @@ class Reranker(TextEncoder):
             verbose=False,
         )
         return found["input_ids"], found["token_type_ids"]
+
+    def shown_sample(self, samples: Samples, index: int) -> str:
+        """Return a question with each of its candidates, as the model reads them.
+
+        Args:
+            samples: From `samples`.
+            index: Number of the question.
+        """
+        assert isinstance(samples, CandidateSamples), "samples of this task"
+        right, *wrong = (self.tokenizer.decode(ids) for ids in samples.parts("ids", index))
+        return "\n".join([f"sample {index}", f"right  {right}", *(f"wrong  {text}" for text in wrong)])
 
     def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return how well each text answers, float32 `(rows,)`.

@@ -16,7 +16,7 @@ from torch import nn
 from aitrain.config import RunConfig
 from aitrain.config.data import Tagged
 from aitrain.data.columns import Columns, ColumnWriter
-from aitrain.data.samples import Batch, Integers, Splits
+from aitrain.data.samples import Batch, Integers, Samples, Splits
 from aitrain.data.source import Source
 from aitrain.data.spans import OUTSIDE, TaggedText, read_tagged, spans_in
 from aitrain.data.splits import split
@@ -157,6 +157,24 @@ class TagTokens(TextEncoder):
                 account.texts += 1
                 account.tokens += len(ids)
         account.save(folder)
+
+    def shown_sample(self, samples: Samples, index: int) -> str:
+        """Return a text with its entities between [[ and ]].
+
+        Args:
+            samples: From `samples`.
+            index: Number of the text.
+        """
+        assert isinstance(samples, TaggedSamples), "samples of this task"
+        parts: list[tuple[str, list[int]]] = []
+        columns = samples.columns
+        for token, label in zip(columns.get("ids", index).tolist(), columns.get("labels", index).tolist(), strict=True):
+            name = None if label == IGNORED else self.labels[label]  # None: goes on with a word, or special
+            if not parts or (name is not None and not (name.startswith("I-") and parts[-1][0] == name[2:])):
+                parts.append(("" if name in (None, OUTSIDE) else str(name)[2:], []))
+            parts[-1][1].append(token)
+        texts = ((kind, str(self.tokenizer.decode(tokens))) for kind, tokens in parts)
+        return f"sample {index}\n" + " ".join(f"[[{text} | {kind}]]" if kind else text for kind, text in texts)
 
     def _aligned(self, texts: Sequence[TaggedText]) -> Iterator[tuple[list[int], list[int | None]]]:
         """Yield token ids of each text, and the first token of each of its words; None for one that is cut off."""

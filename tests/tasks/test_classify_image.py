@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def test_predictions_of_an_image_a_folder_and_a_table(vit: Path, shapes: Path, t
     with torch.no_grad():
         one, again = (list(task.predictions(model, path, device)) for path in (single, listed))
         all_of_them = list(task.predictions(model, shapes, device))
-        task.data.columns = {"image": "foto", "label": "soort"}
+        task.data = replace(task.data, columns={"image": "foto", "label": "soort"})
         listed.write_text(json.dumps({"foto": "new.jpg"}) + "\n")
         assert list(task.predictions(model, listed, device)) == again
     assert one[0] | {"image": ""} == again[0] | {"image": ""} and one[0]["image"] == "new.jpg"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def test_the_exported_folder_has_the_same_outputs_in_plain_transformers(bert: Pa
         said = list(task.predictions(plain, Path(task.config.data.path), torch.device("cpu")))
     assert len(said) == len(ROWS) and set(said[0]) == {"text", "label", "probabilities"}
     assert sum(said[0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
-    task.data.columns = {"text": "Tekst", "label": "Afdeling"}
+    task.data = replace(task.data, columns={"text": "Tekst", "label": "Afdeling"})
     (tmp_path / "new.csv").write_text(f"Tekst\n{said[0]['text']}\n")
     with torch.no_grad():
         assert list(task.predictions(plain, tmp_path / "new.csv", torch.device("cpu")))[0]["label"] == said[0]["label"]

@@ -76,6 +76,12 @@ def test_the_loss_is_that_of_sentence_transformers(exported: tuple[Embeddings, A
     ours = task.loss_sum(model, splits.train.collate(np.arange(8), 9)) / 8  # one row without a pair
     expected = MultipleNegativesRankingLoss(theirs, scale=20.0)(features, None)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    assert task.shown_sample(splits.train, 1).splitlines() == [
+        "sample 1",
+        f"question  [CLS] {ROWS[1]['query']} [SEP]",
+        f"text      [CLS] {ROWS[1]['positive']} [SEP]",
+        f"negative  [CLS] {ROWS[1]['negatives'][0]} [SEP]",
+    ]
 
 
 def test_matryoshka_is_that_of_sentence_transformers(bert: Path, tmp_path: Path, exported: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,15 @@ def test_the_loss_is_a_cross_entropy_over_the_scores_of_a_cross_encoder(bert: Pa
     pairs = [(row["query"], text) for row, given in zip(ROWS, texts, strict=True) for text in given]
     scores = torch.from_numpy(theirs.predict(pairs)).view(8, 4)
     expected = torch.nn.functional.cross_entropy(scores, torch.zeros(8, dtype=torch.int64), reduction="sum")
+    first, *others = task.shown_sample(splits.train, 0).splitlines()[1:]
+    assert first == f"right  [CLS] {ROWS[0]['query']} [SEP] {ROWS[0]['positive']} [SEP]"
+    assert len(others) == 3 and all(line.startswith(f"wrong  [CLS] {ROWS[0]['query']} [SEP] ") for line in others)
     batch = splits.train.collate(np.arange(8), 10)  # two rows without a question
     torch.testing.assert_close(task.loss_sum(model, batch), expected, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         (tmp_path / "new.jsonl").write_text(json.dumps({"query": ROWS[0]["query"], "texts": texts[0]}) + "\n")
         (said,) = task.predictions(model, tmp_path / "new.jsonl", torch.device("cpu"))
-        task.data.columns = {"query": "vraag", "positive": "antwoord"}
+        task.data = replace(task.data, columns={"query": "vraag", "positive": "antwoord"})
         (tmp_path / "new.jsonl").write_text(json.dumps({"vraag": ROWS[0]["query"], "texts": texts[0]}) + "\n")
         assert [said] == list(task.predictions(model, tmp_path / "new.jsonl", torch.device("cpu")))
     order = scores[0].argsort(descending=True)

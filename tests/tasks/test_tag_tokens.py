@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,8 @@ def test_labels_stand_at_the_first_token_of_each_word(config: RunConfig) -> None
         assert (label == -100) == (token.startswith("##") or token in ("[CLS]", "[SEP]")), (token, label)
     assert [token for token, label in zip(tokens, labels, strict=True) if label == 1] == ["j"]
     assert splits.train.weights[at] == 5
+    shown = task.shown_sample(splits.train, at)
+    assert re.fullmatch(rf"sample {at}\n\[CLS\] .*\[\[j.* \| NAME\]\].* \[SEP\]", shown), shown
 
 
 def test_the_loss_is_that_of_transformers_own_head(config: RunConfig) -> None:
@@ -120,7 +124,7 @@ def test_export_and_predictions(config: RunConfig, tmp_path: Path) -> None:
         torch.testing.assert_close(plain(**given).logits, expected, rtol=1e-5, atol=1e-6)
         (tmp_path / "new.jsonl").write_text('{"text": "jan paid"}\n')
         (said,) = task.predictions(plain, tmp_path / "new.jsonl", torch.device("cpu"))
-        task.data.columns = {"text": "tekst", "entities": "namen"}
+        task.data = replace(task.data, columns={"text": "tekst", "entities": "namen"})
         (tmp_path / "new.jsonl").write_text('{"tekst": "jan paid"}\n')
         assert [said] == list(task.predictions(plain, tmp_path / "new.jsonl", torch.device("cpu")))
     for entity in said["entities"]:
