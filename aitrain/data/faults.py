@@ -16,6 +16,29 @@ _ALIKE = 3
 _PLACE = re.compile(r"(?P<place>.*?(?::\d+|\[\d+\]))(?=: )")
 
 
+class CellError(DataError):
+    """A cell that cannot be used, for a reason that many cells may share although they hold different values."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        """Say what is wrong.
+
+        Args:
+            message: It begins with the place of the record.
+            reason: Equal for cells that are reported together.
+        """
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class _Alike:
+    """Records with the same fault."""
+
+    count: int = 0
+    first: list[tuple[str, str]] = field(default_factory=list)
+    """Place and fault of the first of them."""
+
+
 @dataclass
 class RecordFaults:
     """The refused records of one file."""
@@ -23,8 +46,8 @@ class RecordFaults:
     count: int = 0
     """Refused records."""
 
-    sentences: dict[str, list[str]] = field(default_factory=dict)
-    """Fault without its place -> places of the records that have it."""
+    found: dict[str, _Alike] = field(default_factory=dict)
+    """Fault without its place, or the reason of a cell's -> the records that have it."""
 
     help: list[str] = field(default_factory=list)
     """Additional lines of these messages, each once: the explanation is the same for every record."""
@@ -40,21 +63,26 @@ class RecordFaults:
         found = _PLACE.match(sentence)
         place = found["place"] if found else ""
         text = sentence[len(place) :]
-        if text not in self.sentences and len(self.sentences) >= SHOWN:
+        reason = fault.reason if isinstance(fault, CellError) else text
+        if reason not in self.found and len(self.found) >= SHOWN:
             return
-        self.sentences.setdefault(text, []).append(place)
+        alike = self.found.setdefault(reason, _Alike())
+        alike.count += 1
+        if alike.count <= _ALIKE + 1:
+            alike.first.append((place, text))
         self.help += [line for line in rest if line not in self.help]
 
     @property
     def lines(self) -> list[str]:
         """The faults as reported: one line each, or one for all records with the same fault."""
         lines: list[str] = []
-        for text, places in self.sentences.items():
-            if len(places) <= _ALIKE:
-                lines += [f"{place}{text}" for place in places]
+        for alike in self.found.values():
+            if alike.count <= _ALIKE:
+                lines += [f"{place}{text}" for place, text in alike.first]
             else:
-                more = ", ".join(places[1:4])
-                lines.append(f"{places[0]}{text} (also {more}, ... {len(places):,} records in all)")
+                place, text = alike.first[0]
+                more = ", ".join(place for place, _ in alike.first[1:])
+                lines.append(f"{place}{text} (also {more}, ... {alike.count:,} records in all)")
         return lines
 
     def refuse(self, *others: str) -> None:
@@ -67,7 +95,7 @@ class RecordFaults:
             DataError: All of them.
         """
         lines = self.lines
-        told = sum(len(places) for places in self.sentences.values())
+        told = sum(alike.count for alike in self.found.values())
         if self.count > told:
             lines.append(f"... and {self.count - told:,} more faulty records, {self.count:,} in all")
         lines += [*self.help, *others]

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from aitrain.config.data import DecimalMark, Layout, OnGap
 from aitrain.config.data import Series as Keys
-from aitrain.data.faults import RecordFaults
+from aitrain.data.column_names import words
+from aitrain.data.faults import CellError, RecordFaults
 from aitrain.data.records import read_records
 from aitrain.data.series_reading import found_format, has_comma
 from aitrain.data.source import Source
@@ -74,9 +75,6 @@ class _Rows:
     odd_times: list[tuple[str, Any]] = field(default_factory=list)
     """Place and content of cells that hold no time in the format asked for."""
 
-    commas: dict[str, str] = field(default_factory=dict)
-    """Column -> what is said of all of its numbers with a decimal comma."""
-
     def refuse(self) -> None:
         """Refuse the table if a row cannot be used.
 
@@ -84,17 +82,14 @@ class _Rows:
             DataError: Every fault, with its line.
         """
         if self.odd_times:
-            keys, value = self.keys, self.odd_times[0][1]
+            keys = self.keys
             how = "2025-03-31T14:00" if keys.time_format is None else keys.time_format
             pattern = found_format([value for _, value in self.odd_times[:_LOOKED_AT]])
-            for where, each in self.odd_times:
-                advice = (
-                    "fix it, or write data.time_format, for instance data.time_format='%d-%m-%Y %H:%M'"
-                    if pattern is None
-                    else f"write data.time_format={pattern!r}"
-                )
-                said = each if pattern is None else value
-                self.faults.add(DataError(f"{where}: {keys.time_field!r} is {said!r}, not a time like {how}: {advice}"))
+            advice = "fix it, or write data.time_format, for instance data.time_format='%d-%m-%Y %H:%M'"
+            advice = advice if pattern is None else f"write data.time_format={pattern!r}"
+            for where, value in self.odd_times:
+                say = f"{where}: {keys.time_field!r} is {value!r}, not a time like {how}: {advice}"
+                self.faults.add(CellError(say, "time"))
             self.odd_times.clear()
         self.faults.refuse()
 
@@ -196,10 +191,15 @@ def _number(value: Any, name: str, where: str, found: _Rows) -> float | None:
     try:
         number = float(value) if not by_comma else math.nan
     except (TypeError, ValueError):
-        if has_comma(value):  # said in the same words for all of them, so that it is reported once
-            say = f"{name!r} is {value!r}, not a number: where numbers have a decimal comma, write data.decimal=comma"
-            raise DataError(f"{where}: {found.commas.setdefault(name, say)}") from None
-        raise DataError(f"{where}: {name!r} is {value!r}, not a number: fix it, or leave it empty") from None
+        say, reason = f"{where}: {name!r} is {value!r}, not a number", f"{name} is text"
+        if has_comma(value):
+            say, reason = f"{say}: where numbers have a decimal comma, write data.decimal=comma", f"{name} has commas"
+        elif name in found.columns:
+            other = words({"series": name, "value": "COLUMN"})
+            say = f"{say}: fix it, or leave it empty; if this column names the series, write {other}"
+        else:
+            say = f"{say}: fix it, or leave it empty"
+        raise CellError(say, reason) from None
     if by_comma:
         raise DataError(
             f"{where}: {name!r} is {value!r}, not a number like 1.234,5: fix it, or write data.decimal=point"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aitrain.data.faults import RecordFaults
+from aitrain.data.faults import CellError, RecordFaults
 from aitrain.errors import DataError
 
 
@@ -39,3 +39,14 @@ def test_the_same_fault_of_many_records_is_said_once() -> None:
 
 def test_nothing_is_raised_for_nothing() -> None:
     RecordFaults().refuse()
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_cells_with_the_same_reason_are_reported_together(count: int) -> None:
+    faults = RecordFaults()
+    for number in range(count):
+        faults.add(CellError(f"a.csv:{number}: 'load' is '{number},5', not a number", "commas"))
+    faults.add(DataError("a.csv:9: something else"))
+    few = [f"a.csv:{number}: 'load' is '{number},5', not a number" for number in range(3)]
+    many = ["a.csv:0: 'load' is '0,5', not a number (also a.csv:1, a.csv:2, a.csv:3, ... 4 records in all)"]
+    assert faults.lines == [*(few if count == 3 else many), "a.csv:9: something else"]

@@ -106,3 +106,15 @@ def test_what_is_proposed() -> None:
 def test_numbers_and_commas() -> None:
     assert has_comma("1,5") and has_comma(" -1.234,50 ") and not has_comma("1.5") and not has_comma("a,b")
     assert not has_comma(1.5) and not has_comma("1,5,2")
+
+
+def test_a_column_of_names_among_the_numbers(tmp_path: Path) -> None:
+    rows = [f"2025-01-{day:02d};{meter};{day}" for day in range(1, 4) for meter in ("Halle A", "Büro")]
+    source = written(tmp_path / "a.csv", "time;Zähler der Firma;Wert", *rows)
+    with pytest.raises(DataError) as caught:
+        read_series(source, Series())
+    assert str(caught.value) == (
+        "a.csv:2: 'Zähler der Firma' is 'Halle A', not a number: fix it, or leave it empty; if this column names the "
+        "series, write data.columns.series='Zähler der Firma' data.columns.value=COLUMN "
+        "(also a.csv:3, a.csv:4, a.csv:5, ... 6 records in all)"
+    )
