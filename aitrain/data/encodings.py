@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
@@ -141,8 +142,13 @@ def _legacy(path: Path, content: bytes) -> Encoding:
 
 
 def _odd_words(text: str) -> list[str]:
-    """Return the words with letters or signs that ASCII does not have."""
-    return [word for word in re.split(r'[\s";,|]+', text) if not word.isascii()]
+    """Return the words with letters or signs that ASCII does not have, at most `_ENOUGH`."""
+    words = (found[0] for found in re.finditer(r'[^\s";,|]+', text))
+    return list(islice((word for word in words if not word.isascii()), _ENOUGH))
+
+
+_ENOUGH = 2000
+"""Words that are looked at to distinguish encodings."""
 
 
 _LEAST = 0.5

@@ -90,8 +90,13 @@ def _delimiter(file: Path, data: Any) -> str:
 
 
 def _table(records: Sequence[dict[str, Any]], delimiter: str) -> str:
-    """Return records as a table: a column for each value, also of the dictionaries in them; lists as JSON."""
+    """Return records as a table: a column for each value, also of the dictionaries in them; lists as JSON.
+
+    Numbers have a decimal comma where semicolons separate the columns, as spreadsheets of the same countries read them.
+    """
     rows = [dict(_cells(record)) for record in records]
+    if delimiter == ";":
+        rows = [{k: str(v).replace(".", ",") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), delimiter=delimiter, restval="", lineterminator="\r\n")

@@ -40,6 +40,7 @@ def test_a_table_of_nested_values() -> None:
     assert _table(rows, ",") == (
         'text,probabilities.x,probabilities.y,spans\r\n"a,b",0.25,0.75,\r\n"c ""d""",,,"[{""start"": 1}]"\r\n'
     )
+    assert _table(rows[:1], ";") == "text;probabilities.x;probabilities.y\r\na,b;0,25;0,75\r\n"
 
 
 def test_what_is_refused(trained: Ended, tmp_path: Path) -> None:
