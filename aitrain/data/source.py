@@ -17,6 +17,9 @@ RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *spreadsheets.SUF
 SUFFIXES = (*RECORD_SUFFIXES, *documents.SUFFIXES)
 """Suffixes of files that hold records, and of all supported files."""
 
+_LETTERS = (*spreadsheets.TEXT_SUFFIXES, ".txt", ".md", ".txt.gz", ".md.gz")
+"""Files that may be in any encoding."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -83,12 +86,25 @@ class Source:
         how = [self.encoding, self.delimiter, self.sheet, self.header_row, sorted(self.columns.items())]
         how.append(self.documents.name)
         usual: list[object] = [None, None, None, 1, [], "auto"]
-        if len(self.files) == 1 and how == usual:
+        read = [self._reader(file) for file in self.files]
+        if len(self.files) == 1 and how == usual and not any(read):
             return file_digest(self.files[0])
+        if any(read):
+            how.append(read)
         found = hashlib.sha256(repr(how).encode())
         for file in self.files:
             found.update(f"{self.name_of(file)}\0{file_digest(file)}\n".encode())
         return found.hexdigest()
+
+    def _reader(self, file: Path) -> str:
+        """Return what the records depend on besides the file and the keys; empty for most files."""
+        name = file.name.lower()
+        if name.endswith((".xlsx", ".xlsm")):
+            return "xlsx 2"  # since rows beyond the size that a file claims are read
+        if not name.endswith(_LETTERS):
+            return ""
+        found = encoding_of(file, self.encoding)
+        return found.name if found.is_guess else ""
 
     def notes(self) -> list[str]:
         """Return what was detected about the files, one sentence each.
@@ -114,7 +130,7 @@ class Source:
 
     def _file_notes(self, file: Path) -> Iterator[str]:
         name = file.name.lower()
-        if name.endswith((*spreadsheets.TEXT_SUFFIXES, ".txt", ".md", ".txt.gz", ".md.gz")):
+        if name.endswith(_LETTERS):
             found = encoding_of(file, self.encoding)
             if found.is_guess:
                 sample = f" ({found.sample})" if found.sample else ""

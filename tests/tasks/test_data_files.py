@@ -9,6 +9,7 @@ from aitrain.config.data import Documents, Files, Images, Labelled, Records, Tex
 from aitrain.config.paths import listed
 from aitrain.data.records import read_records
 from aitrain.errors import DataError
+from aitrain.io.files import file_digest
 from aitrain.recipe import compose
 from aitrain.tasks.data_files import data_faults, reading_notes, source_of, source_to_predict
 
@@ -109,6 +110,8 @@ def test_the_digest_holds_what_decides_the_records(exports: Path) -> None:
     assert plain != source_of(path, Records(path="", columns={"prompt": "vraag"})).digest()
     assert plain != source_of(path, Records(path="", encoding="latin-1")).digest()
     assert source_of(exports, RECORDS).digest() != plain
+    assert source_of(exports / "a.jsonl", RECORDS).digest() == file_digest(exports / "a.jsonl")
+    assert source_of(exports / "b.csv", RECORDS).digest() != file_digest(exports / "b.csv"), "its encoding is a guess"
 
 
 def test_folders_that_a_task_reads_stay_whole(exports: Path) -> None:
