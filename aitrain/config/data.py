@@ -138,7 +138,7 @@ class Readable(Data):
     """Delimiter of CSV files: `comma`, `semicolon`, `tab`, `pipe`, or the character; `null` = detected."""
 
     sheet: str | None = None
-    """Sheet of an Excel file; `null` = the first."""
+    """Sheet of an Excel file; `null` = the first that is not hidden."""
 
     header_row: int = 1
     """Row of a CSV or Excel file that holds the column names, counted from 1."""

@@ -216,7 +216,7 @@ def name_list(names: Sequence[str]) -> str:
 
 
 def sheet_names(path: Path) -> list[str]:
-    """Return the names of the sheets of an Excel file that have cells, which those with only a chart have not.
+    """Return the names of the sheets of an Excel file that one sees, without those that are only a chart.
 
     Args:
         path: The file.
@@ -225,7 +225,13 @@ def sheet_names(path: Path) -> list[str]:
         DataError: It cannot be read.
     """
     with _workbook(path, path.name) as book:
-        return [sheet.title for sheet in book.worksheets]
+        return [*_visible(book)]
+
+
+def _visible(book: Any) -> dict[str, Any]:
+    """Return the sheets with cells that are not hidden, or all of them if all are."""
+    sheets = {sheet.title: sheet for sheet in book.worksheets}
+    return {title: sheet for title, sheet in sheets.items() if sheet.sheet_state == "visible"} or sheets
 
 
 def read_xlsx(path: Path, name: str, sheet: str | None, header_row: int) -> Iterator[Placed]:
@@ -234,7 +240,7 @@ def read_xlsx(path: Path, name: str, sheet: str | None, header_row: int) -> Iter
     Args:
         path: The file.
         name: Its name in messages.
-        sheet: Name of the sheet; None = the first.
+        sheet: Name of the sheet; None = the first that is not hidden.
         header_row: Row of the header, counted from 1.
 
     Raises:
@@ -244,7 +250,7 @@ def read_xlsx(path: Path, name: str, sheet: str | None, header_row: int) -> Iter
         sheets = {each.title: each for each in book.worksheets}
         if not sheets:
             raise DataError(f"{name}: no sheet with cells, only charts: name a file with data")
-        chosen = next(iter(sheets)) if sheet is None else sheet
+        chosen = next(iter(_visible(book))) if sheet is None else sheet
         if chosen not in sheets:
             raise DataError(f"{name}: no sheet {chosen!r}: write data.sheet as one of {name_list([*sheets])}")
         is_empty = True

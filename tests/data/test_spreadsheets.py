@@ -171,6 +171,16 @@ def test_excel_files_that_begin_with_another_sheet(tmp_path: Path) -> None:
         read(tmp_path / "c.xlsx", sheet="Diagramm")
 
 
+def test_a_hidden_sheet_is_read_only_when_it_is_named(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "a.xlsx", ["list"], ["x"], sheets={"Daten": [["b"], ["2"]], "Mehr": [["c"], ["3"]]})
+    book = openpyxl.load_workbook(path)
+    book["Sheet"].sheet_state = "hidden"
+    book.active = 1
+    book.save(path)
+    assert read(path) == [{"b": "2"}] and read(path, sheet="Sheet") == [{"list": "x"}]
+    assert Source.of(path).notes() == ["a.xlsx: reading sheet 'Daten'; data.sheet chooses another: 'Mehr'"]
+
+
 def rewritten(path: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
     """Change one part of an Excel file, as a program that writes them by itself would."""
     with zipfile.ZipFile(path) as book:
