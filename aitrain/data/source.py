@@ -83,7 +83,7 @@ class Source:
 
     def digest(self) -> str:
         """Return a checksum of everything that determines the records."""
-        how = [self.encoding, self.delimiter, self.sheet, self.header_row, sorted(self.columns.items())]
+        how: list[object] = [self.encoding, self.delimiter, self.sheet, self.header_row, sorted(self.columns.items())]
         how.append(self.documents.name)
         usual: list[object] = [None, None, None, 1, [], "auto"]
         read = [self._reader(file) for file in self.files]
