@@ -201,9 +201,8 @@ def _number(value: Any, name: str, where: str, found: _Rows) -> float | None:
             say = f"{say}: fix it, or leave it empty"
         raise CellError(say, reason) from None
     if by_comma:
-        raise DataError(
-            f"{where}: {name!r} is {value!r}, not a number like 1.234,5: fix it, or write data.decimal=point"
-        )
+        say = f"{where}: {name!r} is {value!r}, not a number like 1.234,5: fix it, or write data.decimal=point"
+        raise CellError(say, f"{name} has points")
     if math.isnan(number):
         return None
     if math.isinf(number):

@@ -169,7 +169,9 @@ class TagTokens(TextEncoder):
         parts: list[tuple[str, list[int]]] = []
         columns = samples.columns
         for token, label in zip(columns.get("ids", index).tolist(), columns.get("labels", index).tolist(), strict=True):
-            name = None if label == IGNORED else self.labels[label]  # None: goes on with a word, or special
+            name = None if label == IGNORED else self.labels[label]  # None: goes on with a word
+            if token in self.tokenizer.all_special_ids:
+                name = OUTSIDE
             if not parts or (name is not None and not (name.startswith("I-") and parts[-1][0] == name[2:])):
                 parts.append(("" if name in (None, OUTSIDE) else str(name)[2:], []))
             parts[-1][1].append(token)

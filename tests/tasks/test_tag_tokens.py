@@ -7,6 +7,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from aitrain.dist.group import Group
 from aitrain.dist.ranks import Ranks
 from aitrain.recipe import compose
 from aitrain.tasks.registry import task_of
-from aitrain.tasks.tag_tokens import TagTokens
+from aitrain.tasks.tag_tokens import TaggedSamples, TagTokens
 from aitrain.tasks.task import ExportJob, Measured
 
 from .tiny_bert import make_bert
@@ -61,6 +62,13 @@ def test_labels_stand_at_the_first_token_of_each_word(config: RunConfig) -> None
     assert splits.train.weights[at] == 5
     shown = task.shown_sample(splits.train, at)
     assert re.fullmatch(rf"sample {at}\n\[CLS\] .*\[\[j.* \| NAME\]\].* \[SEP\]", shown), shown
+    ids = np.array(task.tokenizer("paid piet")["input_ids"])
+    behind = {"ids": ids, "labels": np.array([-100, 0, 1, *[-100] * (len(ids) - 3)])}
+    only: Any = SimpleNamespace(get=lambda name, at: behind[name])
+    said = task.shown_sample(TaggedSamples(task, only), 0)
+    assert said.startswith("sample 0\n[CLS] paid [[p") and said.endswith(" | NAME]] [SEP]"), (
+        "[SEP] is no part of a name"
+    )
 
 
 def test_the_loss_is_that_of_transformers_own_head(config: RunConfig) -> None:
