@@ -73,6 +73,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         if not Path(args.run).exists():
             run_directory(Path(args.run))
         raise AitrainError(f"{args.run} is not a run directory: to measure a model alone, add --data FILE")
+    if is_run and args.lm_eval and args.data is not None:
+        raise AitrainError(
+            f"--data {args.data} has no effect with --lm-eval, which has its own data: remove one of them"
+        )
     if is_run and args.overrides and args.data is None:
         raise AitrainError(f"{args.overrides[0]} has no effect on a run's own data: remove it")
     if not is_run or args.base:

@@ -146,6 +146,18 @@ def test_a_run_is_refused_before_anything_is_made(run: Path, capsys: pytest.Capt
     assert "exists already: choose a new folder" in err and "--checkpoint latest is not a checkpoint" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--lm-eval", "arc", "--data", "d.csv"], "--data d.csv has no effect with --lm-eval, which has its own data"),
+        (["data.header_row=1"], "data.header_row=1 has no effect on a run's own data: remove it"),
+    ],
+)
+def test_evaluate_ignores_nothing(words: list[str], says: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(run), *words]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_the_words_of_a_benchmark_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
