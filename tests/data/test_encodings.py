@@ -151,6 +151,22 @@ def test_a_few_letters_are_enough(tmp_path: Path, encoding: str, text: str, rows
     assert content.encode(encoding).decode(found.name) == content, found
 
 
+def test_a_library_for_longer_texts_gets_fewer_right() -> None:
+    """Why there is code of our own: charset-normalizer, asked for one of the same encodings."""
+    from charset_normalizer import from_bytes
+
+    wrong = []
+    for encoding, texts in SHORT.items():
+        for text in texts:
+            content = f"nr;2025-01-01;naam\r\n0;1,5;{text}\r\n"
+            best = from_bytes(content.encode(encoding), cp_isolation=list(SHORT)).best()
+            if best is None or content.encode(encoding).decode(best.encoding) != content:
+                wrong.append(text)
+    total = sum(map(len, SHORT.values()))
+    print(f"charset-normalizer: {len(wrong)} of {total} wrong")
+    assert len(wrong) > total / 10, "it has become good enough: use it"
+
+
 def test_what_is_no_text_is_not_taken_for_one(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="the encoding is not recognised: write data.encoding=NAME, for instance cp1252"
