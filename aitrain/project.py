@@ -17,13 +17,13 @@ from typing import Any
 
 import yaml
 
-from aitrain.config import GROUPS
+from aitrain.config import GROUPS, RunConfig
 from aitrain.config.data import Images, Labelled, Pairs, Preferences, Readable, Records, Series, Tagged, Text
 from aitrain.config.model import Model
 from aitrain.config.paths import listed
 from aitrain.config.source import RECIPES, find, header, model_of, names, short
 from aitrain.config.trainer import AUTO, FEW_STEPS
-from aitrain.config.values import Faults, quoted
+from aitrain.config.values import Faults
 from aitrain.data.column_names import proposed, words
 from aitrain.data.records import read_records
 from aitrain.data.series_reading import proposed_reading
@@ -157,11 +157,16 @@ def _asked(data: str | None, model: str | None) -> tuple[str, str | None, str | 
 
 
 @cache
+def _config(recipe: str, words: tuple[str, ...] = ()) -> RunConfig:
+    """Return a recipe with the user's words, or refuse them; data and model are not looked at."""
+    return compose(recipe, ["data.path=d", *([] if _own_model(recipe) else ["model.path=m"]), *words])
+
+
 def _data_keys(recipe: str, words: tuple[str, ...] = ()) -> Readable:
     """Return the group `data` of a recipe with the user's words, or refuse them."""
-    config = compose(recipe, ["data.path=d", *([] if _own_model(recipe) else ["model.path=m"]), *words])
-    assert isinstance(config.data, Readable), "shipped recipes read files"
-    return config.data
+    found = _config(recipe, words).data
+    assert isinstance(found, Readable), "shipped recipes read files"
+    return found
 
 
 def _own_model(recipe: str) -> str | None:
@@ -249,7 +254,7 @@ def _reading(project: Project, keys: Readable) -> dict[str, Any]:
         return {"columns": columns} if columns else {}
     source = replace(source_of(str(project.data), keys), columns={})
     rows = [record for _, record in islice(read_records(source), 1000) if not isinstance(record, DataError)]
-    return proposed_reading(rows, keys)
+    return proposed_reading(rows, keys, columns)
 
 
 def _columns(project: Project, keys: Readable) -> dict[str, str]:
@@ -291,7 +296,7 @@ def _length(project: Project, keys: Readable, path: str) -> dict[str, Any]:
     longest = getattr(keys, "sequence_tokens", None)
     if longest is None or path == "null":
         return {}
-    task = compose(project.recipe, ["data.path=d", f"model.path={quoted(path)}"]).task
+    task = _config(project.recipe, project.words).task
     room = inspect(Model(path=path), task.model_kind).context_tokens if task.model_kind else None
     return {"sequence_tokens": room} if room is not None and room < longest else {}
 
@@ -299,9 +304,8 @@ def _length(project: Project, keys: Readable, path: str) -> dict[str, Any]:
 def _is_short(project: Project, keys: Readable) -> bool:
     """Whether the recipe's own epochs and global batch give too few steps with so little data."""
     if isinstance(keys, (Text, Series)) or any(key.startswith(_LENGTH) for key in project.values):
-        return False  # or samples are not counted in records, or the user has chosen
-    model = _model(project.recipe, project.model)
-    trainer = compose(project.recipe, ["data.path=d", f"model.path={quoted(model)}", *project.words]).trainer
+        return False  # samples are not records there, or the user has chosen
+    trainer = _config(project.recipe, project.words).trainer
     batch, epochs = trainer.global_batch_samples, trainer.max_epochs
     if AUTO in (batch, epochs) or epochs is None or trainer.max_steps is not None:
         return False

@@ -117,9 +117,9 @@ def parse_overrides(overrides: Sequence[str], faults: Faults) -> list[Override]:
     for word in overrides:
         plain, _, value = word.lstrip("+~").partition("=")
         try:
-            # a shell does not expand ~ after a key with a dot, and Hydra's grammar wants it in quotes
+            # Hydra's grammar wants quotes around ~, which a shell does not expand after a key with a dot, and around
+            # letters that are not ASCII: a column Zähler, a file café.csv
             home = value.startswith("~") and not any(sign in value for sign in "\"' ,")
-            # and nothing but ASCII: a column Zähler, a file café.csv
             foreign = not value.isascii() and re.fullmatch(r"[\w ./:@+-]+", value) is not None
             change = parser.parse_override(f"{word.partition('=')[0]}={quoted(value)}" if home or foreign else word)
         except (HydraException, ValueError, RecursionError):  # the last two: a number of 5,000 digits, 500 brackets

@@ -46,10 +46,27 @@ def read_documents(path: Path, name: str, encoding: str | None, whole: bool) -> 
         yield name if whole else f"{name}:{begin}", text
 
 
+_OLE = bytes.fromhex("d0cf11e0a1b11ae1")
+
+
+def is_locked_or_old(path: Path) -> bool:
+    """Whether an Office file has a password, or a format older than .docx and .xlsx; both begin with the same bytes.
+
+    Args:
+        path: The file.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_OLE)) == _OLE
+
+
 def _docx(path: Path, name: str) -> str:
     """Return the paragraphs and tables of a Word document, in their order."""
     if importlib.util.find_spec("docx") is None:
         raise DataError(f"{name}: Word files need python-docx: pip install 'aitrain[office]', or save it as .txt")
+    if is_locked_or_old(path):
+        raise DataError(
+            f"{name} has a password, or is an older .doc: open it and save it again as .docx, without a password"
+        )
     import docx
     from docx.table import Table
 

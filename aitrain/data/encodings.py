@@ -150,7 +150,6 @@ def _odd_words(text: str) -> list[str]:
 _ENOUGH = 2000
 """Words that are looked at to distinguish encodings."""
 
-
 _LEAST = 0.5
 """Least likeness to words below which an encoding is not taken for that of the file."""
 
@@ -172,8 +171,8 @@ def _likeness(word: str, encoding: str) -> float:
     """Return how much a word looks like one of the languages of an encoding: 0 to 1.
 
     It does not if it has letters of two scripts, a sign between letters, a capital after a small letter, or three Latin
-    letters in a row that are not ASCII; else, the share of such letters that are common counts. charset-normalizer is
-    made for longer texts: of the 162 short ones in tests/data/test_encodings.py, it gets 108 right.
+    letters in a row that are not ASCII; else, it is the share of common letters among those beyond ASCII. Libraries are
+    made for longer texts: tests/data/test_encodings.py counts what charset-normalizer gets wrong.
     """
     scripts = {unicodedata.name(character, "?").split()[0] for character in word if character.isalpha()}
     if len(scripts) > 1 or re.search(r"ς(?=\w)", word):
@@ -219,7 +218,7 @@ def lines_of(path: Path, encoding: str) -> Iterator[tuple[int, str | DataError]]
 
 
 def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield lines with their ends; in the format of older Macs, without line feeds, they end with a carriage return."""
+    """Yield lines with their ends, also those of older Macs, which end with a carriage return alone."""
     for raw in file:
         if raw.endswith(b"\n") or b"\r" not in raw[:-1]:
             yield raw

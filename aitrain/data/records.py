@@ -80,7 +80,7 @@ def _renamed(placed: Iterable[Placed], source: Source) -> Iterator[Placed]:
 
 
 def _to_rename(source: Source, record: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the columns to rename: all of them, or those that are there and those without which nothing goes."""
+    """Return the columns to rename: all of them; for a prediction, those that are there or needed."""
     if source.needed is None:
         return source.columns
     demanded = {new for new in source.needed if new not in record}

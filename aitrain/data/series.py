@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +16,7 @@ from aitrain.config.data import Series as Keys
 from aitrain.data.column_names import words
 from aitrain.data.faults import CellError, RecordFaults
 from aitrain.data.records import read_records
-from aitrain.data.series_reading import found_format, has_comma
+from aitrain.data.series_reading import found_format, has_comma, number_by_comma
 from aitrain.data.source import Source
 from aitrain.data.time_grid import Grid, found_grid, parsed
 from aitrain.errors import DataError
@@ -177,32 +176,23 @@ def _columns(found: _Rows, record: Mapping[str, Any], where: str) -> Iterator[tu
     yield from ((name, name) for name in found.columns if name in record)
 
 
-_WITH_COMMA = re.compile(r"[+-]?(\d{1,3}([.\s]\d{3})+|\d+)(,\d+)?([eE][+-]?\d+)?")
-"""Numbers as `data.decimal=comma` reads them."""
-
-
 def _number(value: Any, name: str, where: str, found: _Rows) -> float | None:
     """Return a number, None if there is none."""
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "na", "null")):
         return None
     by_comma = isinstance(value, str) and found.keys.decimal is DecimalMark.comma
-    if by_comma and _WITH_COMMA.fullmatch(value.strip()):
-        return float(re.sub(r"[.\s]", "", value).replace(",", "."))
     try:
-        number = float(value) if not by_comma else math.nan
+        number = number_by_comma(value) if by_comma else float(value)
     except (TypeError, ValueError):
-        say, reason = f"{where}: {name!r} is {value!r}, not a number", f"{name} is text"
-        if has_comma(value):
-            say, reason = f"{say}: where numbers have a decimal comma, write data.decimal=comma", f"{name} has commas"
+        reason, advice = "text", "not a number: fix it, or leave it empty"
+        if by_comma:
+            reason, advice = "points", "not a number like 1.234,5: fix it, or write data.decimal=point"
+        elif has_comma(value):
+            reason, advice = "commas", "not a number: where numbers have a decimal comma, write data.decimal=comma"
         elif name in found.columns:
             other = words({"series": name, "value": "COLUMN"})
-            say = f"{say}: fix it, or leave it empty; if this column names the series, write {other}"
-        else:
-            say = f"{say}: fix it, or leave it empty"
-        raise CellError(say, reason) from None
-    if by_comma:
-        say = f"{where}: {name!r} is {value!r}, not a number like 1.234,5: fix it, or write data.decimal=point"
-        raise CellError(say, f"{name} has points")
+            advice = f"{advice}; if this column names the series, write {other}"
+        raise CellError(f"{where}: {name!r} is {value!r}, {advice}", f"{reason} in {name}") from None
     if math.isnan(number):
         return None
     if math.isinf(number):

@@ -13,7 +13,7 @@ from aitrain.data.column_names import proposed
 
 _DATES = ("%d.%m.%Y", "%d-%m-%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%y", "%d-%m-%y", "%d/%m/%y")
 _HOURS = ("", " %H:%M", " %H:%M:%S", "T%H:%M", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
-_COMMA = re.compile(r"[+-]?\d+(\.\d{3})*,\d+")
+_BY_COMMA = re.compile(r"[+-]?(\d{1,3}([.\s]\d{3})+|\d+)(,\d+)?([eE][+-]?\d+)?")
 
 
 def found_format(values: Sequence[Any]) -> str | None:
@@ -39,40 +39,56 @@ def _fits(texts: Sequence[str], pattern: str) -> bool:
     return True
 
 
-def has_comma(value: Any) -> bool:
-    """Whether a text is a number with a decimal comma.
+def number_by_comma(text: str) -> float:
+    """Return a number that is written with a decimal comma; points and blanks separate thousands.
 
     Args:
-        value: A cell.
+        text: A cell.
+
+    Raises:
+        ValueError: It is not such a number, for instance 1.5.
     """
-    return isinstance(value, str) and _COMMA.fullmatch(value.strip()) is not None
+    if not _BY_COMMA.fullmatch(text.strip()):
+        raise ValueError(f"{text!r} is not a number with a decimal comma")
+    return float(re.sub(r"[.\s]", "", text).replace(",", "."))
 
 
-def proposed_reading(rows: Sequence[Mapping[str, Any]], keys: Series) -> dict[str, Any]:
+def has_comma(value: Any) -> bool:
+    """Whether a cell is a text that is a number with a decimal comma.
+
+    Args:
+        value: The cell.
+    """
+    return isinstance(value, str) and "," in value and _BY_COMMA.fullmatch(value.strip()) is not None
+
+
+def proposed_reading(rows: Sequence[Mapping[str, Any]], keys: Series, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return keys of the group `data` with which a table seems right to read.
 
     Args:
         rows: Records of the table, at least one, with columns named as in the file.
-        keys: What the recipe and the user say; what it already reads is not proposed.
+        keys: What the recipe and the user say; what they say is not proposed.
+        columns: Names that aitrain reads -> columns, as far as they are proposed; those of `keys` count before them.
     """
-    named = {**dict.fromkeys(keys.columns.values(), ""), **{column: name for name, column in keys.columns.items()}}
-    held = {named.get(column, column): [row[column] for row in rows if column in row] for column in rows[0]}
-    columns = {} if keys.columns else proposed(rows[0], [keys.time_field])
-    time = columns.get(keys.time_field, keys.time_field)
+    named = keys.columns or columns
+    time = named.get(keys.time_field, keys.time_field)
+    held = {column: [row[column] for row in rows if column in row] for column in rows[0]}
+    times = held.pop(time, [])
+    for name in keys.known:
+        held.pop(named.get(name, name), None)
+    texts = [column for column, values in held.items() if not all(map(_is_number, values))]
+    numbers = [column for column in held if column not in texts]
     found: dict[str, Any] = {}
-    if keys.time_format is None and not all(map(_is_iso, held.get(time, ()))):
-        pattern = found_format(held.get(time, ()))
-        found |= {} if pattern is None else {"time_format": pattern}
-    others = {column: values for column, values in held.items() if column not in (time, *keys.known)}
-    texts = [column for column, values in others.items() if not all(map(_is_number, values))]
-    numbers = [column for column in others if column not in texts]
-    value = numbers[0] if len(numbers) == 1 else proposed(numbers, ["value"]).get("value")
-    if not keys.columns and len(texts) == 1 and value is not None:
-        columns |= {keys.value_field: value, keys.series_field: texts[0]}
-    if any(has_comma(value) for column in numbers for value in others[column]):
+    if not keys.columns:
+        value = numbers[0] if len(numbers) == 1 else proposed(numbers, ["value"]).get("value")
+        more = {keys.value_field: value, keys.series_field: texts[0]} if len(texts) == 1 and value else {}
+        new = {name: column for name, column in {**columns, **more}.items() if name != column}
+        found |= {"columns": new} if new else {}
+    if keys.time_format is None and not all(map(_is_iso, times)) and (pattern := found_format(times)) is not None:
+        found["time_format"] = pattern
+    if any(has_comma(value) for column in numbers for value in held[column]):
         found["decimal"] = "comma"
-    columns = {name: column for name, column in columns.items() if name != column}
-    return ({"columns": columns} if columns else {}) | found
+    return found
 
 
 def _is_iso(value: Any) -> bool:

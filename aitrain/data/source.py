@@ -17,7 +17,7 @@ RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", *spreadsheets.SUF
 SUFFIXES = (*RECORD_SUFFIXES, *documents.SUFFIXES)
 """Suffixes of files that hold records, and of all supported files."""
 
-_LETTERS = (*spreadsheets.TEXT_SUFFIXES, ".txt", ".md", ".txt.gz", ".md.gz")
+_IN_ANY_ENCODING = (*spreadsheets.TEXT_SUFFIXES, ".txt", ".md", ".txt.gz", ".md.gz")
 """Files that may be in any encoding."""
 
 
@@ -101,7 +101,7 @@ class Source:
         name = file.name.lower()
         if name.endswith((".xlsx", ".xlsm")):
             return "xlsx 2"  # since rows beyond the size that a file claims are read
-        if not name.endswith(_LETTERS):
+        if not name.endswith(_IN_ANY_ENCODING):
             return ""
         found = encoding_of(file, self.encoding)
         return found.name if found.is_guess else ""
@@ -130,7 +130,7 @@ class Source:
 
     def _file_notes(self, file: Path) -> Iterator[str]:
         name = file.name.lower()
-        if name.endswith(_LETTERS):
+        if name.endswith(_IN_ANY_ENCODING):
             found = encoding_of(file, self.encoding)
             if found.is_guess:
                 sample = f" ({found.sample})" if found.sample else ""

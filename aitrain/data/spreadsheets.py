@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aitrain.config.data import DELIMITERS
+from aitrain.data.documents import is_locked_or_old
 from aitrain.data.encodings import encoding_of, lines_of
 from aitrain.errors import DataError
 
@@ -57,16 +58,19 @@ def read_csv(path: Path, name: str, encoding: str | None, delimiter: str | None,
     yield from _records(_csv_rows(path, name, encoding, delimiter), name, header_row, _DELIMITED)
 
 
-def delimiter_of(path: Path, encoding: str | None = None) -> str:
-    """Return the delimiter of a text table: the one that splits most rows into as many cells as the header has.
+def delimiter_of(path: Path, encoding: str | None = None, given: str | None = None) -> str:
+    """Return the delimiter of a text table: as given, or the one that splits most rows as it splits the header.
 
     Args:
         path: The file.
         encoding: As the recipe gives it; None = found from the file.
+        given: As the recipe gives it, a name or the character; None = found from the file.
 
     Raises:
         DataError: Two of them fit equally well.
     """
+    if given is not None:
+        return DELIMITERS.get(given, given)
     stat = path.stat()
     return _delimiter(path, encoding_of(path, encoding).name, stat.st_mtime_ns, stat.st_size)
 
@@ -131,8 +135,7 @@ csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python stops at 128 KiB per
 
 
 def _csv_rows(path: Path, name: str, encoding: str | None, delimiter: str | None) -> Iterator[Row]:
-    sign = DELIMITERS.get(delimiter, delimiter) if delimiter else delimiter_of(path, encoding)
-    assert sign is not None, "found where it was not given"
+    sign = delimiter_of(path, encoding, delimiter)
 
     def lines() -> Iterator[str]:
         for number, line in lines_of(path, encoding_of(path, encoding).name):
@@ -216,7 +219,7 @@ def name_list(names: Sequence[str]) -> str:
 
 
 def sheet_names(path: Path) -> list[str]:
-    """Return the names of the sheets of an Excel file that one sees, without those that are only a chart.
+    """Return the names of the visible sheets of an Excel file, without chart sheets.
 
     Args:
         path: The file.
@@ -229,7 +232,7 @@ def sheet_names(path: Path) -> list[str]:
 
 
 def _visible(book: Any) -> dict[str, Any]:
-    """Return the sheets with cells that are not hidden, or all of them if all are."""
+    """Return the sheets with cells that are not hidden; all of them if none is visible."""
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     return {title: sheet for title, sheet in sheets.items() if sheet.sheet_state == "visible"} or sheets
 
@@ -264,7 +267,7 @@ def read_xlsx(path: Path, name: str, sheet: str | None, header_row: int) -> Iter
 
 
 def _xlsx_rows(sheet: Any, name: str) -> Iterator[Row]:
-    """Yield the rows of a sheet, however many there are: the size that some programs write into a file is wrong."""
+    """Yield all rows of a sheet, whatever size the file claims: some programs write a wrong one."""
     sheet.reset_dimensions()
     rows = sheet.iter_rows(values_only=True)
     for at in itertools.count(1):
@@ -286,8 +289,6 @@ def _same_width(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 _SAVE_AGAIN = "open it and save it again as .xlsx"
-_OLD_OR_SECRET = bytes.fromhex("d0cf11e0a1b11ae1")
-"""How Office files begin that are older than .xlsx, or have a password."""
 
 
 @contextmanager
@@ -296,9 +297,8 @@ def _workbook(path: Path, name: str) -> Iterator[Any]:
         raise DataError(f"{name}: Excel files need openpyxl: pip install 'aitrain[office]', or save it as CSV")
     import openpyxl
 
-    with path.open("rb") as file:
-        if file.read(len(_OLD_OR_SECRET)) == _OLD_OR_SECRET:
-            raise DataError(f"{name} has a password, or is an older .xls: {_SAVE_AGAIN}, without a password")
+    if is_locked_or_old(path):
+        raise DataError(f"{name} has a password, or is an older .xls: {_SAVE_AGAIN}, without a password")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats and validations, which are not read

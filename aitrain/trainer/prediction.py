@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from aitrain.checkpoint import store
-from aitrain.config.data import DELIMITERS, Readable
+from aitrain.config.data import Readable
 from aitrain.data.spreadsheets import TEXT_SUFFIXES, delimiter_of
 from aitrain.errors import AitrainError, DataError
 from aitrain.io import write_bytes, write_text
@@ -52,10 +52,9 @@ def predict(
     if to is not None and to.exists():
         raise AitrainError(f"--to {to} exists already: name a new file, nothing is overwritten")
     directory = RunDirectory.open(run)
-    config = directory.config()
+    config = amend(directory.config(), overrides, for_file=True)
     chosen = store.choose(directory.checkpoints(config), checkpoint)
     then = {} if changed_inputs else chosen.state.get("facts") or directory.facts()
-    config = amend(config, overrides, for_file=True)
     task = task_of(config)
     refuse_difference(then, task.facts() | code_facts(config), config, directory.path)
     model = model_of(task, chosen, directory)
@@ -71,8 +70,9 @@ def predict(
             return
         records = list(found)
     if to.suffix.lower() == ".csv":
-        is_table = file.name.lower().endswith(TEXT_SUFFIXES) and isinstance(config.data, Readable)
-        delimiter = _delimiter(file, config.data) if is_table else ","
+        delimiter = ","
+        if isinstance(config.data, Readable) and file.name.lower().endswith(TEXT_SUFFIXES):
+            delimiter = delimiter_of(file, config.data.encoding, config.data.delimiter)
         write_bytes(to, _table(records, delimiter).encode("utf-8-sig"))  # with the mark by which Excel knows UTF-8
     else:
         write_text(to, "".join(f"{_line(each)}\n" for each in records))
@@ -83,16 +83,10 @@ def _line(record: Any) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
-def _delimiter(file: Path, data: Any) -> str:
-    """Return the delimiter of a table, which its reader's spreadsheet expects."""
-    given = data.delimiter
-    return DELIMITERS.get(given, given) if given else delimiter_of(file, data.encoding)
-
-
 def _table(records: Sequence[dict[str, Any]], delimiter: str) -> str:
     """Return records as a table: a column for each value, also of the dictionaries in them; lists as JSON.
 
-    Numbers have a decimal comma where semicolons separate the columns, as spreadsheets of the same countries read them.
+    Numbers get a decimal comma where semicolons separate the columns: spreadsheets expect both or neither.
     """
     rows = [dict(_cells(record)) for record in records]
     if delimiter == ";":

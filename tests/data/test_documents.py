@@ -54,6 +54,12 @@ def test_broken_word_files(broken: str, tmp_path: Path) -> None:
         list(read_documents(path, "a.docx", None, whole=True))
 
 
+def test_a_word_file_with_a_password(tmp_path: Path) -> None:
+    (tmp_path / "a.docx").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600))
+    with pytest.raises(DataError, match="a.docx has a password, or is an older .doc: open it and save it again"):
+        list(read_documents(tmp_path / "a.docx", "a.docx", None, whole=True))
+
+
 def test_nothing_is_no_document(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(" \n\n")

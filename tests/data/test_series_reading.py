@@ -10,7 +10,7 @@ import pytest
 
 from aitrain.config.data import DecimalMark, Series
 from aitrain.data.series import read_series
-from aitrain.data.series_reading import found_format, has_comma, proposed_reading
+from aitrain.data.series_reading import found_format, has_comma, number_by_comma, proposed_reading
 from aitrain.data.source import Source
 from aitrain.errors import DataError
 from aitrain.tasks.data_files import source_of
@@ -34,18 +34,20 @@ def written(path: Path, *rows: str) -> Source:
     return source_of(path, Series(path=str(path)))
 
 
+def refusal(source: Source, keys: Series) -> str:
+    with pytest.raises(DataError) as caught:
+        read_series(source, keys)
+    return str(caught.value)
+
+
 def test_times_and_numbers_of_another_country_are_refused_in_two_lines(tmp_path: Path) -> None:
     rows = [f"{day:02d}.03.2025;{day},25;1.{day:03d},5" for day in range(1, 31)]
     source = written(tmp_path / "a.csv", "time;north;south", *rows)
-    with pytest.raises(DataError) as caught:
-        read_series(source, Series())
-    assert str(caught.value) == (
+    assert refusal(source, Series()) == (
         "a.csv:2: 'time' is '01.03.2025', not a time like 2025-03-31T14:00: write data.time_format='%d.%m.%Y' "
         "(also a.csv:3, a.csv:4, a.csv:5, ... 30 records in all)"
     )
-    with pytest.raises(DataError) as caught:
-        read_series(source, Series(time_format="%d.%m.%Y"))
-    assert str(caught.value) == (
+    assert refusal(source, Series(time_format="%d.%m.%Y")) == (
         "a.csv:2: 'north' is '1,25', not a number: where numbers have a decimal comma, write data.decimal=comma "
         "(also a.csv:3, a.csv:4, a.csv:5, ... 30 records in all)"
     )
@@ -90,30 +92,33 @@ def test_what_is_proposed() -> None:
     meters, loads = ["A", "B"] * 15, [f"{day},5" for day in range(30)]
     plain = [str(day) for day in range(30)]
     long = rows_of("Zeitpunkt", "Zähler", "Verbrauch", time=times, meter=meters, load=loads)
-    assert proposed_reading(long, Series()) == {
+    assert proposed_reading(long, Series(), {"time": "Zeitpunkt"}) == {
         "columns": {"time": "Zeitpunkt", "value": "Verbrauch", "series": "Zähler"},
         "time_format": "%d.%m.%Y %H:%M",
         "decimal": "comma",
     }
     known = rows_of("tijd", "prijs", "meter", "verbruik", time=iso, price=plain, meter=meters, load=plain)
-    assert proposed_reading(known, Series())["columns"] == {"time": "tijd", "value": "verbruik", "series": "meter"}
+    assert proposed_reading(known, Series(), {"time": "tijd"})["columns"] == {
+        "time": "tijd",
+        "value": "verbruik",
+        "series": "meter",
+    }
     wide = rows_of("time", "north", "south", time=iso, north=plain, south=plain)
-    assert proposed_reading(wide, Series()) == {}
+    assert proposed_reading(wide, Series(), {}) == {}
     chosen = Series(columns={"time": "Zeitpunkt"}, time_format="%d.%m.%Y %H:%M")
-    assert proposed_reading(long, chosen) == {"decimal": "comma"}, "the user has named the columns"
+    assert proposed_reading(long, chosen, {}) == {"decimal": "comma"}, "the user has named the columns"
 
 
 def test_numbers_and_commas() -> None:
     assert has_comma("1,5") and has_comma(" -1.234,50 ") and not has_comma("1.5") and not has_comma("a,b")
-    assert not has_comma(1.5) and not has_comma("1,5,2")
+    assert not has_comma(1.5) and not has_comma("1,5,2") and not has_comma("1.234")
+    assert number_by_comma("-1.234,50") == -1234.5 and number_by_comma("1.234") == 1234
 
 
 def test_a_column_of_names_among_the_numbers(tmp_path: Path) -> None:
     rows = [f"2025-01-{day:02d};{meter};{day}" for day in range(1, 4) for meter in ("Halle A", "Büro")]
     source = written(tmp_path / "a.csv", "time;Zähler der Firma;Wert", *rows)
-    with pytest.raises(DataError) as caught:
-        read_series(source, Series())
-    assert str(caught.value) == (
+    assert refusal(source, Series()) == (
         "a.csv:2: 'Zähler der Firma' is 'Halle A', not a number: fix it, or leave it empty; if this column names the "
         "series, write data.columns.series='Zähler der Firma' data.columns.value=COLUMN "
         "(also a.csv:3, a.csv:4, a.csv:5, ... 6 records in all)"
